@@ -1,0 +1,1 @@
+"""The part of Whetstone that ships: package → predictions → HTTP. No torch, no transformers."""

@@ -1,0 +1,244 @@
+"""The model package: the folder that is the only thing training and serving share.
+
+    package/
+      model.onnx        the graph that ships
+      tokenizer.json    the tokenizer, truncation and padding written out
+      manifest.json     everything else a server must know, and where it all came from
+      golden.jsonl      a few texts with the answers this package gave when it was made
+      README.md         the model card a person reads
+
+Errors:
+
+    PackageError
+    ├── PackageFileError       a file is missing, altered or cannot be read
+    └── PackageFormatError     the manifest is not one that this version can read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMAT_VERSION = 1
+MODEL_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.jsonl"
+CARD_FILE = "README.md"
+HASHED_FILES = (MODEL_FILE, TOKENIZER_FILE, GOLDEN_FILE)
+PACKAGE_FILES = (*HASHED_FILES, MANIFEST_FILE, CARD_FILE)
+MODEL_STORE_NAME = "text-classifier"
+
+Precision = Literal["fp32", "int8"]
+
+
+class PackageError(Exception):
+    """A folder is not a package that can be trusted; the message says which file and why."""
+
+
+class PackageFileError(PackageError):
+    """A file of the package is missing, altered or unreadable."""
+
+
+class PackageFormatError(PackageError):
+    """The manifest is not one that this version of Whetstone can read."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Strict):
+    """What a file must be, to the byte."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Behaviour(_Strict):
+    """The fields that decide an answer beside model and tokenizer; part of the version."""
+
+    task: Literal["single_label"] = "single_label"
+    labels: tuple[str, ...] = Field(min_length=2)
+    text_columns: tuple[Literal["text"]] = ("text",)
+    max_length: int = Field(ge=3)
+    long_text: Literal["truncate"] = "truncate"
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Behaviour:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels are not unique")
+        return self
+
+
+class Profile(_Strict):
+    """What the training data looked like: the reference that live traffic is compared with."""
+
+    label_priors: dict[str, float] = Field(default_factory=dict)
+    token_length_edges: list[float] = Field(default_factory=list)
+    token_length_counts: list[int] = Field(default_factory=list)
+    confidence_edges: list[float] = Field(default_factory=list)
+    confidence_counts: list[int] = Field(default_factory=list)
+
+
+class Manifest(Behaviour):
+    """`manifest.json`: everything a server must know beside model and tokenizer.
+
+    `version` is a digest of model, tokenizer and behaviour, so equal content has an equal
+    version; `created_at` gives the order. `metrics`, `parity` and `provenance` are evidence
+    for people: nothing in them changes an answer.
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    version: str = Field(pattern=r"^[0-9a-f]{12}$")
+    created_at: str
+    precision: Precision
+    score_tolerance: float = Field(ge=0, description="largest score change between copies")
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    parity: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    profile: Profile
+    files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _files_are_the_known_ones(self) -> Manifest:
+        if set(self.files) != set(HASHED_FILES):
+            raise ValueError(f"files must be exactly {', '.join(HASHED_FILES)}")
+        return self
+
+
+class GoldenAnswer(_Strict):
+    """One line of `golden.jsonl`: a text and the probabilities this package gave it."""
+
+    text: str
+    label: str
+    probs: tuple[float, ...]
+
+
+def file_record(path: Path) -> FileRecord:
+    """SHA-256 and size in bytes of `path`."""
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256")
+    return FileRecord(sha256=digest.hexdigest(), size=path.stat().st_size)
+
+
+def package_version(files: dict[str, FileRecord], behaviour: Behaviour) -> str:
+    """Twelve hex digits of the SHA-256 over model, tokenizer and the fields of `Behaviour`."""
+    content = {
+        "model": files[MODEL_FILE].sha256,
+        "tokenizer": files[TOKENIZER_FILE].sha256,
+        "behaviour": behaviour.model_dump(mode="json", include=set(Behaviour.model_fields)),
+    }
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`, without checking the files it speaks of.
+
+    Raises:
+        PackageFileError: there is no readable `manifest.json`.
+        PackageFormatError: it is of another format version, or breaks the schema.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise PackageFileError(
+            f"{folder} is not a model package: it has no {MANIFEST_FILE}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise PackageFileError(f"{path} cannot be read: {type(error).__name__}") from error
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if found != FORMAT_VERSION:
+        raise PackageFormatError(
+            f"{path} has format_version {found!r}, this Whetstone reads {FORMAT_VERSION}: "
+            "use the Whetstone that made the package, or export it again with this one"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or MANIFEST_FILE
+        raise PackageFormatError(
+            f"{path} is not valid at {where}: {first['msg']}: export the package again"
+        ) from None
+
+
+def verify_package(folder: Path) -> Manifest:
+    """Read the manifest and check each file that serving reads against its hash.
+
+    Raises:
+        PackageFileError: a file is missing or is not what the manifest says.
+        PackageFormatError: the manifest cannot be read, or its version is not its content's.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise PackageFileError(f"{folder} is missing {name}: copy the whole package again")
+        if file_record(path) != expected:
+            raise PackageFileError(
+                f"{path} was altered: its SHA-256 or size is not the manifest's: "
+                "copy the package again from where it was made"
+            )
+    if package_version(manifest.files, manifest) != manifest.version:
+        raise PackageFormatError(
+            f"{folder / MANIFEST_FILE} was altered: version {manifest.version} is not the "
+            "digest of its model, tokenizer and behaviour: copy the package again"
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder`: whole or not at all."""
+    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content` to `path` by way of a temporary name, so a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """An empty folder that becomes `target` when the block ends well; else nothing is changed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        old = temporary.with_name(temporary.name + ".old")
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_golden(folder: Path) -> list[GoldenAnswer]:
+    """The golden texts and answers of a verified package."""
+    with (folder / GOLDEN_FILE).open(encoding="utf-8") as lines:
+        return [GoldenAnswer.model_validate_json(line) for line in lines]
+
+
+def write_golden(folder: Path, answers: list[GoldenAnswer]) -> None:
+    """Write `golden.jsonl`."""
+    lines = "".join(answer.model_dump_json() + "\n" for answer in answers)
+    write_text(folder / GOLDEN_FILE, lines)

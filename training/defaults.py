@@ -1,0 +1,61 @@
+"""Careful hyperparameters, computed from model size, rows and labels.
+
+Every value is a default: a key of the recipe or the command line wins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def learning_rate(parameters: int, labels: int) -> float:
+    """Peak learning rate of AdamW.
+
+    Large encoders forget what they know above a few 1e-5 (Devlin et al. 2019, appendix A.3:
+    2e-5 to 5e-5 for BERT); a six-layer, 23 M parameter one is still far from done at that rate.
+    Many labels mean few rows of each and a head to be learned from nothing, which wants a higher
+    rate than two labels, where it swings.
+    """
+    if parameters < 40_000_000:
+        return 3e-4 if labels >= 20 else 1e-4
+    if parameters < 90_000_000:
+        return 5e-5
+    if parameters < 200_000_000:
+        return 2e-5
+    return 1e-5
+
+
+def epochs(rows: int, batch_size: int) -> int:
+    """Passes over the data: at least three, and about 400 steps or more where rows are few."""
+    return min(15, max(3, math.ceil(400 / max(1, math.ceil(rows / batch_size)))))
+
+
+def careful_defaults(parameters: int, rows: int, labels: int) -> dict[str, Any]:
+    """TrainingArguments keys for a model of `parameters`, on `rows` with `labels` labels."""
+    import torch
+
+    batch_size = 16 if rows < 2_000 else 32
+    cuda = torch.cuda.is_available()
+    return {
+        "learning_rate": learning_rate(parameters, labels),
+        "num_train_epochs": max(epochs(rows, batch_size), 6 if labels >= 20 else 0),
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": 64,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "group_by_length": True,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "macro_f1",
+        "greater_is_better": True,
+        "logging_steps": 10,
+        "report_to": "none",
+        "seed": 42,
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "dataloader_pin_memory": cuda,
+    }

@@ -1,0 +1,37 @@
+"""What can go wrong because of what the user gave: one sentence each, printed without a trace.
+
+WhetstoneError
+├── RecipeError       an unknown or impossible key, a recipe that cannot be read
+├── DataError         a file, a column or a row of labelled text
+├── BaseModelError    pre-trained weights that cannot be had or trusted
+├── RunError          a run folder that cannot be used
+└── ExportError       what was exported is not what was trained
+"""
+
+
+class WhetstoneError(Exception):
+    """The message says what, where, and what to do."""
+
+
+class RecipeError(WhetstoneError):
+    """The recipe or a `--key value` is wrong."""
+
+
+class DataError(WhetstoneError):
+    """The labelled text is wrong."""
+
+
+class BaseModelError(WhetstoneError):
+    """The pre-trained weights cannot be had or trusted."""
+
+
+class RunError(WhetstoneError):
+    """The run folder holds something else, or not what this step needs."""
+
+
+class ExportError(WhetstoneError):
+    """The exported graph does not answer as the checkpoint does."""
+
+
+class InterruptedRunError(WhetstoneError):
+    """The user stopped the work; the message says how to go on."""

@@ -1,0 +1,372 @@
+"""Checkpoint → ONNX → model package, refused unless it answers as the checkpoint does.
+
+    whetstone export examples/support_tickets/recipe.yaml --precision int8
+
+The only module that knows optimum.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from service.classifier import Classifier, FloatArray, Prediction
+from service.model_package import (
+    GOLDEN_FILE,
+    HASHED_FILES,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    GoldenAnswer,
+    Manifest,
+    Precision,
+    Profile,
+    file_record,
+    package_version,
+    replacing_folder,
+    write_golden,
+    write_manifest,
+    write_text,
+)
+from training.card import CARD_FILE, model_card
+from training.errors import ExportError
+from training.evaluate import evaluate, headline
+from training.train import TrainedRun
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "package"
+PARITY_TEXTS = 200
+PARITY_BATCH_SIZES = (1, 2, 7, 32)
+LOGIT_TOLERANCE = 1e-3
+# What one copy of an fp32 package may differ from another by: the order of float32 sums.
+FP32_SCORE_TOLERANCE = 1e-5
+GOLDEN_TEXTS = 32
+# int8 weights of these operators hold nearly all of an encoder's parameters.
+QUANTISED_OPERATORS = ["MatMul", "Attention", "Gemm", "Gather"]
+CONFIDENCE_BINS = 20
+LENGTH_BINS = 16
+VERSIONED_PACKAGES = (
+    "whetstone",
+    "torch",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+)
+
+
+def export(run: TrainedRun) -> Path:
+    """Make `<run>/package`; an earlier one stays until the new one is whole and proven.
+
+    Raises:
+        ExportError: the graph does not answer as the checkpoint does.
+    """
+    target = run.folder / PACKAGE
+    with (
+        replacing_folder(target) as folder,
+        tempfile.TemporaryDirectory(prefix="whetstone-") as scratch,
+        tqdm(total=4, desc="export", unit="step") as steps,
+    ):
+        graph = export_graph(run.checkpoint, Path(scratch) / "fp32")
+        shutil.copyfile(graph, folder / MODEL_FILE)
+        write_tokenizer(run.checkpoint, folder / TOKENIZER_FILE, run.record["max_length"])
+        _seal(folder, _draft(run, "fp32"))
+        steps.update()
+
+        evidence = {"fp32": check_parity(run, Classifier.load(folder))}
+        draft = _draft(run, run.recipe.export.precision)
+        steps.update()
+
+        if draft.precision == "int8":
+            draft, evidence["int8"] = _replace_with_int8(run, folder, graph.parent, draft)
+        steps.update()
+
+        classifier = Classifier.load(folder)
+        metrics, answers = evaluate(classifier, run.data.validation, "validation split")
+        write_golden(folder, golden_answers(run, classifier))
+        manifest = draft.model_copy(
+            update={
+                "metrics": {"validation": headline(metrics)},
+                "parity": evidence,
+                "profile": _profile(run, classifier, answers),
+            }
+        )
+        manifest = _seal(folder, manifest)
+        write_text(folder / CARD_FILE, model_card(manifest))
+        Classifier.load(folder).check_golden(folder)
+        steps.update()
+    return target
+
+
+def export_graph(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint as an fp32 ONNX graph with free batch and length, through optimum."""
+    from optimum.exporters.onnx import main_export
+
+    main_export(
+        str(checkpoint),
+        folder,
+        task="text-classification",
+        device="cpu",
+        # `check_parity` compares on real texts, batches and lengths instead.
+        do_validation=False,
+    )
+    return folder / MODEL_FILE
+
+
+def quantise(fp32_folder: Path, target: Path) -> None:
+    """Dynamic int8, per channel, of the graph that optimum has optimised first.
+
+    `reduce_range` keeps weights to 7 bits: on AVX2 without VNNI, sums of 8-bit products saturate
+    (ONNX Runtime's documentation, "Quantize ONNX models").
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from optimum.onnxruntime import ORTModelForSequenceClassification, ORTOptimizer
+    from optimum.onnxruntime.configuration import OptimizationConfig
+
+    optimised = fp32_folder / "optimised"
+    model = ORTModelForSequenceClassification.from_pretrained(fp32_folder)
+    ORTOptimizer.from_pretrained(model).optimize(
+        save_dir=optimised, optimization_config=OptimizationConfig(optimization_level=2)
+    )
+    (graph,) = optimised.glob("*.onnx")
+    quantize_dynamic(
+        graph,
+        target,
+        per_channel=True,
+        reduce_range=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=QUANTISED_OPERATORS,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+    )
+
+
+def write_tokenizer(checkpoint: Path, path: Path, max_length: int) -> None:
+    """`tokenizer.json` with truncation and padding written out.
+
+    `save_pretrained` would write whatever the last call to the tokenizer left behind.
+    """
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(checkpoint)
+    backend = fast.backend_tokenizer
+    backend.enable_truncation(
+        max_length=max_length,
+        stride=0,
+        strategy="longest_first",
+        direction=fast.truncation_side,
+    )
+    backend.enable_padding(
+        direction=fast.padding_side,
+        pad_id=fast.pad_token_id,
+        pad_type_id=fast.pad_token_type_id,
+        pad_token=fast.pad_token,
+    )
+    write_text(path, backend.to_str(pretty=True))
+
+
+def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
+    """Compare the package with the torch checkpoint on validation texts.
+
+    Token ids must be equal; logits within LOGIT_TOLERANCE, for texts of mixed length in batches
+    of PARITY_BATCH_SIZES.
+
+    Raises:
+        ExportError: they are not.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint).eval()
+    texts = parity_texts(run.data.validation.texts, run.record["max_length"])
+    encodings = classifier.encode(texts)
+    expected_ids = tokenizer(texts, truncation=True, max_length=run.record["max_length"])
+    for text_number, (encoding, ids) in enumerate(
+        zip(encodings, expected_ids["input_ids"], strict=True), start=1
+    ):
+        if encoding.ids != ids:
+            raise ExportError(
+                f"parity text {text_number}: tokenizer.json gives other token ids than the "
+                "checkpoint's tokenizer: this tokenizer cannot be shipped"
+            )
+    largest = 0.0
+    for size in PARITY_BATCH_SIZES:
+        for start in range(0, len(texts), size):
+            rows = slice(start, start + size)
+            batch = tokenizer.pad(
+                {name: column[rows] for name, column in expected_ids.items()},
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                expected = model(**batch).logits.float().numpy()
+            got = classifier.logits(encodings[rows])
+            largest = max(largest, float(np.abs(expected - got).max()))
+    # `not <=` also refuses NaN.
+    if not largest <= LOGIT_TOLERANCE:
+        raise ExportError(
+            f"the ONNX graph's logits differ from the checkpoint's by {largest:.2g}, more than "
+            f"{LOGIT_TOLERANCE:g}: this model cannot be shipped with these versions"
+        )
+    return {
+        "texts": len(texts),
+        "batch_sizes": list(PARITY_BATCH_SIZES),
+        "token_ids_equal": True,
+        "largest_logit_difference": largest,
+        "tolerance": LOGIT_TOLERANCE,
+    }
+
+
+def parity_texts(texts: list[str], max_length: int) -> list[str]:
+    """Up to PARITY_TEXTS texts over the whole range of lengths, an over-long one, shuffled.
+
+    Shuffled, so that batches mix lengths and padding is part of the comparison.
+    """
+    by_length = sorted(texts, key=len)
+    chosen = np.unique(np.linspace(0, len(by_length) - 1, PARITY_TEXTS - 1).astype(int))
+    picked = [by_length[index] for index in chosen]
+    # A word is one token at least.
+    picked.append(" ".join((by_length[-1] + " word").split() * max_length)[: 20 * max_length])
+    order = np.random.default_rng(0).permutation(len(picked))
+    return [picked[index] for index in order]
+
+
+def golden_answers(run: TrainedRun, classifier: Classifier) -> list[GoldenAnswer]:
+    """GOLDEN_TEXTS validation texts, spread over the labels, with this package's answers."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row, label in enumerate(run.data.validation.labels):
+        turns.append((seen[label], row))
+        seen[label] += 1
+    texts = [run.data.validation.texts[row] for _, row in sorted(turns)[:GOLDEN_TEXTS]]
+    return [
+        GoldenAnswer(text=text, label=answer.label, probs=tuple(answer.probs.tolist()))
+        for text, answer in zip(texts, classifier.classify(texts), strict=True)
+    ]
+
+
+def neighbour_effect(classifier: Classifier, texts: list[str]) -> float:
+    """The largest change of a probability between a text alone and the same text in a batch.
+
+    Dynamic int8 quantises activations over the whole batch, so neighbours matter a little.
+    """
+    texts = texts[:PARITY_TEXTS]
+    together = _probabilities(classifier.classify(texts))
+    alone = _probabilities(classifier.classify(texts, batch_size=1))
+    return float(np.abs(together - alone).max())
+
+
+def _replace_with_int8(
+    run: TrainedRun, folder: Path, fp32_folder: Path, draft: Manifest
+) -> tuple[Manifest, dict[str, Any]]:
+    """Put the int8 graph in place of the fp32 one; its draft manifest and how it compares."""
+    texts = run.data.validation.texts
+    before = Classifier.load(folder).classify(texts)
+    quantise(fp32_folder, folder / MODEL_FILE)
+    draft = _seal(folder, draft)
+    classifier = Classifier.load(folder)
+    after = classifier.classify(texts)
+    agreement = np.mean([a.label == b.label for a, b in zip(before, after, strict=True)])
+    drift = np.abs(_probabilities(before) - _probabilities(after)).sum(axis=1) / 2
+    tolerance = max(neighbour_effect(classifier, texts), FP32_SCORE_TOLERANCE)
+    comparison = {
+        "texts": len(texts),
+        "label_agreement_with_fp32": float(agreement),
+        "mean_probability_drift": float(drift.mean()),
+        "largest_probability_drift": float(drift.max()),
+        "largest_change_by_neighbours": tolerance,
+    }
+    return draft.model_copy(update={"score_tolerance": tolerance}), comparison
+
+
+def _probabilities(answers: list[Prediction]) -> FloatArray:
+    return np.stack([answer.probs for answer in answers])
+
+
+def _draft(run: TrainedRun, precision: Precision) -> Manifest:
+    """A manifest before its files are hashed and its package is measured."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(run.checkpoint)
+    labels = tuple(config.id2label[index] for index in range(config.num_labels))
+    return Manifest.model_construct(
+        name=run.recipe.data.name or "",
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        labels=labels,
+        max_length=run.record["max_length"],
+        precision=precision,
+        score_tolerance=FP32_SCORE_TOLERANCE,
+        profile=Profile(),
+        provenance=_provenance(run),
+    )
+
+
+def _seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash the files of `folder` into the manifest, give it its version, write it."""
+    (folder / GOLDEN_FILE).touch()
+    files = {name: file_record(folder / name) for name in HASHED_FILES}
+    sealed = manifest.model_copy(
+        update={"files": files, "version": package_version(files, manifest)}
+    )
+    sealed = Manifest.model_validate(sealed.model_dump())
+    write_manifest(folder, sealed)
+    return sealed
+
+
+def _profile(run: TrainedRun, classifier: Classifier, answers: list[Prediction]) -> Profile:
+    """Label priors and token lengths of the training split, confidences on validation."""
+    counts = Counter(run.data.train.labels)
+    lengths = [len(encoding) for encoding in classifier.encode(run.data.train.texts)]
+    length_counts, length_edges = np.histogram(
+        lengths, bins=LENGTH_BINS, range=(0, classifier.manifest.max_length)
+    )
+    confidence_counts, confidence_edges = np.histogram(
+        [answer.score for answer in answers], bins=CONFIDENCE_BINS, range=(0, 1)
+    )
+    return Profile(
+        label_priors={
+            label: counts[label] / len(run.data.train) for label in classifier.manifest.labels
+        },
+        token_length_edges=length_edges.tolist(),
+        token_length_counts=length_counts.tolist(),
+        confidence_edges=confidence_edges.tolist(),
+        confidence_counts=confidence_counts.tolist(),
+    )
+
+
+def _provenance(run: TrainedRun) -> dict[str, Any]:
+    record = run.record
+    return {
+        "base_model": record["base_model"],
+        "dataset": record["dataset"],
+        "recipe": record["recipe"],
+        "training_arguments": record["training_arguments"],
+        "evaluations": record["evaluations"],
+        "device": record["device"],
+        "training_seconds": record["seconds"],
+        "git_commit": _git_commit(),
+        "packages": {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working folder: a team keeps its recipes in a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    answer = subprocess.run(  # noqa: S603 - fixed arguments
+        [git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None

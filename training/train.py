@@ -1,0 +1,395 @@
+"""Recipe → Trainer → checkpoint.
+
+    whetstone train examples/support_tickets/recipe.yaml --learning_rate 5e-5
+
+The run folder gets `checkpoint/` (the best epoch by macro-F1, with its tokenizer; while training
+goes on, the Trainer's own checkpoints live inside it), `resolved_recipe.yaml` (every key in
+force) and `training.json` (what was trained on what, and how it went).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+
+from service.model_package import write_text
+from training.base_models import BaseModel, resolve_base_model
+from training.config import Recipe, parse_training_arguments
+from training.data import LabelledData, Split, load_data
+from training.defaults import careful_defaults
+from training.errors import BaseModelError, InterruptedRunError, RunError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+RECORD = "training.json"
+RESOLVED_RECIPE = "resolved_recipe.yaml"
+DEFAULT_SEED = 42
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder with a finished checkpoint, and the data it was made from."""
+
+    folder: Path
+    recipe: Recipe
+    data: LabelledData
+    record: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder for `from_pretrained`."""
+        return self.folder / CHECKPOINT
+
+
+def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
+    """Train, or go on with a run of the same recipe and data that did not finish.
+
+    Raises:
+        WhetstoneError: the data, base model or run folder cannot be used.
+        InterruptedRunError: Ctrl-C; the last checkpoint is kept.
+    """
+    data = load_data(recipe.data, recipe_seed(recipe))
+    identity = run_identity(recipe, data)
+    record = _claim_folder(recipe.output_dir, identity, overwrite)
+    if record.get("finished"):
+        logger.warning("%s is trained already: going on with it", recipe.output_dir)
+        return TrainedRun(recipe.output_dir, recipe, data, record)
+
+    base = resolve_base_model(recipe.model)
+    tokenizer = base.tokenizer()
+    max_length = usable_max_length(recipe, tokenizer)
+    model = base.classifier(data.labels, recipe_seed(recipe))
+    arguments = training_arguments(recipe, model.num_parameters(), len(data.train), data.labels)
+    _write_resolved_recipe(recipe, arguments, max_length)
+    trainer = _make_trainer(model, tokenizer, data, arguments, max_length)
+
+    started = time.monotonic()
+    with _graceful_interrupt(trainer):
+        trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output_dir))
+    record = _finish(trainer, recipe, base, data, identity, max_length, time.monotonic() - started)
+    return TrainedRun(recipe.output_dir, recipe, data, record)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest of the Trainer's own checkpoints in a run folder, if there is one."""
+    place = folder / CHECKPOINT
+    return get_last_checkpoint(str(place)) if place.is_dir() else None
+
+
+def open_run(recipe: Recipe) -> TrainedRun:
+    """The finished run in the recipe's output folder.
+
+    Raises:
+        RunError: it is not there, not finished, or of other data or another recipe.
+    """
+    folder = recipe.output_dir
+    record = _read_record(folder)
+    if not record.get("finished"):
+        raise RunError(f"{folder} holds no finished training: run `whetstone train` first")
+    data = load_data(recipe.data, recipe_seed(recipe))
+    if record["identity"] != run_identity(recipe, data):
+        raise RunError(
+            f"{folder} was trained with another recipe or other data: name its own recipe and "
+            "keys, or train again"
+        )
+    return TrainedRun(folder, recipe, data, record)
+
+
+def recipe_seed(recipe: Recipe) -> int:
+    """The seed of the split, the new head and the training."""
+    return int(recipe.training.get("seed", DEFAULT_SEED))
+
+
+def run_identity(recipe: Recipe, data: LabelledData) -> str:
+    """SHA-256 of what decides the checkpoint: recipe (export apart), data, not file names."""
+    keys = recipe.as_dict()
+    for key in ("train_file", "validation_file", "test_file", "precision"):
+        keys.pop(key, None)
+    content = {"recipe": {k: str(v) for k, v in keys.items()}, "data": data.fingerprint()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def usable_max_length(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The recipe's `max_length`, which the model must be able to read."""
+    wanted = recipe.model.max_length
+    # Tokenizers that state no limit carry a huge number.
+    limit = tokenizer.model_max_length
+    lowest = tokenizer.num_special_tokens_to_add(pair=False) + 1
+    if not lowest <= wanted <= limit:
+        raise BaseModelError(
+            f"max_length is {wanted}, but {recipe.model.model_name_or_path} reads from {lowest} "
+            f"to {limit} tokens: set max_length within that"
+        )
+    return wanted
+
+
+def training_arguments(
+    recipe: Recipe, parameters: int, rows: int, labels: list[str]
+) -> TrainingArguments:
+    """The recipe's keys over the careful defaults."""
+    defaults = careful_defaults(parameters, rows, len(labels)) | {"seed": DEFAULT_SEED}
+    places = {"output_dir": str(recipe.output_dir / CHECKPOINT)}
+    return parse_training_arguments(defaults | recipe.training | places)
+
+
+def encode_split(
+    split: Split, tokenizer: PreTrainedTokenizerFast, labels: list[str], max_length: int
+) -> Dataset:
+    """Token ids (truncated, not padded: the collator pads each batch to its longest) and labels."""
+    from datasets import Dataset
+
+    index = {label: position for position, label in enumerate(labels)}
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
+        encoded = tokenizer(rows["text"], truncation=True, max_length=max_length)
+        return {**encoded, "labels": [index[label] for label in rows["label"]]}
+
+    table = Dataset.from_dict({"text": split.texts, "label": split.labels})
+    return table.map(encode, batched=True, remove_columns=["text", "label"], desc="tokenize")
+
+
+def macro_f1_and_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """What the best checkpoint is chosen by; logits of shape (rows, labels)."""
+    from sklearn.metrics import f1_score
+
+    logits = np.asarray(prediction.predictions)
+    chosen, truth = logits.argmax(axis=-1), np.asarray(prediction.label_ids)
+    everything = range(logits.shape[-1])
+    return {
+        "accuracy": float((chosen == truth).mean()),
+        "macro_f1": float(
+            f1_score(truth, chosen, labels=everything, average="macro", zero_division=0)
+        ),
+    }
+
+
+class Progress(TrainerCallback):
+    """One bar over all steps with loss and rate; one line per evaluation."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}")
+        if "eval_macro_f1" in logs:
+            self.bar.write(
+                f"epoch {logs['epoch']:g}: validation loss {logs['eval_loss']:.4f}, "
+                f"accuracy {logs['eval_accuracy']:.4f}, macro-F1 {logs['eval_macro_f1']:.4f}"
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopOnRequest(TrainerCallback):
+    """Save and stop after the step during which `requested` was set."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _make_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: LabelledData,
+    arguments: TrainingArguments,
+    max_length: int,
+) -> Trainer:
+    splits = {
+        name: encode_split(split, tokenizer, data.labels, max_length)
+        for name, split in (("train", data.train), ("validation", data.validation))
+    }
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=macro_f1_and_accuracy,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@contextmanager
+def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C ends the step, saves a checkpoint and stops; a second Ctrl-C stops at once.
+
+    Raises:
+        InterruptedRunError: it was asked to stop, and did before the last step.
+    """
+    stop = StopOnRequest()
+    trainer.add_callback(stop)
+
+    def on_signal(_signal: int, _frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        tqdm.write("stopping after this step; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    state = trainer.state
+    if stop.requested and state.global_step < state.max_steps:
+        raise InterruptedRunError(
+            f"stopped after step {state.global_step} of {state.max_steps}, which is saved in "
+            f"{get_last_checkpoint(str(trainer.args.output_dir))}: give the same command again "
+            "to go on"
+        )
+
+
+def _claim_folder(folder: Path, identity: str, overwrite: bool) -> dict[str, Any]:
+    """The record of `folder`: its own when it is the same run, else a new one."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: choose another output_dir")
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        record = _read_record(folder)
+        if record.get("identity") == identity:
+            return record
+        raise RunError(
+            f"{folder} holds another run or something else: choose another --output_dir, or "
+            "replace it with --overwrite"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"identity": identity, "finished": False}
+    _write_record(folder, record)
+    return record
+
+
+def _finish(
+    trainer: Trainer,
+    recipe: Recipe,
+    base: BaseModel,
+    data: LabelledData,
+    identity: str,
+    max_length: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Save the best model, drop the Trainer's own checkpoints, write the record."""
+    folder = recipe.output_dir / CHECKPOINT
+    trainer.save_model(str(folder))
+    for left in folder.glob("checkpoint-*"):
+        shutil.rmtree(left)
+    evaluations = [
+        {key: entry[f"eval_{key}"] for key in ("loss", "accuracy", "macro_f1")}
+        | {"epoch": entry["epoch"]}
+        for entry in trainer.state.log_history
+        if "eval_macro_f1" in entry
+    ]
+    record = {
+        "identity": identity,
+        "finished": True,
+        "max_length": max_length,
+        "base_model": base.provenance(),
+        "dataset": {
+            "fingerprint": data.fingerprint(),
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "test_rows": len(data.test) if data.test else 0,
+            "dropped_rows": data.dropped,
+        },
+        "recipe": recipe.as_dict(),
+        "training_arguments": _stated(trainer.args),
+        "evaluations": evaluations,
+        "device": str(trainer.args.device),
+        "seconds": round(seconds, 1),
+    }
+    _write_record(recipe.output_dir, record)
+    return record
+
+
+def _stated(arguments: TrainingArguments) -> dict[str, Any]:
+    """The TrainingArguments that differ from transformers' own defaults."""
+    plain = TrainingArguments(output_dir=arguments.output_dir).to_dict()
+    skipped = {"output_dir", "logging_dir", "run_name"}
+    return {
+        key: value
+        for key, value in arguments.to_dict().items()
+        if key not in skipped and value != plain.get(key)
+    }
+
+
+def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, max_length: int) -> None:
+    resolved = recipe.as_dict() | _stated(arguments) | {"max_length": max_length}
+    text = "# Every key in force in this run: the recipe, the command line, the defaults.\n"
+    write_text(recipe.output_dir / RESOLVED_RECIPE, text + yaml.safe_dump(resolved))
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
