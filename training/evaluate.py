@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from service.classifier import Classifier, Prediction
 from service.model_package import write_text
 from training.data import Split
 from training.errors import DataError
+from training.progress import progress
 
-METRICS_FILE = "metrics.json"
 CONFUSION_FILE = "confusion.png"
 # Labels and cells stay readable up to here; beyond, the picture keeps the colours only.
 READABLE_LABELS = 40
@@ -39,7 +38,7 @@ def evaluate(
                 f"{where}, row {row}: label {label!r} is not one of the package's: "
                 f"{', '.join(classifier.manifest.labels)}"
             )
-    with tqdm(total=len(split), desc="evaluate", unit="text") as bar:
+    with progress(len(split), "evaluate", "text", leave=False) as bar:
         answers = classifier.classify(split.texts, on_batch=bar.update)
     chosen = [answer.label for answer in answers]
     return classification_metrics(list(classifier.manifest.labels), split.labels, chosen), answers

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from service.classifier import Classifier, FloatArray, Prediction
 from service.model_package import (
@@ -40,11 +39,11 @@ from service.model_package import (
 from training.card import CARD_FILE, model_card
 from training.errors import ExportError
 from training.evaluate import evaluate, headline
-from training.train import TrainedRun
+from training.progress import progress
+from training.train import PACKAGE, TrainedRun
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = "package"
 PARITY_TEXTS = 200
 PARITY_BATCH_SIZES = (1, 2, 7, 32)
 LOGIT_TOLERANCE = 1e-3
@@ -77,7 +76,7 @@ def export(run: TrainedRun) -> Path:
     with (
         replacing_folder(target) as folder,
         tempfile.TemporaryDirectory(prefix="whetstone-") as scratch,
-        tqdm(total=4, desc="export", unit="step") as steps,
+        progress(4, "export", "step") as steps,
     ):
         graph = export_graph(run.checkpoint, Path(scratch) / "fp32")
         shutil.copyfile(graph, folder / MODEL_FILE)

@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from training.config import Recipe, parse_training_arguments
 from training.data import LabelledData, Split, load_data
 from training.defaults import careful_defaults
 from training.errors import BaseModelError, InterruptedRunError, RunError
+from training.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +54,11 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
 RECORD = "training.json"
 RESOLVED_RECIPE = "resolved_recipe.yaml"
+PACKAGE = "package"
+REPORT = "report"
+METRICS_FILE = "metrics.json"
+RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT)
+RUN_FILES = (RECORD, RESOLVED_RECIPE, METRICS_FILE)
 DEFAULT_SEED = 42
 
 
@@ -201,7 +208,7 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+        self.bar = progress(state.max_steps, "train", "step", initial=state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -224,7 +231,8 @@ class Progress(TrainerCallback):
         if "eval_macro_f1" in logs:
             self.bar.write(
                 f"epoch {logs['epoch']:g}: validation loss {logs['eval_loss']:.4f}, "
-                f"accuracy {logs['eval_accuracy']:.4f}, macro-F1 {logs['eval_macro_f1']:.4f}"
+                f"accuracy {logs['eval_accuracy']:.4f}, macro-F1 {logs['eval_macro_f1']:.4f}",
+                file=sys.stderr,
             )
 
     def on_train_end(
@@ -288,7 +296,7 @@ def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        tqdm.write("stopping after this step; Ctrl-C again stops at once")
+        tqdm.write("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, on_signal)
     try:
@@ -309,19 +317,28 @@ def _claim_folder(folder: Path, identity: str, overwrite: bool) -> dict[str, Any
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: choose another output_dir")
     if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.is_dir() and any(folder.iterdir()):
+        _remove_run(folder)
+    made = [folder / name for name in (*RUN_FOLDERS, *RUN_FILES)]
+    if any(path.exists() for path in made):
         record = _read_record(folder)
         if record.get("identity") == identity:
             return record
         raise RunError(
-            f"{folder} holds another run or something else: choose another --output_dir, or "
-            "replace it with --overwrite"
+            f"{folder} holds a run of another recipe or other data: choose another --output_dir, "
+            "or replace it with --overwrite"
         )
     folder.mkdir(parents=True, exist_ok=True)
     record = {"identity": identity, "finished": False}
     _write_record(folder, record)
     return record
+
+
+def _remove_run(folder: Path) -> None:
+    """Delete what a run makes, and nothing else that may lie in the folder."""
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _finish(

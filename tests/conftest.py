@@ -1,0 +1,145 @@
+"""What every test may use: a tiny random model and its package, made once per run, offline."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Before any import of the libraries that read them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+for name in [name for name in os.environ if name.startswith("WHETSTONE_")]:
+    del os.environ[name]
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "support_tickets"
+TINY_LABELS = ("delivery", "praise", "returns")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_stores(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """BentoML's stores and the data sets' cache in a folder of this test run."""
+    folder = tmp_path_factory.mktemp("stores")
+    os.environ["BENTOML_HOME"] = str(folder / "bentoml")
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """A tiny model gains nothing from threads, and loses much where the cores are busy."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def example_rows(split: str, labels: tuple[str, ...] = TINY_LABELS) -> list[dict[str, str]]:
+    """Rows of the example with one of `labels`."""
+    with (EXAMPLE / f"{split}.csv").open(newline="", encoding="utf-8") as handle:
+        return [row for row in csv.DictReader(handle) if row["label"] in labels]
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
+    """`rows` as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers and hidden size 32, random weights, with a WordPiece tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - not a secret
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special)
+    backend.train_from_iterator([row["text"] for row in example_rows("train")], trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=64,
+        pad_token="[PAD]",  # noqa: S106
+        unk_token="[UNK]",  # noqa: S106
+        cls_token="[CLS]",  # noqa: S106
+        sep_token="[SEP]",  # noqa: S106
+        mask_token="[MASK]",  # noqa: S106
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=backend.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that trains the tiny model on three labels of the example in seconds."""
+    folder = tmp_path_factory.mktemp("tiny-recipe")
+    write_csv(folder / "train.csv", example_rows("train")[:240])
+    write_csv(folder / "test.csv", example_rows("test")[:60])
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"""name: tiny
+model_name_or_path: {tiny_base}
+max_length: 32
+train_file: train.csv
+test_file: test.csv
+learning_rate: 0.002
+num_train_epochs: 8
+logging_steps: 5
+per_device_train_batch_size: 16
+use_cpu: true
+""",
+        encoding="utf-8",
+    )
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def tiny_run_folder(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a trained and exported tiny model; read only."""
+    from training.config import load_recipe
+    from training.export import export
+    from training.train import train
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    export(train(load_recipe(tiny_recipe, {"output_dir": str(folder)})))
+    return folder
+
+
+@pytest.fixture
+def package(tiny_run_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny package that the test may spoil."""
+    return shutil.copytree(tiny_run_folder / "package", tmp_path / "package")
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tiny_run_folder: Path) -> Path:
+    """The tiny package itself; read only."""
+    return tiny_run_folder / "package"

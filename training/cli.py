@@ -1,0 +1,268 @@
+"""The command `whetstone`: each verb is a few named steps; heavy imports happen inside the verb."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.errors import InterruptedRunError, WhetstoneError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser().parse_args(given)
+    _quiet_libraries()
+    try:
+        parsed.verb(parsed)
+    except InterruptedRunError as error:
+        print(f"whetstone: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("whetstone: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"whetstone: {sentence}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+def train(parsed: argparse.Namespace) -> None:
+    """`whetstone train RECIPE`"""
+    from training.train import train as train_recipe
+
+    recipe, overwrite = _recipe(parsed)
+    run = train_recipe(recipe, overwrite=overwrite)
+    print(f"checkpoint: {run.checkpoint}")
+    print(f"next: whetstone export {_again(parsed)}")
+
+
+def export(parsed: argparse.Namespace) -> None:
+    """`whetstone export RECIPE`"""
+    from training.export import export as export_run
+    from training.train import open_run
+
+    recipe, _ = _recipe(parsed)
+    package = export_run(open_run(recipe))
+    print(f"package: {package}")
+    print(f"next: whetstone register {package}")
+
+
+def evaluate(parsed: argparse.Namespace) -> None:
+    """`whetstone evaluate PACKAGE FILE`"""
+    from service.classifier import Classifier
+    from training.data import Findings, read_table, rows_of
+    from training.evaluate import (
+        CONFUSION_FILE,
+        draw_confusion,
+        print_metrics,
+        write_metrics,
+    )
+    from training.evaluate import evaluate as evaluate_split
+    from training.train import METRICS_FILE
+
+    classifier = Classifier.load(parsed.package)
+    findings = Findings(parsed.drop_invalid)
+    split = rows_of(
+        read_table(parsed.file),
+        str(parsed.file),
+        parsed.text_column,
+        parsed.label_column,
+        findings,
+    )
+    metrics, _ = evaluate_split(classifier, split, str(parsed.file))
+    print_metrics(metrics, f"{classifier.manifest.name} on {parsed.file}")
+    if findings.dropped:
+        print(f"{findings.dropped} rows could not be used and were left out")
+    if parsed.output_dir:
+        write_metrics(metrics, parsed.output_dir / METRICS_FILE)
+        draw_confusion(metrics, parsed.output_dir / CONFUSION_FILE)
+        print(f"written: {parsed.output_dir / METRICS_FILE}, {parsed.output_dir / CONFUSION_FILE}")
+
+
+def register(parsed: argparse.Namespace) -> None:
+    """`whetstone register PACKAGE`"""
+    from training.register import register as register_package
+
+    tag, new = register_package(parsed.package)
+    print(f"registered: {tag}" if new else f"{tag} is registered already: nothing to do")
+    print("next: bentoml serve service.service:TextClassifier")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """`whetstone run RECIPE`: train, export, evaluate, register."""
+    from training.run import run_chain
+
+    recipe, overwrite = _recipe(parsed)
+    print(run_chain(recipe, overwrite=overwrite))
+
+
+def predict(parsed: argparse.Namespace) -> None:
+    """`whetstone predict PACKAGE FILE --out FILE`"""
+    from service.classifier import Classifier
+    from training.predict import predict as predict_file
+
+    rows, failures = predict_file(
+        Classifier.load(parsed.package),
+        parsed.file,
+        parsed.out,
+        text_column=parsed.text_column,
+        all_scores=parsed.all_scores,
+    )
+    print(f"{rows} rows, {failures} of them without an answer (column error): {parsed.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="whetstone",
+        description="Fine-tune a text classifier on your labelled text, prove it, package it.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(metavar="verb", required=True)
+
+    for verb, text in (
+        (run, "train, export, evaluate and register: a recipe in, a measured package out"),
+        (train, "fine-tune: a recipe in, a checkpoint out"),
+        (export, "make the model package from the checkpoint, proven equal to it"),
+    ):
+        command = _add_verb(verbs, verb, text)
+        command.usage = f"whetstone {verb.__name__} RECIPE [--overwrite] [--key value ...]"
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = _recipe_keys()
+        command.add_argument("recipe", type=Path, help="YAML file of the keys below")
+        command.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace what the run folder holds (run, train)",
+        )
+        command.add_argument("overrides", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+    command = _add_verb(verbs, evaluate, "measure a package on a labelled file")
+    _add_package(command)
+    command.add_argument("file", type=Path, help="CSV, JSONL, JSON or Parquet with text and label")
+    _add_column(command, "text")
+    _add_column(command, "label")
+    command.add_argument(
+        "--drop_invalid", action="store_true", help="leave out rows without text or label"
+    )
+    command.add_argument(
+        "--output_dir", type=Path, help="folder for metrics.json and confusion.png"
+    )
+
+    command = _add_verb(verbs, register, "copy a package into BentoML's model store")
+    _add_package(command)
+
+    command = _add_verb(verbs, predict, "classify every row of a file, however large")
+    _add_package(command)
+    command.add_argument("file", type=Path, help="CSV, JSONL or Parquet with a text column")
+    command.add_argument("--out", type=Path, required=True, help=".csv, .jsonl or .parquet file")
+    _add_column(command, "text")
+    command.add_argument(
+        "--all_scores", action="store_true", help="add a column score_<label> for every label"
+    )
+    return parser
+
+
+def _add_verb(
+    verbs: Any, verb: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = verbs.add_parser(
+        verb.__name__, help=text, description=text, allow_abbrev=False
+    )
+    command.set_defaults(verb=verb, command=command)
+    return command
+
+
+def _add_package(command: argparse.ArgumentParser) -> None:
+    command.add_argument("package", type=Path, help="folder of a model package")
+
+
+def _add_column(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument(f"--{name}_column", default=name, help=f"default: {name}")
+
+
+def _recipe_keys() -> str:
+    """Every key of a recipe, for `--help`, without importing transformers."""
+    from training.config import OWN_ARGUMENTS
+
+    lines = ["keys of a recipe; each can be given as --key value, which wins:"]
+    for part in OWN_ARGUMENTS:
+        for key in dataclasses.fields(part):
+            default = "" if key.default is None else f" (default: {key.default})"
+            lines.append(f"  {key.name}")
+            lines += textwrap.wrap(
+                key.metadata["help"] + default,
+                width=88,
+                initial_indent=" " * 8,
+                subsequent_indent=" " * 8,
+            )
+    lines += [
+        "  output_dir",
+        "        the run folder (default: runs/<name>)",
+        "and every key of transformers.TrainingArguments, such as learning_rate, num_train_epochs,",
+        "per_device_train_batch_size, warmup_ratio, weight_decay, seed. What is not given is",
+        "computed from the model's size and the number of rows and labels, and written to",
+        "resolved_recipe.yaml in the run folder.",
+    ]
+    return "\n".join(lines)
+
+
+def _recipe(parsed: argparse.Namespace) -> tuple[Any, bool]:
+    """The checked recipe, and whether `--overwrite` stands anywhere on the command line."""
+    if {"-h", "--help"} & set(parsed.overrides):
+        parsed.command.print_help()
+        raise SystemExit(0)
+    from training.config import load_recipe, parse_overrides
+
+    overrides = parse_overrides(parsed.overrides)
+    overwrite = parsed.overwrite or overrides.pop("overwrite", None) == "true"
+    return load_recipe(parsed.recipe, overrides), overwrite
+
+
+def _again(parsed: argparse.Namespace) -> str:
+    words = [word for word in parsed.overrides if word != "--overwrite"]
+    return " ".join([str(parsed.recipe), *words])
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user of an error that is theirs to mend; None for a fault of ours."""
+    from service.classifier import GoldenMismatchError
+    from service.model_package import PackageError
+
+    if isinstance(error, WhetstoneError | PackageError | GoldenMismatchError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs the package {error.name}: pip install 'whetstone[train]'"
+    if isinstance(error, OSError) and error.strerror:
+        place = f" {error.filename}" if error.filename else ""
+        return f"cannot use{place}: {error.strerror}"
+    return None
+
+
+def _quiet_libraries() -> None:
+    """One voice: our own lines and bars; the libraries speak up only when something is wrong."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Score a file: its columns kept, label and score added; streamed, so any size works.
+
+    whetstone predict runs/support_tickets/package messages.csv --out scored.csv
+
+Reads and writes CSV, JSONL and Parquet; the ending of each name says which.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from service.classifier import Classifier
+from training.data import csv_header, refuse_undecodable, text_problem
+from training.errors import DataError
+from training.progress import progress
+
+CHUNK_ROWS = 1024
+LABEL, SCORE, ERROR = "label", "score", "error"
+SCORE_PREFIX = "score_"
+# Put before an added column whose name the input already has.
+CLASH_PREFIX = "predicted_"
+
+Row = dict[str, Any]
+Write = Callable[[list[Row]], None]
+
+
+def predict(
+    classifier: Classifier,
+    source: Path,
+    target: Path,
+    *,
+    text_column: str = "text",
+    all_scores: bool = False,
+) -> tuple[int, int]:
+    """Score `source` into `target`; how many rows, and how many of them could not be scored.
+
+    The added columns are `label`, `score`, `error` and, with `all_scores`, `score_<label>`; one
+    that the input already has becomes `predicted_label` and so on. A row that cannot be scored
+    gets a null label and score, and the reason in `error`.
+
+    Raises:
+        DataError: the file, its text column, or one of the two formats cannot be used.
+    """
+    columns = _columns(source)
+    if text_column not in columns:
+        raise DataError(
+            f"{source} has no column {text_column!r}, it has {', '.join(columns)}: "
+            "name the right one with --text_column"
+        )
+    label, score, error, *scores = added_columns(
+        columns, classifier.manifest.labels if all_scores else ()
+    )
+    added = [label, score, error, *scores]
+    rows = failures = 0
+    with _writer(target, source, columns, added) as write, progress(None, "predict", "row") as bar:
+        for chunk in _chunks(source):
+            problems = [text_problem(row.get(text_column)) for row in chunk]
+            answers = iter(
+                classifier.classify(
+                    [
+                        str(row[text_column])
+                        for row, problem in zip(chunk, problems, strict=True)
+                        if problem is None
+                    ]
+                )
+            )
+            for row, problem in zip(chunk, problems, strict=True):
+                row.update(dict.fromkeys(added))
+                row[error] = problem
+                if problem is None:
+                    answer = next(answers)
+                    row[label], row[score] = answer.label, answer.score
+                    row.update(zip(scores, answer.probs.tolist(), strict=False))
+            failures += sum(problem is not None for problem in problems)
+            write(chunk)
+            rows += len(chunk)
+            bar.update(len(chunk))
+    return rows, failures
+
+
+def added_columns(columns: list[str], labels: Sequence[str]) -> list[str]:
+    """Names of the added columns, none of which is among `columns`.
+
+    Raises:
+        DataError: the input has both a column and its `predicted_` form.
+    """
+    wanted = [LABEL, SCORE, ERROR, *(f"{SCORE_PREFIX}{label}" for label in labels)]
+    names = [f"{CLASH_PREFIX}{name}" if name in columns else name for name in wanted]
+    taken = [name for name in names if name in columns]
+    if taken:
+        raise DataError(f"the input already has a column {taken[0]!r}: rename it first")
+    return names
+
+
+def _columns(source: Path) -> list[str]:
+    if not source.is_file():
+        raise DataError(f"there is no file {source}")
+    kind = _kind(source)
+    if kind == "parquet":
+        return list(_parquet_file(source).schema_arrow.names)
+    refuse_undecodable(source)
+    if kind == "csv":
+        return csv_header(source)
+    first = next(_json_rows(source), None)
+    if first is None:
+        raise DataError(f"{source} is empty")
+    return list(first)
+
+
+def _chunks(source: Path) -> Iterator[list[Row]]:
+    kind = _kind(source)
+    if kind == "parquet":
+        for batch in _parquet_file(source).iter_batches(CHUNK_ROWS):
+            yield batch.to_pylist()
+        return
+    chunk: list[Row] = []
+    for row in _csv_rows(source) if kind == "csv" else _json_rows(source):
+        chunk.append(row)
+        if len(chunk) == CHUNK_ROWS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _csv_rows(source: Path) -> Iterator[Row]:
+    csv.field_size_limit(1 << 30)
+    with source.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle, strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise DataError(f"{source}, line {reader.line_num}: more cells than columns")
+                yield row
+        except csv.Error as error:
+            raise DataError(f"{source}, line {reader.line_num}: {error}") from None
+
+
+def _json_rows(source: Path) -> Iterator[Row]:
+    with source.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise DataError(f"{source}, line {number}: not JSON") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{source}, line {number}: not a JSON object")
+            yield row
+
+
+def _parquet_file(source: Path) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(source)
+    except pyarrow.ArrowInvalid:
+        raise DataError(f"{source} is not a Parquet file") from None
+
+
+@contextmanager
+def _writer(target: Path, source: Path, columns: list[str], added: list[str]) -> Iterator[Write]:
+    """Write rows to a temporary name that becomes `target` when all went well."""
+    kind = _kind(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    openers = {"csv": _csv_writer, "jsonl": _json_writer, "parquet": _parquet_writer}
+    try:
+        with openers[kind](temporary, source, columns, added) as write:
+            yield write
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _csv_writer(path: Path, source: Path, columns: list[str], added: list[str]) -> Iterator[Write]:
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, [*columns, *added], lineterminator="\n")
+        writer.writeheader()
+
+        def write(rows: list[Row]) -> None:
+            try:
+                writer.writerows(rows)
+            except ValueError:
+                raise DataError(
+                    f"{source}: rows differ in their keys, which CSV cannot hold: write .jsonl"
+                ) from None
+
+        yield write
+
+
+@contextmanager
+def _json_writer(
+    path: Path, _source: Path, _columns: list[str], _added: list[str]
+) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as handle:
+
+        def write(rows: list[Row]) -> None:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+        yield write
+
+
+@contextmanager
+def _parquet_writer(
+    path: Path, source: Path, columns: list[str], added: list[str]
+) -> Iterator[Write]:
+    import pyarrow
+    from pyarrow import parquet
+
+    label, _, error, *_ = added
+    types = {name: pyarrow.float64() for name in added}
+    types |= {label: pyarrow.string(), error: pyarrow.string()}
+    if _kind(source) == "parquet":
+        types |= {field.name: field.type for field in _parquet_file(source).schema_arrow}
+    writer = None
+
+    def write(rows: list[Row]) -> None:
+        nonlocal writer
+        if writer is None:
+            # JSON states no types: the first rows decide.
+            guessed = pyarrow.Table.from_pylist(rows).schema
+            kinds = [types.get(name) or guessed.field(name).type for name in (*columns, *added)]
+            kinds = [pyarrow.string() if kind == pyarrow.null() else kind for kind in kinds]
+            fields = zip((*columns, *added), kinds, strict=True)
+            writer = parquet.ParquetWriter(path, pyarrow.schema(list(fields)))
+        try:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=writer.schema))
+        except pyarrow.ArrowException as failure:
+            raise DataError(f"{source}: rows differ too much for one table: {failure}") from None
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _kind(path: Path) -> str:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("csv", "jsonl", "parquet"):
+        raise DataError(f"{path}: the file must end in .csv, .jsonl or .parquet")
+    return kind

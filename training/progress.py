@@ -1,0 +1,28 @@
+"""The progress bar of every long step."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+# A log file gets a line now and then instead of a moving bar.
+SECONDS_BETWEEN_LOG_LINES = 10.0
+
+
+def progress(
+    total: int | None, description: str, unit: str, initial: int = 0, leave: bool = True
+) -> tqdm[Any]:
+    """A bar on standard error, sparing where that is not a terminal."""
+    interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=total is not None and total >= 10_000,
+        initial=initial,
+        leave=leave,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,43 @@
+"""Package → BentoML's model store, as `text-classifier:<version>`."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import bentoml
+from bentoml.exceptions import NotFound
+
+from service.classifier import Classifier
+from service.model_package import MODEL_STORE_NAME, PACKAGE_FILES
+
+
+def register(package: Path) -> tuple[str, bool]:
+    """Copy a verified package into the store; its tag, and whether it is new there.
+
+    Raises:
+        PackageError: the folder does not verify.
+        GoldenMismatchError: this copy does not answer as it did where it was made.
+    """
+    classifier = Classifier.load(package)
+    classifier.check_golden(package)
+    manifest = classifier.manifest
+    tag = f"{MODEL_STORE_NAME}:{manifest.version}"
+    with contextlib.suppress(NotFound):
+        bentoml.models.get(tag)
+        return tag, False
+    with bentoml.models.create(
+        tag,
+        labels={"name": manifest.name, "precision": manifest.precision, "task": manifest.task},
+        metadata={
+            "classes": list(manifest.labels),
+            "created_at": manifest.created_at,
+            "max_length": manifest.max_length,
+            "metrics": manifest.metrics,
+        },
+    ) as model:
+        for name in PACKAGE_FILES:
+            if (package / name).is_file():
+                shutil.copyfile(package / name, model.path_of(name))
+    return tag, True

@@ -1,0 +1,64 @@
+"""The whole way: recipe → checkpoint → proven package → measured → registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.classifier import Classifier
+from service.model_package import read_manifest, write_manifest, write_text
+from training.card import CARD_FILE, model_card
+from training.config import Recipe
+from training.evaluate import (
+    CONFUSION_FILE,
+    draw_confusion,
+    evaluate,
+    headline,
+    print_metrics,
+    write_metrics,
+)
+from training.export import export
+from training.register import register
+from training.train import METRICS_FILE, REPORT, TrainedRun, train
+
+
+def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str:
+    """Train, export, evaluate, register; the summary for the screen.
+
+    Raises:
+        WhetstoneError: a step was refused; what earlier steps made is kept.
+    """
+    run = train(recipe, overwrite=overwrite)
+    package = export(run)
+    measured = _measure(run, package)
+    tag, new = register(package)
+    return "\n".join(
+        [
+            "",
+            f"package:    {package} ({read_manifest(package).precision})",
+            f"measured:   {measured}",
+            f"registered: {tag}{'' if new else ' (was there already)'}",
+            "next:       bentoml serve service.service:TextClassifier",
+            f"or:         bentoml build --arg model={tag}",
+        ]
+    )
+
+
+def _measure(run: TrainedRun, package: Path) -> str:
+    """Metrics of the finished package on the test split, else on validation; one line."""
+    name, split = ("test", run.data.test) if run.data.test else ("validation", run.data.validation)
+    classifier = Classifier.load(package)
+    metrics, _ = evaluate(classifier, split, f"{name} split")
+    metrics = {"split": name, **metrics}
+    print_metrics(metrics, f"{classifier.manifest.name} on its {name} split")
+    write_metrics(metrics, run.folder / METRICS_FILE)
+    draw_confusion(metrics, run.folder / REPORT / CONFUSION_FILE)
+    manifest = classifier.manifest.model_copy(
+        update={"metrics": classifier.manifest.metrics | {name: headline(metrics)}}
+    )
+    write_manifest(package, manifest)
+    write_text(package / CARD_FILE, model_card(manifest))
+    flattered = "" if run.data.test else " (no test split; the checkpoint was chosen by this one)"
+    return (
+        f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f} on "
+        f"{metrics['rows']} {name} rows{flattered}; {run.folder / METRICS_FILE}"
+    )
