@@ -53,7 +53,8 @@ def careful_defaults(parameters: int, rows: int, labels: int) -> dict[str, Any]:
         "group_by_length": True,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
-        "save_total_limit": 1,
+        # The best and the last: with 1 the Trainer deletes the last when training stops early.
+        "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "macro_f1",
         "greater_is_better": True,

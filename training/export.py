@@ -12,6 +12,7 @@ import logging
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,14 +114,17 @@ def export_graph(checkpoint: Path, folder: Path) -> Path:
     """The checkpoint as an fp32 ONNX graph with free batch and length, through optimum."""
     from optimum.exporters.onnx import main_export
 
-    main_export(
-        str(checkpoint),
-        folder,
-        task="text-classification",
-        device="cpu",
-        # `check_parity` compares on real texts, batches and lengths instead.
-        do_validation=False,
-    )
+    # The tracer warns of constants and of its own age; whether the graph is right is for
+    # `check_parity` to say, on real texts, batches and lengths.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main_export(
+            str(checkpoint),
+            folder,
+            task="text-classification",
+            device="cpu",
+            do_validation=False,
+        )
     return folder / MODEL_FILE
 
 

@@ -1,0 +1,83 @@
+"""Real servers in real processes, for the tests that need one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+
+BENTOML = str(Path(sys.executable).with_name("bentoml"))
+START_SECONDS = 120
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(target: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """`bentoml serve TARGET` in its own process; yields its address, ends it afterwards."""
+    port = free_port()
+    server = subprocess.Popen(
+        [BENTOML, "serve", target, "--host", "127.0.0.1", "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_until_ready(server, address)
+        yield address
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def _wait_until_ready(server: subprocess.Popen[str], address: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise AssertionError(f"the server ended: {server.communicate()[0]}")
+        try:
+            if get(address, "/readyz")[0] == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not get ready")
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    """Status and body of a GET."""
+    try:
+        with urllib.request.urlopen(f"{address}{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def classify(address: str, body: Any) -> Any:
+    """The decoded answer to `POST /classify`."""
+    request = urllib.request.Request(
+        f"{address}/classify",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)

@@ -1,0 +1,104 @@
+"""A built bento: no training code, one pinned model, the same answers whatever comes later."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import bentoml
+import pytest
+import yaml
+
+from service.classifier import Classifier
+from service.model_package import (
+    CARD_FILE,
+    GOLDEN_FILE,
+    package_version,
+    read_manifest,
+    write_manifest,
+    write_text,
+)
+from tests.conftest import ROOT, example_rows
+from tests.servers import BENTOML, classify, get, serving
+from training.register import register
+
+TEXTS = [row["text"] for row in example_rows("test")][:50]
+
+
+def build(*arguments: str) -> Path:
+    """`bentoml build`; the bento's folder."""
+    done = subprocess.run(
+        [BENTOML, "build", "--output", "tag", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(bentoml.bentos.get(done.stdout.strip().removeprefix("__tag__:")).path)
+
+
+def empty_the_store() -> None:
+    """Delete every registered text classifier of this test run."""
+    for model in bentoml.models.list():
+        bentoml.models.delete(model.tag)
+
+
+def other_labels(package: Path) -> str:
+    """Turn `package` into another sound one, whose labels no answer of the first has."""
+    manifest = read_manifest(package)
+    renamed = tuple(f"other {label}" for label in manifest.labels)
+    changed = manifest.model_copy(update={"labels": renamed})
+    version = package_version(manifest.files, changed)
+    write_manifest(package, changed.model_copy(update={"version": version}))
+    write_text(package / CARD_FILE, "another")
+    golden = (package / GOLDEN_FILE).read_text("utf-8")
+    assert golden
+    return version
+
+
+def test_a_bento_keeps_serving_the_model_it_was_built_with(
+    tiny_package: Path, package: Path
+) -> None:
+    empty_the_store()
+    tag, _ = register(tiny_package)
+    # As a user would build it: no argument, so the bento's own code must find what it pins.
+    bento = build()
+    other_labels(package)
+    later = bentoml.models.create(f"text-classifier:{read_manifest(package).version}")
+    with later as stored:
+        for path in package.iterdir():
+            Path(stored.path_of(path.name)).write_bytes(path.read_bytes())
+    assert str(bentoml.models.get("text-classifier:latest").tag) != tag
+
+    expected = Classifier.load(tiny_package).classify(TEXTS)
+    with serving(str(bento)) as address:
+        assert f'"version":"{read_manifest(tiny_package).version}"' in get(address, "/info")[1]
+        answers = classify(address, {"input": TEXTS})["data"]
+    for answer, prediction in zip(answers, expected, strict=True):
+        assert answer["label"] == prediction.label
+        assert answer["probs"] == pytest.approx(prediction.probs.tolist(), abs=1e-5)
+
+
+def test_the_named_model_is_pinned_whatever_else_is_registered(
+    tiny_package: Path, package: Path
+) -> None:
+    empty_the_store()
+    tag, _ = register(tiny_package)
+    with bentoml.models.create("text-classifier:000000000000"):
+        pass
+    content = yaml.safe_load((build("--arg", f"model={tag}") / "bento.yaml").read_text("utf-8"))
+    pinned = [model["tag"] for service in content["services"] for model in service["models"]]
+    assert pinned == [tag]
+
+
+def test_a_bento_holds_what_serving_needs_and_nothing_else(tiny_package: Path) -> None:
+    tag, _ = register(tiny_package)
+    bento = build("--arg", f"model={tag}")
+    inside = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*.py")}
+    assert inside == {f"service/{path.name}" for path in (ROOT / "service").glob("*.py")}
+    installed = (bento / "env" / "python" / "requirements.txt").read_text("utf-8").lower()
+    assert "onnxruntime==" in installed
+    assert not {"torch", "transformers", "datasets", "optimum"} & {
+        line.partition("==")[0] for line in installed.splitlines()
+    }

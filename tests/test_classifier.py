@@ -1,0 +1,159 @@
+"""The classifier: order, batching, padding and truncation never change an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.classifier import (
+    BATCH_TOKENS,
+    Classifier,
+    GoldenMismatchError,
+    available_cores,
+    length_sorted_batches,
+    softmax,
+)
+from service.model_package import (
+    GOLDEN_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    PackageFileError,
+    file_record,
+    package_version,
+    read_manifest,
+    write_manifest,
+)
+from tests.conftest import example_rows
+
+TEXTS = [
+    *(row["text"] for row in example_rows("test")[:30]),
+    *("x", "🙂", "שלום", "word " * 500),
+]
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_package: Path) -> Classifier:
+    return Classifier.load(tiny_package, threads=2)
+
+
+def spoil(package: Path, name: str, content: str) -> None:
+    """Give a file other content and a manifest that agrees with it."""
+    (package / name).write_text(content, "utf-8")
+    manifest = read_manifest(package)
+    files = {**manifest.files, name: file_record(package / name)}
+    changed = manifest.model_copy(update={"files": files})
+    version = package_version(files, changed)
+    write_manifest(package, changed.model_copy(update={"version": version}))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_an_answer_does_not_depend_on_its_batch(classifier: Classifier, batch_size: int) -> None:
+    alone = [classifier.classify([text])[0] for text in TEXTS]
+    together = classifier.classify(TEXTS, batch_size=batch_size)
+    for one, other in zip(alone, together, strict=True):
+        assert one.label == other.label
+        np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
+
+
+def test_answers_come_in_the_order_of_the_texts(classifier: Classifier) -> None:
+    forwards = classifier.classify(TEXTS)
+    backwards = classifier.classify(TEXTS[::-1])[::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
+        assert one.tokens == other.tokens
+
+
+def test_an_answer_is_its_most_probable_label(classifier: Classifier) -> None:
+    for answer in classifier.classify(TEXTS):
+        assert answer.probs.sum() == pytest.approx(1, abs=1e-5)
+        assert answer.score == answer.probs.max()
+        assert answer.label == classifier.manifest.labels[answer.probs.argmax()]
+
+
+def test_only_what_was_cut_off_counts_as_truncated(classifier: Classifier) -> None:
+    short, long = classifier.classify(["a b", "word " * 500])
+    assert (short.truncated, long.truncated) == (False, True)
+    assert long.tokens == classifier.manifest.max_length
+
+
+def test_no_texts_no_answers(classifier: Classifier) -> None:
+    assert classifier.classify([]) == []
+
+
+def test_progress_counts_every_text(classifier: Classifier) -> None:
+    counted: list[int] = []
+    classifier.classify(TEXTS, batch_size=4, on_batch=counted.append)
+    assert sum(counted) == len(TEXTS)
+
+
+def test_left_padding_and_multiples_follow_the_package(package: Path) -> None:
+    plain = Classifier.load(package).classify(TEXTS)
+    tokenizer = json.loads((package / TOKENIZER_FILE).read_text("utf-8"))
+    tokenizer["padding"]["pad_to_multiple_of"] = 8
+    spoil(package, TOKENIZER_FILE, json.dumps(tokenizer))
+    padded = Classifier.load(package)
+    for one, other in zip(plain, padded.classify(TEXTS), strict=True):
+        np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
+    tokenizer["padding"]["direction"] = "Left"
+    spoil(package, TOKENIZER_FILE, json.dumps(tokenizer))
+    left = Classifier.load(package)
+    # BERT counts positions from the left, so left padding must show.
+    changed = left.classify(["a b", TEXTS[0]], batch_size=2)[0]
+    assert np.abs(changed.probs - plain[0].probs).max() > 0
+
+
+@pytest.mark.parametrize("missing", ["padding", "truncation"])
+def test_a_tokenizer_that_leaves_something_open_is_refused(package: Path, missing: str) -> None:
+    tokenizer = json.loads((package / TOKENIZER_FILE).read_text("utf-8"))
+    tokenizer[missing] = None
+    spoil(package, TOKENIZER_FILE, json.dumps(tokenizer))
+    with pytest.raises(PackageFileError, match="padding and truncation"):
+        Classifier.load(package)
+
+
+@pytest.mark.parametrize("name", [TOKENIZER_FILE, MODEL_FILE])
+def test_a_file_that_is_not_what_its_name_says_is_refused(package: Path, name: str) -> None:
+    spoil(package, name, "nonsense")
+    with pytest.raises(PackageFileError, match=f"{name} cannot be loaded"):
+        Classifier.load(package)
+
+
+def test_golden_answers_hold_on_a_true_copy(package: Path) -> None:
+    assert Classifier.load(package).check_golden(package) > 0
+
+
+def test_a_copy_that_answers_otherwise_is_refused(package: Path) -> None:
+    lines = [json.loads(line) for line in (package / GOLDEN_FILE).read_text("utf-8").splitlines()]
+    lines[1]["probs"] = lines[1]["probs"][::-1]
+    spoil(package, GOLDEN_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(GoldenMismatchError, match="golden text 2"):
+        Classifier.load(package).check_golden(package)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 512), max_size=200),
+    batch_size=st.integers(1, 64),
+)
+def test_batches_hold_each_text_once_and_stay_within_their_bounds(
+    lengths: list[int], batch_size: int
+) -> None:
+    batches = length_sorted_batches(lengths, batch_size)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = max(lengths[index] for index in batch) * len(batch)
+        assert len(batch) <= batch_size
+        assert padded <= BATCH_TOKENS or len(batch) == 1
+
+
+def test_softmax_survives_large_logits() -> None:
+    probs = softmax(np.array([[1e4, 0.0], [0.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(probs, [[1, 0], [0.5, 0.5]])
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert available_cores() >= 1

@@ -1,0 +1,480 @@
+"""Labelled text: every format reads alike, and what cannot be used is named or dropped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import write_csv
+from training.config import DataArguments
+from training.data import (
+    Findings,
+    LabelledData,
+    Split,
+    load_data,
+    read_table,
+    rows_of,
+    stratified_split,
+)
+from training.errors import DataError
+
+Rows = list[dict[str, Any]]
+
+# Two labels, two rows of each: the least that can be trained on.
+ROWS: Rows = [
+    {"text": "where is my parcel, please?", "label": "delivery"},
+    {"text": 'it says "delivered"\nbut it is not', "label": "delivery"},
+    {"text": "Grüße, tolle Arbeit 👍", "label": "praise"},
+    {"text": "wonderful", "label": "praise"},
+]
+TEXTS = [row["text"] for row in ROWS]
+LABELS = [row["label"] for row in ROWS]
+
+
+def write_jsonl(path: Path, rows: Rows) -> Path:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(lines, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, rows: Rows) -> Path:
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: Rows) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+WRITERS = {"csv": write_csv, "jsonl": write_jsonl, "json": write_json, "parquet": write_parquet}
+
+
+def read(path: Path) -> Split:
+    """The rows of a file, none of which may be invalid."""
+    return rows_of(read_table(path), path.name, "text", "label", Findings(drop_invalid=False))
+
+
+def read_text(folder: Path, content: str | bytes, name: str = "rows.csv") -> Split:
+    """The rows of a file with this content."""
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read(path)
+
+
+def refusal(function: Callable[..., object], *arguments: Any) -> str:
+    """What is said of data that must be refused: one line."""
+    with pytest.raises(DataError) as caught:
+        function(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def load(folder: Path, train: Rows, **keys: Any) -> LabelledData:
+    """The data of a recipe with these rows; `validation=` and `test=` are rows, too."""
+    files: dict[str, str] = {}
+    for name, rows in (("train", train), *keys.items()):
+        if name in ("train", "validation", "test"):
+            files[f"{name}_file"] = str(write_jsonl(folder / f"{name}.jsonl", rows))
+    rest = {key: value for key, value in keys.items() if f"{key}_file" not in files}
+    return load_data(DataArguments(**files, **rest), seed=0)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
+    split = read(WRITERS[ending](tmp_path / f"rows.{ending}", ROWS))
+    assert (split.texts, split.labels) == (TEXTS, LABELS)
+
+
+def test_the_ending_of_a_name_may_be_in_capitals(tmp_path: Path) -> None:
+    assert read(write_csv(tmp_path / "ROWS.CSV", ROWS)).texts == TEXTS
+
+
+def test_a_name_with_brackets_is_only_a_name(tmp_path: Path) -> None:
+    assert read(write_csv(tmp_path / "rows[1]*.csv", ROWS)).texts == TEXTS
+
+
+@pytest.mark.parametrize(
+    "word", ["NA", "N/A", "null", "None", "nan", "007", "1.0", "true", "2024-01-31", "-"]
+)
+def test_a_word_that_looks_like_something_else_stays_text_in_csv(tmp_path: Path, word: str) -> None:
+    split = read_text(tmp_path, f"text,label\n{word},{word}\n")
+    assert (split.texts, split.labels) == ([word], [word])
+
+
+def test_labels_that_are_numbers_become_their_digits(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 10}]
+    assert read(write_jsonl(tmp_path / "rows.jsonl", rows)).labels == ["0", "10"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,label\na,x\nb,y\n",
+        "\ufefftext,label\na,x\nb,y\n",
+        "text,label\r\na,x\r\nb,y\r\n",
+        'label,"text"\n"x",a\ny,"b"',
+        "text,label\na,x\n\nb,y\n\n",
+        ",text,label\n0,a,x\n1,b,y\n",  # pandas writes its index so
+    ],
+    ids=["plain", "bom", "crlf", "quotes", "blank lines", "nameless column"],
+)
+def test_csv_dialects_give_the_same_rows(tmp_path: Path, content: str) -> None:
+    split = read_text(tmp_path, content)
+    assert list(zip(split.texts, split.labels, strict=True)) == [("a", "x"), ("b", "y")]
+
+
+def test_a_quoted_cell_keeps_comma_and_line_break(tmp_path: Path) -> None:
+    split = read_text(tmp_path, 'text,label\n"a, ""b""\nc",x\n')
+    assert split.texts == ['a, "b"\nc']
+
+
+def test_columns_may_have_other_names_and_neighbours(tmp_path: Path) -> None:
+    table = read_table(write_csv(tmp_path / "a.csv", [{"id": "1", "body": "a", "kind": "x"}]))
+    split = rows_of(table, "a.csv", "body", "kind", Findings(drop_invalid=False))
+    assert (split.texts, split.labels) == (["a"], ["x"])
+
+
+# Refusing files
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.csv"
+    assert refusal(read_table, path) == f"there is no file {path}"
+
+
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.xlsx", "rows"])
+def test_an_unknown_ending_names_the_known_ones(tmp_path: Path, name: str) -> None:
+    said = refusal(read_text, tmp_path, "text,label\na,x\n", name)
+    assert name in said
+    assert ".csv, .jsonl, .json, .parquet" in said
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json", "rows.parquet"])
+def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
+    said = refusal(read_text, tmp_path, "", name)
+    assert name in said
+    assert "is empty" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [("text,label\n", "rows.csv"), ("text,label", "rows.csv"), ("[]", "rows.json")],
+)
+def test_a_file_without_rows_says_so(tmp_path: Path, content: str, name: str) -> None:
+    said = refusal(read_text, tmp_path, content, name)
+    assert name in said
+    assert "no rows" in said
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+def test_a_missing_column_names_the_columns_there_are(tmp_path: Path, ending: str) -> None:
+    path = WRITERS[ending](tmp_path / f"rows.{ending}", [{"body": "a", "label": "x"}])
+    said = refusal(read, path)
+    assert f"rows.{ending} has no column 'text', it has body, label" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"text,label\na,x\ncaf\xe9,y\n", "rows.csv"),
+        (b'{"text":"a"}\n\n{"text":"caf\xe9"}\n', "rows.jsonl"),
+        (b'[{"text":"a"},\n{"text":"b"},\n{"text":"caf\xe9"}]', "rows.json"),
+    ],
+)
+def test_a_byte_that_is_not_utf8_names_its_line(tmp_path: Path, content: bytes, name: str) -> None:
+    assert f"{name}, line 3: byte " in refusal(read_text, tmp_path, content, name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["text,label\na,x\nb,y,z\nc,x\n", "text,label\na,x\nb,y,\nc,x\n"],
+)
+def test_a_csv_row_with_too_many_cells_names_its_line(tmp_path: Path, content: str) -> None:
+    said = refusal(read_text, tmp_path, content)
+    assert "rows.csv" in said
+    assert "line 3" in said
+
+
+@pytest.mark.parametrize("content", ["text,label\na,x,\nb,y,\n", "text,label\n0,a,x\n1,b,y\n"])
+def test_csv_rows_that_are_all_longer_than_the_header_are_refused(
+    tmp_path: Path, content: str
+) -> None:
+    # pandas would take the first column for an index, and the label for the text.
+    assert "line 2" in refusal(read_text, tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ('text,label\n"a,x\nb,y\n', "rows.csv"),
+        ("text,text\na,x\n", "rows.csv"),
+        ('{"text":"a","label":"x"}\n{"text":"b",\n', "rows.jsonl"),
+        ('{"text":"a","label":"x"}\nb\n', "rows.jsonl"),
+        ('[{"text":"a","label":"x"}', "rows.json"),
+        ("PAR1 and no more", "rows.parquet"),
+    ],
+)
+def test_a_malformed_file_is_named_in_one_line(tmp_path: Path, content: str, name: str) -> None:
+    assert name in refusal(read_text, tmp_path, content, name)
+
+
+# Refusing rows
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ({"text": "", "label": "x"}, "the text is empty"),
+        ({"text": " \t", "label": "x"}, "the text is empty"),
+        ({"text": None, "label": "x"}, "the text is missing"),
+        ({"text": "c", "label": None}, "the label is missing"),
+        ({"text": "c", "label": " "}, "the label is missing"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_unusable_row_is_named_or_dropped(
+    tmp_path: Path, split: str, bad: dict[str, Any], problem: str
+) -> None:
+    keys = {"validation": ROWS, "test": ROWS, split: [*ROWS[:2], bad, *ROWS[2:]]}
+    train = keys.pop("train", ROWS)
+    said = refusal(lambda: load(tmp_path, train, **keys))
+    assert f"{split}.jsonl, row 3: {problem}" in said
+    data = load(tmp_path, train, **keys, drop_invalid=True)
+    assert data.dropped == 1
+    assert getattr(data, split).texts == TEXTS
+
+
+def test_a_csv_row_without_its_label_cell_is_named(tmp_path: Path) -> None:
+    said = refusal(read_text, tmp_path, "text,label\na,x\nb\n")
+    assert "rows.csv, row 2: the label is missing" in said
+
+
+def test_several_unusable_rows_are_counted(tmp_path: Path) -> None:
+    said = refusal(read_text, tmp_path, "text,label\na,x\n,x\n,y\n,y\n")
+    assert "row 2: the text is empty (and 2 more rows)" in said
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_training_lacks_is_named_or_dropped(tmp_path: Path, split: str) -> None:
+    rows = [*ROWS, {"text": "refund?", "label": "returns"}]
+    said = refusal(lambda: load(tmp_path, ROWS, **{split: rows}))
+    assert f"{split}.jsonl, row 5: label 'returns' does not occur in the training data" in said
+    data = load(tmp_path, ROWS, **{split: rows}, drop_invalid=True)
+    assert data.dropped == 1
+    assert data.labels == ["delivery", "praise"]
+    assert getattr(data, split).texts == TEXTS
+
+
+def test_a_label_with_a_single_row_is_named_or_dropped(tmp_path: Path) -> None:
+    rows = [*ROWS, {"text": "refund?", "label": "returns"}]
+    said = refusal(lambda: load(tmp_path, rows))
+    assert "train.jsonl, row 5: label 'returns' has fewer than 2 rows" in said
+    # Without the label in training, its rows of the test file go, too.
+    data = load(tmp_path, rows, test=rows, drop_invalid=True)
+    assert data.dropped == 2
+    assert data.labels == ["delivery", "praise"]
+    assert data.test is not None
+    assert data.test.texts == TEXTS
+
+
+def test_a_single_label_is_refused_even_when_dropping(tmp_path: Path) -> None:
+    rows = [ROWS[0], ROWS[1], ROWS[2]]
+    said = refusal(lambda: load(tmp_path, ROWS[:2]))
+    assert "at least two labels are needed, found only 'delivery'" in said
+    said = refusal(lambda: load(tmp_path, rows, drop_invalid=True))
+    assert "found only 'delivery'" in said
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path, split: str) -> None:
+    keys = {"validation": ROWS, "test": ROWS, split: [{"text": "", "label": "praise"}] * 3}
+    train = keys.pop("train", ROWS)
+    assert f"{split}.jsonl" in refusal(lambda: load(tmp_path, train, **keys, drop_invalid=True))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_several_labels_a_row_are_refused(tmp_path: Path, ending: str) -> None:
+    rows = [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": ["x"]}]
+    path = WRITERS[ending](tmp_path / f"rows.{ending}", rows)
+    assert "column 'label' holds lists: a row has one label" in refusal(read, path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "text", "kind"),
+    [
+        ("jsonl", ["a", "b"], "list"),
+        ("jsonl", {"a": "b"}, "dict"),
+        ("jsonl", "2024-01-31", "datetime"),  # which Arrow makes of it
+        ("parquet", b"caf\xe9", "bytes"),
+    ],
+)
+def test_text_that_is_something_else_is_named(
+    tmp_path: Path, ending: str, text: object, kind: str
+) -> None:
+    path = WRITERS[ending](tmp_path / f"rows.{ending}", [{"text": text, "label": "x"}])
+    assert f"row 1: the text is a {kind}" in refusal(read, path)
+
+
+# The hub
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, **splits: list[int]) -> None:
+    """Put a data set of these labels on the hub: text "<split> <row>", labels no/yes as 0/1."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features({"sms": Value("string"), "kind": ClassLabel(names=["no", "yes"])})
+    found = DatasetDict(
+        {
+            name: Dataset.from_dict(
+                {"sms": [f"{name} {row}" for row in range(len(labels))], "kind": labels},
+                features=features,
+            )
+            for name, labels in splits.items()
+        }
+    )
+
+    def load_dataset(name: str, config: str | None, revision: str | None) -> DatasetDict:
+        assert (name, config, revision) == ("owner/messages", "plain", "abc")
+        return found
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+
+
+def load_hub(**keys: Any) -> LabelledData:
+    arguments = DataArguments(
+        dataset_name="owner/messages",
+        dataset_config_name="plain",
+        dataset_revision="abc",
+        text_column="sms",
+        label_column="kind",
+        **keys,
+    )
+    return load_data(arguments, seed=0)
+
+
+def test_numbered_labels_of_the_hub_get_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, train=[0, 1, 1, 0], validation=[1], test=[0, 1], unsupervised=[-1])
+    data = load_hub()
+    assert data.labels == ["no", "yes"]
+    assert data.train == Split([f"train {n}" for n in range(4)], ["no", "yes", "yes", "no"])
+    assert data.validation == Split(["validation 0"], ["yes"])
+    assert data.test == Split(["test 0", "test 1"], ["no", "yes"])
+
+
+def test_a_hidden_label_of_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, train=[0, 1, 1, 0], test=[0, -1])
+    assert "owner/messages (test), row 2: the label is missing" in refusal(load_hub)
+    data = load_hub(drop_invalid=True)
+    assert (data.dropped, data.test) == (1, Split(["test 0"], ["no"]))
+
+
+def test_a_hub_data_set_without_training_rows_names_its_splits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub(monkeypatch, validation=[0], test=[1])
+    assert "'owner/messages' has no split 'train', it has validation, test" in refusal(load_hub)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route\nto the hub"), FileNotFoundError("no such set"), OSError()]
+)
+def test_a_hub_that_does_not_answer_names_the_data_set(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    said = refusal(load_hub)
+    assert "data set 'owner/messages' could not be loaded from the hub" in said
+    assert type(error).__name__ in said
+    assert "train_file" in said
+
+
+# Splitting
+
+
+def numbered(labels: list[str]) -> Split:
+    """A row of its own text for each label."""
+    return Split([str(row) for row in range(len(labels))], labels)
+
+
+@given(
+    labels=st.lists(st.sampled_from("abcd"), min_size=1, max_size=60),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**31),
+)
+def test_a_split_is_a_partition_that_leaves_every_label_a_training_row(
+    labels: list[str], share: float, seed: int
+) -> None:
+    split = numbered(labels)
+    train, validation = stratified_split(split, share, seed)
+    pairs = list(zip(split.texts, split.labels, strict=True))
+    parts = [list(zip(part.texts, part.labels, strict=True)) for part in (train, validation)]
+    assert sorted(parts[0] + parts[1]) == sorted(pairs)
+    assert all(part == sorted(part, key=pairs.index) for part in parts)
+    assert set(train.labels) == set(labels)
+    several = {label for label, count in Counter(labels).items() if count > 1}
+    assert set(validation.labels) == several
+    assert stratified_split(split, share, seed) == (train, validation)
+
+
+def test_a_split_takes_the_share_of_every_label() -> None:
+    train, validation = stratified_split(numbered(["a"] * 200 + ["b"] * 40), 0.1, seed=0)
+    assert Counter(train.labels) == {"a": 180, "b": 36}
+    assert Counter(validation.labels) == {"a": 20, "b": 4}
+
+
+def test_another_seed_gives_another_split() -> None:
+    split = numbered(["a", "b"] * 50)
+    assert stratified_split(split, 0.1, seed=1) != stratified_split(split, 0.1, seed=2)
+
+
+def test_a_validation_split_is_made_only_when_none_is_given(tmp_path: Path) -> None:
+    made = load(tmp_path, ROWS * 10, validation_share=0.25)
+    assert (len(made.train), len(made.validation), made.test) == (30, 10, None)
+    given_one = load(tmp_path, ROWS * 10, validation=ROWS)
+    assert (len(given_one.train), given_one.validation.texts) == (40, TEXTS)
+
+
+# The fingerprint
+
+
+def test_equal_data_of_another_format_has_the_same_fingerprint(tmp_path: Path) -> None:
+    prints = set()
+    for ending, write in WRITERS.items():
+        file = write(tmp_path / f"rows.{ending}", ROWS)
+        prints.add(load_data(DataArguments(train_file=str(file)), seed=0).fingerprint())
+    assert len(prints) == 1
+
+
+def test_any_changed_row_changes_the_fingerprint() -> None:
+    def fingerprint(train: Split, validation: Split, test: Split | None) -> str:
+        return LabelledData(train, validation, test, ["a", "b"], 0).fingerprint()
+
+    one, two = Split(["1", "2"], ["a", "b"]), Split(["3"], ["a"])
+    prints = [
+        fingerprint(one, two, None),
+        fingerprint(one, two, two),
+        fingerprint(two, one, None),
+        fingerprint(Split(["1", "2!"], ["a", "b"]), two, None),
+        fingerprint(Split(["1", "2"], ["a", "a"]), two, None),
+        fingerprint(Split(["2", "1"], ["b", "a"]), two, None),
+        fingerprint(one, Split(["3"], ["b"]), None),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(one, two, None) == prints[0]

@@ -1,0 +1,192 @@
+"""Evaluation: the numbers are right, and measured by the code that serves."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.classifier import Classifier
+from tests.conftest import example_rows
+from training.data import Split
+from training.errors import DataError
+from training.evaluate import (
+    classification_metrics,
+    draw_confusion,
+    evaluate,
+    headline,
+    print_metrics,
+    write_metrics,
+)
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_package: Path) -> Classifier:
+    return Classifier.load(tiny_package, threads=1)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Split:
+    """Test rows of the example, not in the order of their labels."""
+    found = example_rows("test")[:60]
+    return Split([row["text"] for row in found], [row["label"] for row in found])
+
+
+def all_right(labels: list[str]) -> dict[str, Any]:
+    """Metrics of one right answer for each label."""
+    return classification_metrics(labels, labels, labels)
+
+
+def f1(label: str, truth: list[str], chosen: list[str]) -> float:
+    """F1 of one label, from its definition."""
+    hits = sum(a == b == label for a, b in zip(truth, chosen, strict=True))
+    return 2 * hits / (truth.count(label) + chosen.count(label))
+
+
+def test_metrics_are_those_computed_by_hand() -> None:
+    metrics = classification_metrics(["a", "b", "c"], list("aaabb"), list("abbbb"))
+    assert metrics["rows"] == 5
+    assert metrics["accuracy"] == pytest.approx(3 / 5)
+    assert metrics["micro_f1"] == pytest.approx(3 / 5)
+    # F1 is 1/2 for a and 2/3 for b; c does not occur, so it does not count.
+    assert metrics["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert metrics["weighted_f1"] == pytest.approx((3 * 1 / 2 + 2 * 2 / 3) / 5)
+    assert metrics["per_label"] == {
+        "a": pytest.approx({"precision": 1, "recall": 1 / 3, "f1": 1 / 2, "support": 3}),
+        "b": pytest.approx({"precision": 1 / 2, "recall": 1, "f1": 2 / 3, "support": 2}),
+        "c": {"precision": 0, "recall": 0, "f1": 0, "support": 0},
+    }
+
+
+def test_a_label_that_is_only_answered_counts_in_the_macro_average() -> None:
+    metrics = classification_metrics(["a", "b", "c", "d"], ["a", "b"], ["a", "c"])
+    assert metrics["macro_f1"] == pytest.approx((1 + 0 + 0) / 3)
+    assert metrics["micro_f1"] == pytest.approx(1 / 2)
+
+
+def test_confusion_has_a_row_for_each_true_label_in_the_order_of_the_labels() -> None:
+    metrics = classification_metrics(["b", "c", "a"], list("aaabb"), list("abbbb"))
+    assert metrics["labels"] == ["b", "c", "a"]
+    assert metrics["confusion"] == [[2, 0, 0], [0, 0, 0], [2, 0, 1]]
+
+
+def test_metrics_are_json() -> None:
+    metrics = classification_metrics(["a", "b", "c"], list("aaabb"), list("abbbb"))
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_the_headline_is_a_few_numbers_of_the_metrics() -> None:
+    metrics = all_right(["a", "b"])
+    assert headline(metrics) == {"rows": 2, "accuracy": 1.0, "macro_f1": 1.0, "weighted_f1": 1.0}
+
+
+def test_metrics_of_a_package_are_those_of_its_answers(classifier: Classifier, rows: Split) -> None:
+    metrics, answers = evaluate(classifier, rows, "test split")
+    chosen = [answer.label for answer in classifier.classify(rows.texts)]
+    assert [answer.label for answer in answers] == chosen
+    labels = list(classifier.manifest.labels)
+    pairs = Counter(zip(rows.labels, chosen, strict=True))
+    scores = {label: f1(label, rows.labels, chosen) for label in labels}
+    assert metrics["rows"] == 60
+    assert metrics["labels"] == labels
+    assert metrics["confusion"] == [[pairs[true, said] for said in labels] for true in labels]
+    assert metrics["accuracy"] == pytest.approx(sum(pairs[x, x] for x in labels) / 60)
+    assert metrics["macro_f1"] == pytest.approx(sum(scores.values()) / len(labels))
+    assert {label: metrics["per_label"][label]["f1"] for label in labels} == pytest.approx(scores)
+    # Else the comparison says little.
+    assert len(set(chosen)) > 1
+
+
+def test_a_label_that_the_package_does_not_know_names_the_row(classifier: Classifier) -> None:
+    split = Split(["late", "lovely"], ["delivery", "weather"])
+    with pytest.raises(DataError) as caught:
+        evaluate(classifier, split, "mine.csv")
+    said = str(caught.value)
+    assert "mine.csv, row 2: label 'weather'" in said
+    assert "delivery, praise, returns" in said
+
+
+def test_metrics_file_holds_the_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "metrics.json"
+    metrics = all_right(["Rücksendung", "lob 👍"])
+    write_metrics(metrics, path)
+    assert json.loads(path.read_text("utf-8")) == metrics
+    assert "Rücksendung" in path.read_text("utf-8")
+
+
+def test_metrics_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    write_metrics(all_right(["a", "b"]), path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_metrics({"rows": 1, "labels": {"a"}}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_table_shows_each_label_and_the_totals(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = classification_metrics(["late", "lovely"], ["late"] * 3, ["late"] * 2 + ["lovely"])
+    print_metrics(metrics, "tiny on mine.csv")
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if "late" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "late",
+        "1.000",
+        "0.667",
+        "0.800",
+        "3",
+    ]
+    assert "tiny on mine.csv" in shown
+    assert "3 rows: accuracy 0.6667, macro-F1 0.4000, weighted-F1 0.8000" in shown
+
+
+@pytest.mark.parametrize("label", ["[urgent]", "[/b]", "a[bold]b", ":thumbs_up:"])
+def test_the_table_shows_a_label_as_it_is(label: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_metrics(all_right([label, "other"]), f"{label} on mine.csv")
+    assert capsys.readouterr().out.count(label) == 2
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "b"],
+        ["cost_$5_$6", "$x^2$", "100%", "a_b_c", "\\frac{", "#1 & {more}"],
+        [f"intent_{number}_with_a_long_name" for number in range(77)],
+    ],
+    ids=["two", "signs", "77"],
+)
+def test_confusion_is_drawn_for_any_labels(tmp_path: Path, labels: list[str]) -> None:
+    path = tmp_path / "made" / "confusion.png"
+    draw_confusion(all_right(labels), path)
+    assert path.read_bytes().startswith(PNG)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_confusion_is_drawn_with_labels_that_have_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.png"
+    path.write_bytes(b"old")
+    draw_confusion(classification_metrics(["a", "b", "c"], ["a"], ["b"]), path)
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_a_failing_picture_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    def savefig(_figure: Figure, path: Path, **_: Any) -> None:
+        path.write_bytes(PNG)
+        raise OSError("disk full")
+
+    path = tmp_path / "confusion.png"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with pytest.raises(OSError, match="disk full"):
+        draw_confusion(all_right(["a", "b"]), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,136 @@
+"""Export: what ships answers as what was trained, or does not ship."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.classifier import Classifier
+from service.model_package import verify_package
+from training import export as export_module
+from training.config import load_recipe
+from training.errors import ExportError
+from training.export import export, parity_texts
+from training.train import TrainedRun, open_run
+
+
+@pytest.fixture
+def run(tiny_recipe: Path, tiny_run_folder: Path, tmp_path: Path) -> TrainedRun:
+    folder = shutil.copytree(tiny_run_folder, tmp_path / "run")
+    return open_run(load_recipe(tiny_recipe, {"output_dir": str(folder)}))
+
+
+def test_the_package_says_where_it_came_from(tiny_package: Path) -> None:
+    manifest = verify_package(tiny_package)
+    provenance = manifest.provenance
+    assert len(provenance["base_model"]["sha256"]) == 64
+    assert provenance["dataset"]["train_rows"] == 216
+    assert provenance["recipe"]["name"] == "tiny"
+    assert provenance["packages"]["transformers"]
+    assert manifest.parity["fp32"]["token_ids_equal"] is True
+    assert manifest.parity["fp32"]["largest_logit_difference"] < 1e-4
+    assert sum(manifest.profile.label_priors.values()) == pytest.approx(1)
+    assert sum(manifest.profile.token_length_counts) == 216
+    assert sum(manifest.profile.confidence_counts) == 24
+
+
+def test_the_tokenizer_states_its_truncation_and_padding(tiny_package: Path) -> None:
+    tokenizer = json.loads((tiny_package / "tokenizer.json").read_text("utf-8"))
+    assert tokenizer["truncation"]["max_length"] == 32
+    assert tokenizer["padding"]["pad_token"] == "[PAD]"  # noqa: S105
+
+
+def test_the_package_answers_as_torch_does(run: TrainedRun, tiny_package: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    texts = [*run.data.validation.texts, "x", "🙂", "שלום", "word " * 500]
+    tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint).eval()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**batch).logits.softmax(-1).numpy()
+    answers = Classifier.load(tiny_package).classify(texts)
+    np.testing.assert_allclose([answer.probs for answer in answers], expected, atol=1e-5)
+
+
+def test_exporting_again_gives_the_same_version(run: TrainedRun) -> None:
+    before = verify_package(run.folder / "package").version
+    assert verify_package(export(run)).version == before
+
+
+def test_a_tokenizer_that_differs_is_refused(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = export_module.write_tokenizer
+
+    def without_lowercasing(checkpoint: Path, path: Path, max_length: int) -> None:
+        plain(checkpoint, path, max_length)
+        content = json.loads(path.read_text("utf-8"))
+        content["normalizer"]["lowercase"] = False
+        path.write_text(json.dumps(content), "utf-8")
+
+    monkeypatch.setattr(export_module, "write_tokenizer", without_lowercasing)
+    _refused(run, "other token ids")
+
+
+def test_a_graph_that_differs_is_refused(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = export_module.export_graph
+
+    def with_other_weights(checkpoint: Path, folder: Path) -> Path:
+        import onnx
+        from onnx import numpy_helper
+
+        path = plain(checkpoint, folder)
+        graph = onnx.load(path)
+        for weight in graph.graph.initializer:
+            if weight.name == "classifier.bias":
+                changed = numpy_helper.to_array(weight) + np.float32([0.1, 0, 0])
+                weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+        onnx.save(graph, path)
+        return path
+
+    monkeypatch.setattr(export_module, "export_graph", with_other_weights)
+    _refused(run, "logits differ from the checkpoint's by 0.1")
+
+
+def _refused(run: TrainedRun, reason: str) -> None:
+    """The export fails for `reason`, and the earlier package is still there and sound."""
+    before = verify_package(run.folder / "package")
+    with pytest.raises(ExportError, match=reason):
+        export(run)
+    assert verify_package(run.folder / "package") == before
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_int8_is_smaller_and_states_what_it_costs(run: TrainedRun) -> None:
+    fp32 = verify_package(run.folder / "package")
+    recipe: Any = run.recipe
+    int8_recipe = type(recipe)(
+        recipe.model,
+        recipe.data,
+        type(recipe.export)(precision="int8"),
+        recipe.training,
+        recipe.output_dir,
+    )
+    package = export(TrainedRun(run.folder, int8_recipe, run.data, run.record))
+    manifest = verify_package(package)
+    assert manifest.precision == "int8"
+    assert manifest.version != fp32.version
+    assert manifest.files["model.onnx"].size < fp32.files["model.onnx"].size
+    comparison = manifest.parity["int8"]
+    assert comparison["label_agreement_with_fp32"] > 0.9
+    assert manifest.score_tolerance == comparison["largest_change_by_neighbours"]
+
+
+def test_parity_texts_mix_lengths_and_go_beyond_the_limit() -> None:
+    texts = [f"{'word ' * (index % 9)}{index}" for index in range(1000)]
+    chosen = parity_texts(texts, max_length=32)
+    assert len(chosen) <= 200
+    assert max(len(text.split()) for text in chosen) > 32
+    assert chosen != sorted(chosen, key=len)

@@ -1,0 +1,131 @@
+"""The package: refused when anything in it is missing, altered or of another format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.model_package import (
+    HASHED_FILES,
+    MANIFEST_FILE,
+    PackageError,
+    PackageFileError,
+    PackageFormatError,
+    read_manifest,
+    replacing_folder,
+    verify_package,
+    write_manifest,
+    write_text,
+)
+
+
+def change_manifest(package: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = package / MANIFEST_FILE
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def test_a_sound_package_verifies(package: Path) -> None:
+    manifest = verify_package(package)
+    assert manifest.labels == ("delivery", "praise", "returns")
+    assert set(manifest.files) == set(HASHED_FILES)
+
+
+@pytest.mark.parametrize("name", [*HASHED_FILES, MANIFEST_FILE])
+def test_a_missing_file_is_named(package: Path, name: str) -> None:
+    (package / name).unlink()
+    with pytest.raises(PackageFileError, match=name):
+        verify_package(package)
+
+
+@pytest.mark.parametrize("name", HASHED_FILES)
+def test_one_flipped_byte_is_refused_by_name(package: Path, name: str) -> None:
+    content = bytearray((package / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (package / name).write_bytes(content)
+    with pytest.raises(PackageFileError, match=f"{name} was altered"):
+        verify_package(package)
+
+
+def test_another_format_version_says_what_to_do(package: Path) -> None:
+    change_manifest(package, lambda content: content.update(format_version=99))
+    with pytest.raises(PackageFormatError, match=r"format_version 99.*reads 1"):
+        verify_package(package)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["labels"].reverse(), "version"),
+        (lambda content: content.update(max_length=16), "version"),
+        (lambda content: content.update(surprise=1), "surprise"),
+        (lambda content: content.update(labels=["a", "a"]), "labels are not unique"),
+        (lambda content: content.pop("precision"), "precision"),
+        (lambda content: content["files"].pop("model.onnx"), "files must be exactly"),
+        (
+            lambda content: content["files"].update({"../x": content["files"]["model.onnx"]}),
+            "files must be exactly",
+        ),
+    ],
+)
+def test_an_altered_manifest_is_refused(
+    package: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    change_manifest(package, change)
+    with pytest.raises(PackageFormatError, match=said):
+        verify_package(package)
+
+
+def test_a_manifest_that_is_not_json_is_refused(package: Path) -> None:
+    (package / MANIFEST_FILE).write_text("{", "utf-8")
+    with pytest.raises(PackageFileError, match=MANIFEST_FILE):
+        verify_package(package)
+
+
+def test_an_absent_folder_is_not_a_package(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="not a model package"):
+        verify_package(tmp_path / "nowhere")
+
+
+def test_metrics_and_time_do_not_change_the_version(package: Path) -> None:
+    before = read_manifest(package)
+    write_manifest(
+        package,
+        before.model_copy(update={"metrics": {"test": {"rows": 1}}, "created_at": "later"}),
+    )
+    assert verify_package(package).version == before.version
+
+
+def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError), replacing_folder(target) as folder:
+        (folder / "new").touch()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert [path.name for path in target.iterdir()] == ["old"]
+
+
+def test_a_replacement_takes_the_place_of_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "old").touch()
+    with replacing_folder(target) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text("old", "utf-8")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+    assert path.read_text("utf-8") == "old"

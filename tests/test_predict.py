@@ -1,0 +1,403 @@
+"""Scoring a file: its rows and columns kept, an answer for each, and never half a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.classifier import Classifier, Prediction
+from tests.conftest import example_rows, write_csv
+from training.errors import DataError
+from training.predict import added_columns, predict
+
+Rows = list[dict[str, Any]]
+
+TEXTS = [row["text"] for row in example_rows("test")[:7]]
+ROWS: Rows = [
+    {"id": f"{number:03}", "text": text, "note": 'a, "b"\nÄ'} for number, text in enumerate(TEXTS)
+]
+# Rows of these are scored a few at a time, so batches and with them the last digits may differ.
+SAME_SCORE = 1e-5
+
+
+def write_jsonl(path: Path, rows: Rows) -> Path:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(lines, encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: Rows) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def read(path: Path) -> Rows:
+    """The rows of a written file; CSV as text, its empty cells as null."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        rows: Rows = parquet.read_table(path).to_pylist()
+        return rows
+    with path.open(newline="", encoding="utf-8") as lines:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in lines]
+        return [{k: v or None for k, v in row.items()} for row in csv.DictReader(lines)]
+
+
+WRITERS = {".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet}
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_package: Path) -> Classifier:
+    return Classifier.load(tiny_package, threads=1)
+
+
+@pytest.fixture
+def asked(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each call of `classify` got, with two rows in a chunk."""
+    sizes: list[int] = []
+    classify = classifier.classify
+
+    def counted(texts: Sequence[str]) -> list[Prediction]:
+        sizes.append(len(texts))
+        return classify(texts)
+
+    monkeypatch.setattr("training.predict.CHUNK_ROWS", 2)
+    monkeypatch.setattr(classifier, "classify", counted)
+    return sizes
+
+
+def refused(classifier: Classifier, source: Path, target: Path, **options: Any) -> str:
+    """What is said of a file that must be refused: one line; `target` stays as it is."""
+    target.write_bytes(b"old")
+    before = set(target.parent.iterdir())
+    with pytest.raises(DataError) as caught:
+        predict(classifier, source, target, **options)
+    assert target.read_bytes() == b"old"
+    assert set(target.parent.iterdir()) == before
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (".csv", ".csv"),
+        (".jsonl", ".jsonl"),
+        (".parquet", ".parquet"),
+        (".csv", ".parquet"),
+        (".jsonl", ".csv"),
+        (".jsonl", ".parquet"),
+        (".parquet", ".csv"),
+        (".parquet", ".jsonl"),
+    ],
+)
+def test_rows_keep_columns_and_order_and_gain_the_answers(
+    classifier: Classifier, tmp_path: Path, source: str, target: str
+) -> None:
+    path = WRITERS[source](tmp_path / f"in{source}", ROWS)
+    out = tmp_path / "made" / f"out{target}"
+    assert predict(classifier, path, out) == (len(ROWS), 0)
+    found = read(out)
+    assert [list(row) for row in found] == [["id", "text", "note", "label", "score", "error"]] * 7
+    assert [{key: row[key] for key in ROWS[0]} for row in found] == ROWS
+    answers = classifier.classify(TEXTS)
+    assert [row["label"] for row in found] == [answer.label for answer in answers]
+    scores = [float(row["score"]) for row in found]
+    assert scores == pytest.approx([answer.score for answer in answers], abs=SAME_SCORE)
+    assert {row["error"] for row in found} == {None}
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_numbers_and_nested_values_stay_themselves(classifier: Classifier, tmp_path: Path) -> None:
+    rows = [{"text": "late", "n": 7, "x": 0.5, "tags": ["a", "b"], "meta": {"k": None}}]
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    predict(classifier, path, tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl")[0].items() >= rows[0].items()
+
+
+def test_parquet_keeps_its_types(classifier: Classifier, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        {
+            "text": ["late", "lovely"],
+            "at": pyarrow.array([datetime(2024, 1, 31), None], pyarrow.timestamp("ms")),
+            "n": pyarrow.array([1, None], pyarrow.int16()),
+        }
+    )
+    parquet.write_table(table, tmp_path / "in.parquet")
+    predict(classifier, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    written = parquet.read_table(tmp_path / "out.parquet")
+    assert written.select(table.column_names).equals(table)
+
+
+@pytest.mark.parametrize("target", ["out.csv", "out.jsonl"])
+def test_a_parquet_column_of_times_becomes_text(
+    classifier: Classifier, tmp_path: Path, target: str
+) -> None:
+    rows = [{"text": "late", "at": datetime(2024, 1, 31, 12, 30)}]
+    path = write_parquet(tmp_path / "in.parquet", rows)
+    predict(classifier, path, tmp_path / target)
+    assert read(tmp_path / target)[0]["at"].startswith("2024-01-31")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("\ufefftext\nlate\n", encoding="utf-8")
+    predict(classifier, tmp_path / "in.csv", tmp_path / "out.csv")
+    assert list(read(tmp_path / "out.csv")[0]) == ["text", "label", "score", "error"]
+
+
+@pytest.mark.parametrize("source", [".csv", ".parquet"])
+@pytest.mark.parametrize("target", [".csv", ".jsonl", ".parquet"])
+def test_a_file_without_rows_gives_a_file_without_rows(
+    classifier: Classifier, tmp_path: Path, source: str, target: str
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path, out = tmp_path / f"in{source}", tmp_path / f"out{target}"
+    if source == ".csv":
+        path.write_text("id,text\n", encoding="utf-8")
+    else:
+        columns = {name: pyarrow.array([], pyarrow.string()) for name in ("id", "text")}
+        parquet.write_table(pyarrow.table(columns), path)
+    assert predict(classifier, path, out) == (0, 0)
+    assert read(out) == []
+    if target == ".parquet":
+        written = parquet.read_table(out).column_names
+        assert written == ["id", "text", "label", "score", "error"]
+
+
+def test_a_file_can_be_scored_in_place(classifier: Classifier, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "in.csv", ROWS)
+    predict(classifier, path, path)
+    assert [row["text"] for row in read(path)] == TEXTS
+
+
+# Columns
+
+
+def test_all_scores_adds_a_column_for_each_label(classifier: Classifier, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    predict(classifier, path, tmp_path / "out.jsonl", all_scores=True)
+    for row, answer in zip(read(tmp_path / "out.jsonl"), classifier.classify(TEXTS), strict=True):
+        scores = [row[f"score_{label}"] for label in classifier.manifest.labels]
+        assert list(row)[-len(scores) :] == [f"score_{x}" for x in classifier.manifest.labels]
+        assert sum(scores) == pytest.approx(1, abs=SAME_SCORE)
+        assert scores == pytest.approx(answer.probs.tolist(), abs=SAME_SCORE)
+        assert row["score"] == max(scores) == row[f"score_{row['label']}"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_own_label_column_stays_beside_the_predicted_one(
+    classifier: Classifier, tmp_path: Path, ending: str
+) -> None:
+    rows = [{"text": text, "label": "mine", "score": "9"} for text in TEXTS]
+    path = WRITERS[ending](tmp_path / f"in{ending}", rows)
+    predict(classifier, path, tmp_path / f"out{ending}")
+    found = read(tmp_path / f"out{ending}")
+    assert list(found[0]) == [
+        *("text", "label", "score"),
+        *("predicted_label", "predicted_score", "error"),
+    ]
+    assert [{key: row[key] for key in rows[0]} for row in found] == rows
+    expected = [answer.label for answer in classifier.classify(TEXTS)]
+    assert [row["predicted_label"] for row in found] == expected
+
+
+def test_a_label_column_that_only_a_later_row_has_is_not_lost(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    rows = [{"text": "late"}, {"text": "lovely", "label": "mine"}]
+    said = refused(classifier, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    assert "'label'" in said
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels", "expected"),
+    [
+        (["text"], [], ["label", "score", "error"]),
+        (["text", "error"], [], ["label", "score", "predicted_error"]),
+        (["text", "score_a"], ["a", "b"], [*"label score error".split(), "predicted_score_a"]),
+    ],
+)
+def test_added_columns_never_take_the_name_of_one_there_is(
+    columns: list[str], labels: list[str], expected: list[str]
+) -> None:
+    names = added_columns(columns, labels)
+    assert names[: len(expected)] == expected
+    assert len({*columns, *names}) == len(columns) + 3 + len(labels)
+
+
+def test_no_name_is_left_for_the_label(classifier: Classifier, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "in.csv", [{"text": "a", "label": "b", "predicted_label": "c"}])
+    said = refused(classifier, path, tmp_path / "out.csv")
+    assert "already has a column 'predicted_label'" in said
+
+
+def test_the_text_column_may_have_another_name(classifier: Classifier, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "in.csv", [{"text": "wrong", "body": TEXTS[0]}])
+    predict(classifier, path, tmp_path / "out.csv", text_column="body")
+    (row,) = read(tmp_path / "out.csv")
+    (answer,) = classifier.classify([TEXTS[0]])
+    assert float(row["score"]) == pytest.approx(answer.score, abs=SAME_SCORE)
+
+
+# Rows without an answer
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_row_without_text_says_why_and_is_counted(
+    classifier: Classifier, tmp_path: Path, ending: str
+) -> None:
+    rows: Rows = [{"text": text} for text in (TEXTS[0], "  ", TEXTS[1], None)]
+    path = WRITERS[ending](tmp_path / f"in{ending}", rows)
+    counts = predict(classifier, path, tmp_path / f"out{ending}", all_scores=True)
+    assert counts == (4, 2)
+    found = read(tmp_path / f"out{ending}")
+    expected = [answer.label for answer in classifier.classify(TEXTS[:2])]
+    assert [row["label"] for row in found] == [expected[0], None, expected[1], None]
+    assert [row["score"] is None for row in found] == [False, True, False, True]
+    assert [row["score_praise"] is None for row in found] == [False, True, False, True]
+    # A CSV cell is never missing, only empty.
+    last = "the text is empty" if ending == ".csv" else "the text is missing"
+    assert [row["error"] for row in found] == [None, "the text is empty", None, last]
+
+
+def test_a_file_without_any_text_has_only_errors(classifier: Classifier, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "in.jsonl", [{"text": None}, {"text": ["a"]}])
+    assert predict(classifier, path, tmp_path / "out.jsonl") == (2, 2)
+    errors = [row["error"] for row in read(tmp_path / "out.jsonl")]
+    assert errors == ["the text is missing", "the text is a list"]
+
+
+def test_a_csv_row_that_ends_early_has_no_text(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text\n1,late\n2\n", encoding="utf-8")
+    assert predict(classifier, tmp_path / "in.csv", tmp_path / "out.csv") == (2, 1)
+    assert read(tmp_path / "out.csv")[1] == {
+        **{"id": "2", "text": None, "label": None, "score": None},
+        "error": "the text is missing",
+    }
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_rows_are_scored_a_chunk_at_a_time(
+    classifier: Classifier, tmp_path: Path, asked: list[int], ending: str
+) -> None:
+    path = WRITERS[ending](tmp_path / f"in{ending}", ROWS)
+    assert predict(classifier, path, tmp_path / f"out{ending}") == (7, 0)
+    assert asked == [2, 2, 2, 1]
+    assert [row["text"] for row in read(tmp_path / f"out{ending}")] == TEXTS
+
+
+def test_rows_are_scored_before_the_file_is_read_to_its_end(
+    classifier: Classifier, tmp_path: Path, asked: list[int]
+) -> None:
+    path = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    path.write_text(path.read_text("utf-8") + "{", encoding="utf-8")
+    assert "line 8: not JSON" in refused(classifier, path, tmp_path / "out.jsonl")
+    assert asked == [2, 2, 2]
+
+
+def test_parquet_keeps_the_types_of_its_first_chunk(
+    classifier: Classifier, tmp_path: Path, asked: list[int]
+) -> None:
+    rows: Rows = [{"text": text, "n": number} for number, text in enumerate(TEXTS)]
+    rows[5]["n"] = None
+    predict(classifier, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
+    assert [row["n"] for row in read(tmp_path / "out.parquet")] == [0, 1, 2, 3, 4, None, 6]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_missing_column_names_the_columns_there_are(
+    classifier: Classifier, tmp_path: Path, ending: str
+) -> None:
+    path = WRITERS[ending](tmp_path / f"in{ending}", [{"id": "1", "body": "late"}])
+    said = refused(classifier, path, tmp_path / "out.csv")
+    assert f"in{ending} has no column 'text', it has id, body" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("in.csv", b"text\nlate\ncaf\xe9\n", "in.csv, line 3: byte 4 is not UTF-8"),
+        ("in.jsonl", b'{"text":"a"}\n{"text":"caf\xe9"}\n', "in.jsonl, line 2: byte 13"),
+        ("in.jsonl", b'{"text":"a"}\n{"text":\n{"text":"b"}\n', "in.jsonl, line 2: not JSON"),
+        ("in.jsonl", b'{"text":"a"}\n\n["b"]\n', "in.jsonl, line 3: not a JSON object"),
+        ("in.jsonl", b"\n", "in.jsonl is empty"),
+        ("in.csv", b"", "in.csv is empty"),
+        ("in.csv", b"id,text\n1,a\n2,b,c\n", "in.csv, line 3: more cells than columns"),
+        ("in.csv", b'text\na\n"b\nc\n', "in.csv, line "),
+        ("in.csv", b"text,text\na,b\n", "two columns named 'text'"),
+        ("in.parquet", b"PAR1", "in.parquet is not a Parquet file"),
+        ("in.json", b'[{"text":"a"}]', "in.json: the file must end in .csv, .jsonl or .parquet"),
+        ("in", b"text\na\n", "in: the file must end in .csv, .jsonl or .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_leaves_the_old_answers(
+    classifier: Classifier, tmp_path: Path, name: str, content: bytes, part: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert part in refused(classifier, tmp_path / name, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("target", ["out.csv", "out.jsonl", "out.parquet"])
+def test_a_fault_after_rows_were_written_leaves_the_old_answers(
+    classifier: Classifier, tmp_path: Path, asked: list[int], target: str
+) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\na\nb\nc\nd\ne,f\n", encoding="utf-8")
+    assert "line 6: more cells" in refused(classifier, path, tmp_path / target)
+    assert asked == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out.json", "out"])
+def test_an_unknown_ending_of_the_target_is_refused_before_any_work(
+    classifier: Classifier, tmp_path: Path, asked: list[int], name: str
+) -> None:
+    path = write_csv(tmp_path / "in.csv", ROWS)
+    assert f"{name}: the file must end in" in refused(classifier, path, tmp_path / name)
+    assert asked == []
+
+
+def test_a_missing_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.csv"
+    assert refused(classifier, path, tmp_path / "out.csv") == f"there is no file {path}"
+
+
+@pytest.mark.parametrize(
+    ("later", "target"),
+    [
+        ({"text": "b", "extra": 1}, "out.csv"),
+        ({"text": "b", "extra": 1}, "out.parquet"),
+        ({"text": "b", "id": "one"}, "out.parquet"),
+    ],
+)
+def test_json_rows_that_do_not_fit_one_table_are_refused(
+    classifier: Classifier, tmp_path: Path, later: dict[str, Any], target: str
+) -> None:
+    rows = [{"text": "a", "id": 1}, later]
+    said = refused(classifier, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / target)
+    assert "rows differ" in said

@@ -1,0 +1,130 @@
+"""The project's own files agree with each other, and the example data is what the README says."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import re
+import tomllib
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import EXAMPLE, ROOT
+from training.config import load_recipe
+
+SERVING = ROOT / "service" / "requirements.txt"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def pins(path: Path) -> dict[str, str]:
+    """`name==version` lines, names as the package index writes them."""
+    found = {}
+    for line in path.read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, equals, version = line.partition("==")
+            assert equals, f"{path.name}: {line} is not pinned"
+            found[re.sub(r"[-_.]+", "-", name).lower()] = version
+    return found
+
+
+def test_serving_pins_are_the_projects_pins() -> None:
+    everything = pins(ROOT / "constraints.txt")
+    for name, version in pins(SERVING).items():
+        assert everything.get(name) == version, name
+
+
+def test_every_extra_is_pinned() -> None:
+    everything = pins(ROOT / "constraints.txt")
+    for extra in PYPROJECT["project"]["optional-dependencies"].values():
+        for requirement in extra:
+            name = re.split(r"[\[<>= ]", requirement)[0]
+            assert re.sub(r"[-_.]+", "-", name).lower() in everything
+
+
+def test_serving_installs_no_training_package() -> None:
+    training = {"torch", "transformers", "datasets", "optimum", "optimum-onnx", "scikit-learn"}
+    assert not training & set(pins(SERVING))
+
+
+def test_both_builds_read_the_one_list() -> None:
+    relative = str(SERVING.relative_to(ROOT))
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == [relative]
+    bentofile = yaml.safe_load((ROOT / "bentofile.yaml").read_text("utf-8"))
+    assert bentofile["python"]["requirements_txt"] == f"./{relative}"
+
+
+def test_imports_go_from_training_to_service_only() -> None:
+    for path in (ROOT / "service").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert not [name for name in names if name.partition(".")[0] == "training"], path
+
+
+def test_only_export_knows_optimum() -> None:
+    knowing = [
+        path.name
+        for path in (ROOT / "training").glob("*.py")
+        if "import main_export" in path.read_text("utf-8")
+        or "from optimum" in path.read_text("utf-8")
+    ]
+    assert knowing == ["export.py"]
+
+
+def rows(split: str) -> list[tuple[str, str]]:
+    with (EXAMPLE / f"{split}.csv").open(newline="", encoding="utf-8") as handle:
+        return [(row["text"], row["label"]) for row in csv.DictReader(handle)]
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.lower()))
+
+
+def test_the_example_has_its_rows_and_labels() -> None:
+    train, test = rows("train"), rows("test")
+    assert len(train) >= 600
+    assert len(test) >= 200
+    counts = Counter(label for _, label in train)
+    assert len(counts) == 8
+    assert set(counts) == {label for _, label in test}
+    assert max(counts.values()) > 1.5 * min(counts.values()), "unequal in number"
+
+
+def test_no_example_row_stands_twice_or_nearly_so() -> None:
+    everything = [(text, words(text)) for text, _ in rows("train") + rows("test")]
+    assert len({text for text, _ in everything}) == len(everything)
+    for (one, first), (other, second) in combinations(everything, 2):
+        assert len(first & second) < 0.8 * len(first | second), (one, other)
+
+
+def test_no_test_row_of_the_example_is_like_a_training_row() -> None:
+    train = [(text, words(text)) for text, _ in rows("train")]
+    for text, bag in ((text, words(text)) for text, _ in rows("test")):
+        for other, second in train:
+            assert len(bag & second) <= 0.6 * len(bag | second), (text, other)
+
+
+def test_example_texts_vary_in_length() -> None:
+    lengths = [len(text.split()) for text, _ in rows("train")]
+    assert min(lengths) <= 3
+    assert max(lengths) >= 30
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(ROOT.glob("examples/*/recipe.yaml")), ids=lambda path: path.parent.name
+)
+def test_every_recipe_loads_also_with_files_instead_of_the_hub(recipe: Path) -> None:
+    loaded = load_recipe(recipe, {})
+    assert loaded.data.name == recipe.parent.name
+    files = load_recipe(recipe, {"train_file": "a.csv", "test_file": "b.csv"})
+    assert (files.data.dataset_name, files.data.text_column) == (None, "text")
+    assert (files.data.train_file, files.data.label_column) == ("a.csv", "label")

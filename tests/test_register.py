@@ -1,0 +1,37 @@
+"""Registering: the whole package into BentoML's store, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bentoml
+import pytest
+
+from service.model_package import GOLDEN_FILE, PackageError, verify_package
+from training.register import register
+
+
+def test_a_package_is_registered_once(tiny_package: Path) -> None:
+    version = verify_package(tiny_package).version
+    tag, _ = register(tiny_package)
+    again, new = register(tiny_package)
+    assert (tag, again, new) == (f"text-classifier:{version}", tag, False)
+    stored = bentoml.models.get(tag)
+    assert verify_package(Path(stored.path)).version == version
+    assert stored.info.labels["name"] == "tiny"
+    assert stored.info.metadata["classes"] == ["delivery", "praise", "returns"]
+    # The report and the checkpoint hold users' text or torch's format: they stay behind.
+    assert sorted(path.name for path in Path(stored.path).iterdir()) == [
+        "README.md",
+        "golden.jsonl",
+        "manifest.json",
+        "model.onnx",
+        "model.yaml",
+        "tokenizer.json",
+    ]
+
+
+def test_a_spoilt_package_is_not_registered(package: Path) -> None:
+    (package / GOLDEN_FILE).unlink()
+    with pytest.raises(PackageError, match=GOLDEN_FILE):
+        register(package)

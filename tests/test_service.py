@@ -1,0 +1,127 @@
+"""The BentoML service in real processes: no torch inside, folder or bento, one pinned model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bentoml.exceptions import BentoMLException
+
+from service.classifier import Classifier
+from service.service import pinned_model
+from tests.conftest import ROOT
+from tests.servers import BENTOML, classify, get, serving
+
+# Makes `import torch` and `import transformers` fail, then answers one text.
+WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "optimum", "datasets", "training"):
+            raise ImportError(f"{name} is not for serving")
+
+sys.meta_path.insert(0, Refuse())
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    raise SystemExit("torch can still be imported: this test proves nothing")
+"""
+
+
+def test_serving_needs_neither_torch_nor_transformers(tiny_package: Path) -> None:
+    modules = sorted(path.stem for path in (ROOT / "service").glob("*.py"))
+    code = WITHOUT_TORCH + "\n".join(
+        [
+            *(f"import service.{module}" for module in modules if module != "__init__"),
+            "from service.service import app, TextClassifier",
+            "TextClassifier.inner()",
+            "from starlette.testclient import TestClient",
+            "answer = TestClient(app).post('/classify', json={'input': 'hello'})",
+            "print(answer.status_code)",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "WHETSTONE_PACKAGE": str(tiny_package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("200")
+
+
+def test_a_folder_is_served_with_an_empty_model_store(tiny_package: Path, tmp_path: Path) -> None:
+    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "BENTOML_HOME": str(tmp_path)}
+    with serving("service.service:TextClassifier", environment) as address:
+        assert get(address, "/livez")[0] == 200
+        assert get(address, "/readyz")[0] == 200
+        classify(address, {"input": "hello"})
+        status, metrics = get(address, "/metrics")
+        assert status == 200
+        assert 'endpoint="/classify"' in metrics
+        expected = Classifier.load(tiny_package).classify(["where is my parcel"])[0]
+        (item,) = classify(address, {"input": "where is my parcel"})["data"]
+        assert item["label"] == expected.label
+        assert item["score"] == pytest.approx(expected.score, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WHETSTONE_PACKAGE": "/nowhere"}, "/nowhere is not a model package"),
+        ({"WHETSTONE_PACKGE": "x"}, "did you mean WHETSTONE_PACKAGE"),
+    ],
+)
+def test_what_cannot_be_served_ends_with_one_sentence(
+    environment: dict[str, str], said: str
+) -> None:
+    done = subprocess.run(
+        [BENTOML, "serve", "service.service:TextClassifier", "--port", "1"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+BENTO = """\
+models: []
+services:
+- name: text-classifier
+  models:
+  - tag: text-classifier:aaaaaaaaaaaa
+  - tag: another-model:bbb
+"""
+
+
+def test_inside_a_bento_its_own_model_is_pinned(tmp_path: Path) -> None:
+    bento = tmp_path / "bento.yaml"
+    bento.write_text(BENTO, "utf-8")
+    assert pinned_model(bento) == "text-classifier:aaaaaaaaaaaa"
+
+
+def test_outside_a_bento_nothing_is_pinned(tmp_path: Path) -> None:
+    assert pinned_model(tmp_path / "bento.yaml") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["models: []", BENTO + "  - tag: text-classifier:cccccccccccc\n", "services:"]
+)
+def test_a_bento_without_exactly_one_model_is_refused(tmp_path: Path, content: str) -> None:
+    bento = tmp_path / "bento.yaml"
+    bento.write_text(content, "utf-8")
+    with pytest.raises(BentoMLException, match="not one"):
+        pinned_model(bento)

@@ -1,0 +1,31 @@
+"""The `WHETSTONE_*` variables: typed, and a mistyped one is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, read_settings
+
+
+def test_unset_and_empty_variables_mean_the_defaults() -> None:
+    assert read_settings({"WHETSTONE_PACKAGE": "", "PATH": "/bin"}) == Settings()
+
+
+def test_values_are_typed() -> None:
+    settings = read_settings({"WHETSTONE_PACKAGE": "a/b", "WHETSTONE_THREADS": "3"})
+    assert settings == Settings(package=Path("a/b"), threads=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WHETSTONE_PACKGE", "x", "did you mean WHETSTONE_PACKAGE"),
+        ("WHETSTONE_THREADS", "many", "WHETSTONE_THREADS='many'"),
+        ("WHETSTONE_THREADS", "0", "WHETSTONE_THREADS='0'"),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        read_settings({name: value})

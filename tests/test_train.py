@@ -1,0 +1,158 @@
+"""Training: it learns, keeps what it made, can be interrupted, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.config import load_recipe
+from training.defaults import careful_defaults, learning_rate
+from training.errors import BaseModelError, InterruptedRunError, RunError
+from training.train import (
+    CHECKPOINT,
+    RECORD,
+    RESOLVED_RECIPE,
+    Progress,
+    last_checkpoint,
+    open_run,
+    train,
+)
+
+LABELS = ["delivery", "praise", "returns"]
+
+
+def recipe_at(tiny_recipe: Path, folder: Path, **overrides: str) -> Any:
+    return load_recipe(tiny_recipe, {"output_dir": str(folder), **overrides})
+
+
+def test_every_parameter_moved_and_the_loss_fell(tiny_base: Path, tiny_run_folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    record = json.loads((tiny_run_folder / RECORD).read_text("utf-8"))
+    losses = [evaluation["loss"] for evaluation in record["evaluations"]]
+    assert losses[-1] < losses[0] * 0.95
+    before = load_file(tiny_base / "model.safetensors")
+    after = load_file(tiny_run_folder / CHECKPOINT / "model.safetensors")
+    for name, old in before.items():
+        assert not torch.equal(old, after[f"bert.{name}"]), name
+
+
+def test_the_checkpoint_knows_its_labels_in_sorted_order(tiny_run_folder: Path) -> None:
+    config = json.loads((tiny_run_folder / CHECKPOINT / "config.json").read_text("utf-8"))
+    assert [config["id2label"][str(index)] for index in range(3)] == LABELS
+
+
+def test_the_best_epoch_is_kept_and_nothing_else(tiny_run_folder: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    assert last_checkpoint(tiny_run_folder) is None
+    assert (tiny_run_folder / CHECKPOINT / "model.safetensors").is_file()
+    manifest = json.loads((tiny_run_folder / "package" / "manifest.json").read_text("utf-8"))
+    record = json.loads((tiny_run_folder / RECORD).read_text("utf-8"))
+    best = max(evaluation["macro_f1"] for evaluation in record["evaluations"])
+    # The package was measured again, by another code path: it is the best epoch's model.
+    assert manifest["metrics"]["validation"]["macro_f1"] == pytest.approx(best, abs=1e-6)
+    assert AutoModelForSequenceClassification.from_pretrained(tiny_run_folder / CHECKPOINT)
+
+
+def test_every_key_in_force_is_written_out(tiny_run_folder: Path) -> None:
+    resolved = yaml.safe_load((tiny_run_folder / RESOLVED_RECIPE).read_text("utf-8"))
+    assert resolved["learning_rate"] == 0.002
+    assert resolved["warmup_ratio"] == 0.1
+    assert resolved["name"] == "tiny"
+
+
+def test_the_same_run_goes_on_without_training_again(
+    tiny_recipe: Path, tiny_run_folder: Path
+) -> None:
+    before = (tiny_run_folder / CHECKPOINT / "model.safetensors").stat().st_mtime_ns
+    run = train(recipe_at(tiny_recipe, tiny_run_folder))
+    assert run.record["finished"]
+    assert (tiny_run_folder / CHECKPOINT / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_does_not_take_the_folder(
+    tiny_recipe: Path, tiny_run_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_run_folder, tmp_path / "run")
+    changed = recipe_at(tiny_recipe, folder, seed="7", num_train_epochs="1")
+    with pytest.raises(RunError, match="--overwrite"):
+        train(changed)
+    (folder / "notes.txt").write_text("mine")
+    run = train(changed, overwrite=True)
+    assert run.record["training_arguments"]["num_train_epochs"] == 1
+    assert (folder / "notes.txt").is_file()
+    assert not (folder / "package").exists()
+
+
+def test_export_wants_the_recipe_that_was_trained(tiny_recipe: Path, tiny_run_folder: Path) -> None:
+    assert open_run(recipe_at(tiny_recipe, tiny_run_folder, precision="int8"))
+    with pytest.raises(RunError, match="another recipe"):
+        open_run(recipe_at(tiny_recipe, tiny_run_folder, seed="7"))
+    with pytest.raises(RunError, match="whetstone train"):
+        open_run(recipe_at(tiny_recipe, tiny_run_folder.parent / "nowhere"))
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run")
+    seen: list[int] = []
+    plain = Progress.on_step_end
+
+    def interrupt(self: Progress, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        seen.append(state.global_step)
+        if state.global_step == 20 and len(seen) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        plain(self, args, state, control, **rest)
+
+    monkeypatch.setattr(Progress, "on_step_end", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedRunError, match=r"same command again"):
+        train(recipe)
+    assert signal.getsignal(signal.SIGINT) is before
+    kept = last_checkpoint(tmp_path / "run")
+    assert kept is not None
+    stopped = int(Path(kept).name.removeprefix("checkpoint-"))
+    assert stopped in (20, 21)
+    run = train(recipe)
+    assert seen[stopped] == stopped + 1, "it went on where it had stopped"
+    assert run.record["finished"]
+    assert seen[-1] == 112
+
+
+def test_a_max_length_beyond_the_model_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="from 3 to 64 tokens"):
+        train(recipe_at(tiny_recipe, tmp_path, max_length="65"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "labels", "lowest", "highest"),
+    [
+        (23_000_000, 2, 4e-5, 6e-5),
+        (23_000_000, 8, 8e-5, 1.2e-4),
+        (23_000_000, 77, 2.9e-4, 3e-4),
+        (110_000_000, 77, 2e-5, 2e-5),
+        (335_000_000, 2, 1e-5, 1e-5),
+    ],
+)
+def test_learning_rates_stay_where_models_remember(
+    parameters: int, labels: int, lowest: float, highest: float
+) -> None:
+    assert lowest <= learning_rate(parameters, labels) <= highest
+
+
+def test_few_rows_get_more_passes() -> None:
+    def epochs(rows: int) -> int:
+        passes: int = careful_defaults(23_000_000, rows, 4)["num_train_epochs"]
+        return passes
+
+    assert epochs(500) > epochs(3_000) > epochs(50_000) >= 3
