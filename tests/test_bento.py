@@ -11,12 +11,13 @@ import yaml
 
 from service.classifier import Classifier
 from service.model_package import (
-    CARD_FILE,
     GOLDEN_FILE,
+    file_record,
     package_version,
+    read_golden,
     read_manifest,
+    write_golden,
     write_manifest,
-    write_text,
 )
 from tests.conftest import ROOT, example_rows
 from tests.servers import BENTOML, classify, get, serving
@@ -44,17 +45,19 @@ def empty_the_store() -> None:
         bentoml.models.delete(model.tag)
 
 
-def other_labels(package: Path) -> str:
+def rename_labels(package: Path) -> None:
     """Turn `package` into another sound one, whose labels no answer of the first has."""
     manifest = read_manifest(package)
-    renamed = tuple(f"other {label}" for label in manifest.labels)
-    changed = manifest.model_copy(update={"labels": renamed})
-    version = package_version(manifest.files, changed)
+    golden = [
+        answer.model_copy(update={"label": f"other {answer.label}"})
+        for answer in read_golden(package)
+    ]
+    write_golden(package, golden)
+    files = {**manifest.files, GOLDEN_FILE: file_record(package / GOLDEN_FILE)}
+    labels = tuple(f"other {label}" for label in manifest.labels)
+    changed = manifest.model_copy(update={"labels": labels, "files": files})
+    version = package_version(files, changed)
     write_manifest(package, changed.model_copy(update={"version": version}))
-    write_text(package / CARD_FILE, "another")
-    golden = (package / GOLDEN_FILE).read_text("utf-8")
-    assert golden
-    return version
 
 
 def test_a_bento_keeps_serving_the_model_it_was_built_with(
@@ -64,12 +67,10 @@ def test_a_bento_keeps_serving_the_model_it_was_built_with(
     tag, _ = register(tiny_package)
     # As a user would build it: no argument, so the bento's own code must find what it pins.
     bento = build()
-    other_labels(package)
-    later = bentoml.models.create(f"text-classifier:{read_manifest(package).version}")
-    with later as stored:
-        for path in package.iterdir():
-            Path(stored.path_of(path.name)).write_bytes(path.read_bytes())
-    assert str(bentoml.models.get("text-classifier:latest").tag) != tag
+    rename_labels(package)
+    later, new = register(package)
+    assert new
+    assert str(bentoml.models.get("text-classifier:latest").tag) == later
 
     expected = Classifier.load(tiny_package).classify(TEXTS)
     with serving(str(bento)) as address:
