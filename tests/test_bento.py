@@ -64,7 +64,7 @@ def test_a_bento_keeps_serving_the_model_it_was_built_with(
     tiny_package: Path, package: Path
 ) -> None:
     empty_the_store()
-    tag, _ = register(tiny_package)
+    register(tiny_package)
     # As a user would build it: no argument, so the bento's own code must find what it pins.
     bento = build()
     rename_labels(package)

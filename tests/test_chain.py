@@ -1,0 +1,149 @@
+"""The whole chain on real weights: what `make demo` runs, and every command of the README."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import bentoml
+import pytest
+
+from service.classifier import Classifier
+from service.model_package import verify_package
+from tests.conftest import EXAMPLE, ROOT
+from tests.servers import classify, serving
+from training.cli import main
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+MINIMUM_ACCURACY = 0.90
+# Commands of the README that another test runs, or whose first word is not ours.
+RUN_ELSEWHERE = {
+    "make demo": "the fixture `demo`",
+    "make test": "what CI calls",
+    "make test-all": "this run",
+    "make setup": "a prerequisite of every make target",
+    "source .venv/bin/activate": "the environment of this run",
+    "bentoml serve service.service:TextClassifier": "test_service",
+    "WHETSTONE_PACKAGE=runs/support_tickets/package bentoml serve service.service:TextClassifier": (
+        "test_service"
+    ),
+    "bentoml build": "test_bento",
+}
+# Needs a container engine, a network or a person's own files.
+NOT_HERE = ("curl ", "bentoml containerize ", "docker ", "pip install ", "bentoml build --arg ")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo left behind, and what it printed."""
+
+    run_folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """`make demo`, into a folder of this test run; the fast suite's tiny model plays no part."""
+    folder = tmp_path_factory.mktemp("demo") / "runs" / "support_tickets"
+    done = subprocess.run(
+        [sys.executable, "examples/demo.py", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return Demo(folder, done.stdout)
+
+
+def test_the_demo_answers_three_messages_rightly(demo: Demo) -> None:
+    answers = re.findall(r"^  (\w+) +([01]\.\d{3})  \S", demo.printed, re.MULTILINE)
+    assert [label for label, _ in answers] == ["delivery", "technical_fault", "billing"]
+    assert "bentoml serve text-classifier:" in demo.printed
+
+
+def test_the_run_folder_holds_everything(demo: Demo) -> None:
+    made = {str(path.relative_to(demo.run_folder)) for path in demo.run_folder.rglob("*")}
+    assert {
+        "checkpoint/model.safetensors",
+        "package/model.onnx",
+        "package/tokenizer.json",
+        "package/manifest.json",
+        "package/golden.jsonl",
+        "package/README.md",
+        "metrics.json",
+        "report/confusion.png",
+        "resolved_recipe.yaml",
+    } <= made
+
+
+def test_the_example_is_learned(demo: Demo) -> None:
+    metrics = json.loads((demo.run_folder / "metrics.json").read_text("utf-8"))
+    assert metrics["accuracy"] >= MINIMUM_ACCURACY
+    assert metrics["rows"] >= 200
+    manifest = verify_package(demo.run_folder / "package")
+    assert manifest.metrics["test"]["accuracy"] == metrics["accuracy"]
+    assert manifest.parity["fp32"]["largest_logit_difference"] <= 1e-3
+
+
+def test_the_built_bento_answers_as_the_classifier_does(demo: Demo) -> None:
+    with (EXAMPLE / "test.csv").open(newline="", encoding="utf-8") as handle:
+        texts = [row["text"] for row in csv.DictReader(handle)][:50]
+    expected = Classifier.load(demo.run_folder / "package").classify(texts)
+    with serving(str(bentoml.bentos.get("text-classifier:latest").path)) as address:
+        answers = classify(address, {"input": texts})["data"]
+    for answer, prediction in zip(answers, expected, strict=True):
+        assert answer["label"] == prediction.label
+        assert answer["probs"] == pytest.approx(prediction.probs.tolist(), abs=1e-5)
+
+
+def test_int8_of_real_weights_is_smaller_and_agrees(
+    demo: Demo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fp32 = verify_package(demo.run_folder / "package")
+    recipe = str(EXAMPLE / "recipe.yaml")
+    folder = str(demo.run_folder)
+    assert main(["export", recipe, "--output_dir", folder, "--precision", "int8"]) == 0
+    int8 = verify_package(demo.run_folder / "package")
+    assert int8.files["model.onnx"].size < fp32.files["model.onnx"].size / 3
+    assert int8.parity["int8"]["label_agreement_with_fp32"] >= 0.95
+    assert main(["export", recipe, "--output_dir", folder]) == 0
+    assert verify_package(demo.run_folder / "package").version == fp32.version
+
+
+def readme_commands() -> list[str]:
+    """Every line of the README's bash blocks, continued lines joined."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+def test_every_command_of_the_readme_works(demo: Demo) -> None:
+    ran = 0
+    (demo.run_folder.parent.parent / "examples").symlink_to(ROOT / "examples")
+    for command in readme_commands():
+        if command in RUN_ELSEWHERE or command.startswith(NOT_HERE):
+            continue
+        name, *arguments = shlex.split(command)
+        assert name == "whetstone", f"no test runs `{command}`"
+        done = subprocess.run(
+            [BIN / name, *arguments],
+            cwd=demo.run_folder.parent.parent,
+            env=os.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        ran += 1
+    assert ran >= 5
