@@ -21,7 +21,7 @@ RECIPE = ROOT / "examples" / "support_tickets" / "recipe.yaml"
 MESSAGES = (
     "Hello, my parcel was supposed to be here on Tuesday and tracking has not moved since.",
     "the blender leaks from the bottom and now it won't switch on any more",
-    "You took the 9.99 twice this month, please send one of them back.",
+    "Why is there a second charge of 9.99 on my card this month?",
 )
 START_SECONDS = 120
 

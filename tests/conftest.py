@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+CACHE = tempfile.TemporaryDirectory(prefix="whetstone-tests-")
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
 for name in [name for name in os.environ if name.startswith("WHETSTONE_")]:
     del os.environ[name]
 
@@ -25,10 +28,8 @@ TINY_LABELS = ("delivery", "praise", "returns")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_stores(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """BentoML's stores and the data sets' cache in a folder of this test run."""
-    folder = tmp_path_factory.mktemp("stores")
-    os.environ["BENTOML_HOME"] = str(folder / "bentoml")
-    os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    """BentoML's stores in a folder of this test run."""
+    os.environ["BENTOML_HOME"] = str(tmp_path_factory.mktemp("bentoml"))
 
 
 @pytest.fixture(scope="session", autouse=True)

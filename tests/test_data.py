@@ -142,6 +142,11 @@ def test_a_quoted_cell_keeps_comma_and_line_break(tmp_path: Path) -> None:
     assert split.texts == ['a, "b"\nc']
 
 
+def test_a_very_long_cell_is_read_whole(tmp_path: Path) -> None:
+    text = "long " * 50_000
+    assert read_text(tmp_path, f"text,label\n{text},x\n").texts == [text]
+
+
 def test_columns_may_have_other_names_and_neighbours(tmp_path: Path) -> None:
     table = read_table(write_csv(tmp_path / "a.csv", [{"id": "1", "body": "a", "kind": "x"}]))
     split = rows_of(table, "a.csv", "body", "kind", Findings(drop_invalid=False))
@@ -221,7 +226,6 @@ def test_csv_rows_that_are_all_longer_than_the_header_are_refused(
     ("content", "name"),
     [
         ('text,label\n"a,x\nb,y\n', "rows.csv"),
-        ("text,text\na,x\n", "rows.csv"),
         ('{"text":"a","label":"x"}\n{"text":"b",\n', "rows.jsonl"),
         ('{"text":"a","label":"x"}\nb\n', "rows.jsonl"),
         ('[{"text":"a","label":"x"}', "rows.json"),
@@ -230,6 +234,11 @@ def test_csv_rows_that_are_all_longer_than_the_header_are_refused(
 )
 def test_a_malformed_file_is_named_in_one_line(tmp_path: Path, content: str, name: str) -> None:
     assert name in refusal(read_text, tmp_path, content, name)
+
+
+def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
+    said = refusal(read_text, tmp_path, "text,label,text\na,x,b\n")
+    assert "rows.csv has two columns named 'text'" in said
 
 
 # Refusing rows
@@ -264,8 +273,10 @@ def test_a_csv_row_without_its_label_cell_is_named(tmp_path: Path) -> None:
 
 
 def test_several_unusable_rows_are_counted(tmp_path: Path) -> None:
-    said = refusal(read_text, tmp_path, "text,label\na,x\n,x\n,y\n,y\n")
-    assert "row 2: the text is empty (and 2 more rows)" in said
+    rows = [*ROWS, *[{"text": "", "label": "praise"}] * 3]
+    said = refusal(lambda: load(tmp_path, rows))
+    assert "row 5: the text is empty (and 2 more rows)" in said
+    assert load(tmp_path, rows, drop_invalid=True).dropped == 3
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -289,6 +300,20 @@ def test_a_label_with_a_single_row_is_named_or_dropped(tmp_path: Path) -> None:
     assert data.labels == ["delivery", "praise"]
     assert data.test is not None
     assert data.test.texts == TEXTS
+
+
+@pytest.mark.parametrize("drop_invalid", [False, True])
+def test_a_label_that_the_package_does_not_know_names_the_row_in_the_file(
+    tmp_path: Path, drop_invalid: bool
+) -> None:
+    texts = ["late", "" if drop_invalid else "early", "lovely"]
+    labels = ["delivery", "delivery", "weather"]
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    table = read_table(write_csv(tmp_path / "mine.csv", rows))
+    findings = Findings(drop_invalid)
+    said = refusal(rows_of, table, "mine.csv", "text", "label", findings, ["delivery", "praise"])
+    assert said.startswith("mine.csv, row 3: label 'weather'")
+    assert said.endswith("delivery, praise")
 
 
 def test_a_single_label_is_refused_even_when_dropping(tmp_path: Path) -> None:

@@ -184,6 +184,13 @@ def test_a_file_without_rows_gives_a_file_without_rows(
         assert written == ["id", "text", "label", "score", "error"]
 
 
+def test_a_very_long_cell_is_kept_whole(classifier: Classifier, tmp_path: Path) -> None:
+    rows = [{"text": "long " * 50_000}]
+    predict(classifier, write_csv(tmp_path / "in.csv", rows), tmp_path / "out.jsonl")
+    (row,) = read(tmp_path / "out.jsonl")
+    assert (row["text"], row["error"]) == (rows[0]["text"], None)
+
+
 def test_a_file_can_be_scored_in_place(classifier: Classifier, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "in.csv", ROWS)
     predict(classifier, path, path)

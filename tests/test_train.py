@@ -15,10 +15,8 @@ import yaml
 from training.config import load_recipe
 from training.defaults import careful_defaults, learning_rate
 from training.errors import BaseModelError, InterruptedRunError, RunError
+from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE
 from training.train import (
-    CHECKPOINT,
-    RECORD,
-    RESOLVED_RECIPE,
     Progress,
     last_checkpoint,
     open_run,

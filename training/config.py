@@ -128,13 +128,17 @@ def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
     _refuse_unknown(overrides, "on the command line")
     if "dataset_name" in stated and any(key in overrides for key in FILE_KEYS):
         stated = {key: value for key, value in stated.items() if key not in HUB_KEYS}
+    if "dataset_name" in overrides:
+        stated = {key: value for key, value in stated.items() if key not in FILE_KEYS}
     values = {**stated, **overrides}
     own = {field.name for part in OWN_ARGUMENTS for field in dataclasses.fields(part)}
     data, model, export = _parse(OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own})
     _check_name(data, path)
     output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
     training = {key: value for key, value in values.items() if key not in own}
-    parse_training_arguments({**training, "output_dir": str(output_dir)})  # types, before any work
+    # Types and contradictions, before any work; the strategies as `careful_defaults` has them.
+    strategies = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    parse_training_arguments({**strategies, **training, "output_dir": str(output_dir)})
     return Recipe(model, data, export, training, output_dir)
 
 
@@ -149,7 +153,8 @@ def parse_training_arguments(values: Mapping[str, Any]) -> TrainingArguments:
     try:
         (arguments,) = _parse((TrainingArguments,), values)
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"the recipe's training keys are not possible: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"the recipe's training keys are not possible: {reason}") from error
     return arguments
 
 
@@ -205,8 +210,11 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         def error(self, message: str) -> NoReturn:
             raise RecipeError(message.replace("argument --", "key "))
 
+    single = {f.name for part in OWN_ARGUMENTS for f in dataclasses.fields(part)}
     words: list[str] = []
     for key, value in values.items():
+        if isinstance(value, list) and key in single:
+            raise RecipeError(f"key {key} takes one value, not {len(value)}")
         if isinstance(value, dict):
             words.append(f"--{key}={json.dumps(value)}")
         elif isinstance(value, list):

@@ -7,10 +7,12 @@ where none is given, and says in one sentence what cannot be used.
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,9 +121,14 @@ class Findings:
 
 
 def rows_of(
-    table: Dataset, where: str, text_column: str, label_column: str, findings: Findings
+    table: Dataset,
+    where: str,
+    text_column: str,
+    label_column: str,
+    findings: Findings,
+    known: Sequence[str] | None = None,
 ) -> Split:
-    """The texts and label names of a table, checked row by row."""
+    """The texts and label names of a table, checked row by row; `known` are the only labels."""
     for column in (text_column, label_column):
         if column not in table.column_names:
             raise DataError(
@@ -138,6 +145,11 @@ def rows_of(
         problem = text_problem(text) or ("the label is missing" if label is None else None)
         if problem:
             problems.setdefault(problem, []).append(row)
+        elif known is not None and label not in known:
+            raise DataError(
+                f"{where}, row {row + 1}: label {label!r} is not one of the package's: "
+                f"{', '.join(known)}"
+            )
         else:
             kept.append(row)
     for problem, rows in problems.items():
@@ -149,7 +161,7 @@ def text_problem(text: object) -> str | None:
     """Why `text` cannot be classified, or None."""
     if text is None:
         return "the text is missing"
-    if isinstance(text, list | dict):
+    if not isinstance(text, str | int | float):
         return f"the text is a {type(text).__name__}"
     if not str(text).strip():
         return "the text is empty"
@@ -177,17 +189,21 @@ def read_table(path: Path) -> Dataset:
         refuse_undecodable(path)
     if kind == "csv":
         columns = csv_header(path)
-        # All columns as text: `NA` and `null` are words, `007` is not 7.
-        options["features"] = Features({column: Value("string") for column in columns})
+        # All columns as text: `NA` and `null` are words, `007` is not 7. A nameless column is
+        # called as pandas will call it.
+        names = [column or f"Unnamed: {index}" for index, column in enumerate(columns)]
+        options["features"] = Features({name: Value("string") for name in names})
         options["keep_default_na"] = False
         options["encoding"] = "utf-8-sig"
     try:
-        table = load_dataset(kind, data_files=str(path), split="train", **options)
+        table = load_dataset(kind, data_files=glob.escape(str(path)), split="train", **options)
     except (DatasetGenerationError, ValueError, OSError, TypeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if "corresponds to no data" in reason:
+            raise DataError(f"{path} holds no rows") from None
         raise DataError(f"{path} cannot be read as {kind.upper()}: {reason}") from error
     assert not isinstance(table, DatasetDict)  # noqa: S101 - a split was named
     return table
@@ -195,8 +211,16 @@ def read_table(path: Path) -> Dataset:
 
 def csv_header(path: Path) -> list[str]:
     """Column names of a CSV file."""
+    csv.field_size_limit(1 << 30)
     with path.open(newline="", encoding="utf-8-sig") as handle:
-        columns = next(csv.reader(handle), [])
+        reader = csv.reader(handle)
+        columns = next(reader, [])
+        first = next(filter(None, reader), [])
+        if len(first) > len(columns):
+            # pandas would take the first column for an index.
+            raise DataError(f"{path}, line {reader.line_num}: more cells than columns")
+    if not columns:
+        raise DataError(f"{path} is empty: it has no header")
     doubled = [column for column, count in Counter(columns).items() if count > 1]
     if doubled:
         raise DataError(f"{path} has two columns named {doubled[0]!r}")

@@ -40,8 +40,9 @@ from service.model_package import (
 from training.card import CARD_FILE, model_card
 from training.errors import ExportError
 from training.evaluate import evaluate, headline
+from training.layout import PACKAGE
 from training.progress import progress
-from training.train import PACKAGE, TrainedRun
+from training.train import TrainedRun
 
 logger = logging.getLogger(__name__)
 

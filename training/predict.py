@@ -71,6 +71,8 @@ def predict(
                 )
             )
             for row, problem in zip(chunk, problems, strict=True):
+                if own := row.keys() & set(added):
+                    raise DataError(f"{source}: rows differ: only a later one has {min(own)!r}")
                 row.update(dict.fromkeys(added))
                 row[error] = problem
                 if problem is None:
@@ -205,7 +207,9 @@ def _json_writer(
     with path.open("w", encoding="utf-8") as handle:
 
         def write(rows: list[Row]) -> None:
-            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            handle.writelines(
+                json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
+            )
 
         yield write
 
@@ -226,20 +230,25 @@ def _parquet_writer(
 
     def write(rows: list[Row]) -> None:
         nonlocal writer
-        if writer is None:
-            # JSON states no types: the first rows decide.
-            guessed = pyarrow.Table.from_pylist(rows).schema
-            kinds = [types.get(name) or guessed.field(name).type for name in (*columns, *added)]
-            kinds = [pyarrow.string() if kind == pyarrow.null() else kind for kind in kinds]
-            fields = zip((*columns, *added), kinds, strict=True)
-            writer = parquet.ParquetWriter(path, pyarrow.schema(list(fields)))
+        names = [*columns, *added]
+        if any(row.keys() - set(names) for row in rows):
+            raise DataError(f"{source}: rows differ in their keys, which Parquet cannot hold")
         try:
+            if writer is None:
+                # JSON states no types: the first rows decide.
+                guessed = {n: pyarrow.array([row.get(n) for row in rows]).type for n in columns}
+                kinds = [types.get(name) or guessed[name] for name in names]
+                kinds = [pyarrow.string() if kind == pyarrow.null() else kind for kind in kinds]
+                fields = zip(names, kinds, strict=True)
+                writer = parquet.ParquetWriter(path, pyarrow.schema(list(fields)))
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=writer.schema))
         except pyarrow.ArrowException as failure:
             raise DataError(f"{source}: rows differ too much for one table: {failure}") from None
 
     try:
         yield write
+        if writer is None:
+            write([])
     finally:
         if writer is not None:
             writer.close()

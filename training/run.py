@@ -9,7 +9,6 @@ from service.model_package import read_manifest, write_manifest, write_text
 from training.card import CARD_FILE, model_card
 from training.config import Recipe
 from training.evaluate import (
-    CONFUSION_FILE,
     draw_confusion,
     evaluate,
     headline,
@@ -17,8 +16,9 @@ from training.evaluate import (
     write_metrics,
 )
 from training.export import export
+from training.layout import CONFUSION_FILE, METRICS_FILE, REPORT
 from training.register import register
-from training.train import METRICS_FILE, REPORT, TrainedRun, train
+from training.train import TrainedRun, train
 
 
 def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str:

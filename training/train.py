@@ -43,6 +43,7 @@ from training.config import Recipe, parse_training_arguments
 from training.data import LabelledData, Split, load_data
 from training.defaults import careful_defaults
 from training.errors import BaseModelError, InterruptedRunError, RunError
+from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE, RUN_FILES, RUN_FOLDERS
 from training.progress import progress
 
 if TYPE_CHECKING:
@@ -51,14 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint"
-RECORD = "training.json"
-RESOLVED_RECIPE = "resolved_recipe.yaml"
-PACKAGE = "package"
-REPORT = "report"
-METRICS_FILE = "metrics.json"
-RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT)
-RUN_FILES = (RECORD, RESOLVED_RECIPE, METRICS_FILE)
 DEFAULT_SEED = 42
 
 
@@ -350,11 +343,9 @@ def _finish(
     max_length: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Save the best model, drop the Trainer's own checkpoints, write the record."""
+    """Save the best model, write the record, drop the Trainer's own checkpoints."""
     folder = recipe.output_dir / CHECKPOINT
     trainer.save_model(str(folder))
-    for left in folder.glob("checkpoint-*"):
-        shutil.rmtree(left)
     evaluations = [
         {key: entry[f"eval_{key}"] for key in ("loss", "accuracy", "macro_f1")}
         | {"epoch": entry["epoch"]}
@@ -380,6 +371,9 @@ def _finish(
         "seconds": round(seconds, 1),
     }
     _write_record(recipe.output_dir, record)
+    # Last: until the record says that the run is finished, these are the way to go on.
+    for left in folder.glob("checkpoint-*"):
+        shutil.rmtree(left)
     return record
 
 

@@ -1,0 +1,14 @@
+"""What a run folder holds, by name."""
+
+from __future__ import annotations
+
+CHECKPOINT = "checkpoint"
+PACKAGE = "package"
+REPORT = "report"
+METRICS_FILE = "metrics.json"
+CONFUSION_FILE = "confusion.png"
+RECORD = "training.json"
+RESOLVED_RECIPE = "resolved_recipe.yaml"
+# Everything that a run makes, and so all that `--overwrite` removes.
+RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT)
+RUN_FILES = (RECORD, RESOLVED_RECIPE, METRICS_FILE)
