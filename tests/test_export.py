@@ -29,14 +29,14 @@ def test_the_package_says_where_it_came_from(tiny_package: Path) -> None:
     manifest = verify_package(tiny_package)
     provenance = manifest.provenance
     assert len(provenance["base_model"]["sha256"]) == 64
-    assert provenance["dataset"]["train_rows"] == 216
+    assert provenance["dataset"]["train_rows"] == 435
     assert provenance["recipe"]["name"] == "tiny"
     assert provenance["packages"]["transformers"]
     assert manifest.parity["fp32"]["token_ids_equal"] is True
     assert manifest.parity["fp32"]["largest_logit_difference"] < 1e-4
     assert sum(manifest.profile.label_priors.values()) == pytest.approx(1)
-    assert sum(manifest.profile.token_length_counts) == 216
-    assert sum(manifest.profile.confidence_counts) == 24
+    assert sum(manifest.profile.token_length_counts) == 435
+    assert sum(manifest.profile.confidence_counts) == 48
 
 
 def test_the_tokenizer_states_its_truncation_and_padding(tiny_package: Path) -> None:

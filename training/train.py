@@ -79,7 +79,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     """
     data = load_data(recipe.data, recipe_seed(recipe))
     identity = run_identity(recipe, data)
-    record = _claim_folder(recipe.output_dir, identity, overwrite)
+    record = {} if overwrite else _found_run(recipe.output_dir, identity)
     if record.get("finished"):
         logger.warning("%s is trained already: going on with it", recipe.output_dir)
         return TrainedRun(recipe.output_dir, recipe, data, record)
@@ -89,6 +89,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     max_length = usable_max_length(recipe, tokenizer)
     model = base.classifier(data.labels, recipe_seed(recipe))
     arguments = training_arguments(recipe, model.num_parameters(), len(data.train), data.labels)
+    # Only now, when nothing that was given can be refused any more.
+    _claim_folder(recipe.output_dir, identity, overwrite)
     _write_resolved_recipe(recipe, arguments, max_length)
     trainer = _make_trainer(model, tokenizer, data, arguments, max_length)
 
@@ -130,11 +132,12 @@ def recipe_seed(recipe: Recipe) -> int:
 
 
 def run_identity(recipe: Recipe, data: LabelledData) -> str:
-    """SHA-256 of what decides the checkpoint: recipe (export apart), data, not file names."""
+    """SHA-256 of what decides the checkpoint: recipe (export apart), training data, no names."""
     keys = recipe.as_dict()
     for key in ("train_file", "validation_file", "test_file", "precision"):
         keys.pop(key, None)
-    content = {"recipe": {k: str(v) for k, v in keys.items()}, "data": data.fingerprint()}
+    training_data = data.fingerprint(("train", "validation"))
+    content = {"recipe": {k: str(v) for k, v in keys.items()}, "data": training_data}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -305,25 +308,29 @@ def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
         )
 
 
-def _claim_folder(folder: Path, identity: str, overwrite: bool) -> dict[str, Any]:
-    """The record of `folder`: its own when it is the same run, else a new one."""
+def _found_run(folder: Path, identity: str) -> dict[str, Any]:
+    """The record of this very run in `folder`; empty where nothing is there yet.
+
+    Raises:
+        RunError: the folder holds another run.
+    """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: choose another output_dir")
-    if overwrite:
-        _remove_run(folder)
+    record = _read_record(folder)
     made = [folder / name for name in (*RUN_FOLDERS, *RUN_FILES)]
-    if any(path.exists() for path in made):
-        record = _read_record(folder)
-        if record.get("identity") == identity:
-            return record
+    if record.get("identity") != identity and any(path.exists() for path in made):
         raise RunError(
             f"{folder} holds a run of another recipe or other data: choose another --output_dir, "
             "or replace it with --overwrite"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"identity": identity, "finished": False}
-    _write_record(folder, record)
     return record
+
+
+def _claim_folder(folder: Path, identity: str, overwrite: bool) -> None:
+    if overwrite:
+        _remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_record(folder, {"identity": identity, "finished": False})
 
 
 def _remove_run(folder: Path) -> None:
