@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set the environment up first.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/support_tickets
