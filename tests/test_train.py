@@ -66,6 +66,8 @@ def test_every_key_in_force_is_written_out(tiny_run_folder: Path) -> None:
     resolved = yaml.safe_load((tiny_run_folder / RESOLVED_RECIPE).read_text("utf-8"))
     assert resolved["learning_rate"] == 0.002
     assert resolved["warmup_ratio"] == 0.1
+    # Also where transformers' own default is the same.
+    assert resolved["lr_scheduler_type"] == "linear"
     assert resolved["name"] == "tiny"
 
 

@@ -372,7 +372,7 @@ def _finish(
             "dropped_rows": data.dropped,
         },
         "recipe": recipe.as_dict(),
-        "training_arguments": _stated(trainer.args),
+        "training_arguments": _stated(trainer.args, recipe),
         "evaluations": evaluations,
         "device": str(trainer.args.device),
         "seconds": round(seconds, 1),
@@ -384,19 +384,20 @@ def _finish(
     return record
 
 
-def _stated(arguments: TrainingArguments) -> dict[str, Any]:
-    """The TrainingArguments that differ from transformers' own defaults."""
+def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
+    """The TrainingArguments that somebody chose: the recipe, the careful defaults, the device."""
     plain = TrainingArguments(output_dir=arguments.output_dir).to_dict()
+    chosen = {*careful_defaults(1, 1, 1), *recipe.training}
     skipped = {"output_dir", "logging_dir", "run_name"}
     return {
         key: value
         for key, value in arguments.to_dict().items()
-        if key not in skipped and value != plain.get(key)
+        if key not in skipped and (key in chosen or value != plain.get(key))
     }
 
 
 def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, max_length: int) -> None:
-    resolved = recipe.as_dict() | _stated(arguments) | {"max_length": max_length}
+    resolved = recipe.as_dict() | _stated(arguments, recipe) | {"max_length": max_length}
     text = "# Every key in force in this run: the recipe, the command line, the defaults.\n"
     write_text(recipe.output_dir / RESOLVED_RECIPE, text + yaml.safe_dump(resolved))
 
