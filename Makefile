@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO_RUN := runs/support_tickets
+DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all lint clean
 

@@ -55,7 +55,7 @@ class Prediction:
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use: its affinity, and the cgroup's quota where one is set.
+    """CPU cores that this process may use: its affinity, and the quota of cgroup v2 if there.
 
     ONNX Runtime sizes its pools from the host (onnxruntime#29510), so this is asked instead.
     """
@@ -232,7 +232,8 @@ class Classifier:
             second, first = np.sort(np.asarray(expected.probs))[-2:]
             drift = float(np.abs(answer.probs - np.asarray(expected.probs)).max())
             flipped = answer.label != expected.label and first - second > GOLDEN_MARGIN
-            if flipped or drift > GOLDEN_SCORE_TOLERANCE:
+            # `not <=` also refuses NaN.
+            if flipped or not drift <= GOLDEN_SCORE_TOLERANCE:
                 raise GoldenMismatchError(
                     f"{folder}: golden text {row} no longer gets the answer recorded when the "
                     f"package was made (score drift {drift:.3f}): do not serve this copy; "

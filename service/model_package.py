@@ -133,11 +133,16 @@ def file_record(path: Path) -> FileRecord:
 
 
 def package_version(files: dict[str, FileRecord], behaviour: Behaviour) -> str:
-    """Twelve hex digits of the SHA-256 over model, tokenizer and the fields of `Behaviour`."""
+    """Twelve hex digits of the SHA-256 over model, tokenizer and the fields of `Behaviour`.
+
+    Fields at their default are left out, so that a field added later leaves old versions valid.
+    """
     content = {
         "model": files[MODEL_FILE].sha256,
         "tokenizer": files[TOKENIZER_FILE].sha256,
-        "behaviour": behaviour.model_dump(mode="json", include=set(Behaviour.model_fields)),
+        "behaviour": behaviour.model_dump(
+            mode="json", include=set(Behaviour.model_fields), exclude_defaults=True
+        ),
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -226,7 +231,12 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         old = temporary.with_name(temporary.name + ".old")
         if target.exists():
             target.rename(old)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

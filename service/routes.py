@@ -7,7 +7,9 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from typing import Any, NoReturn
 
 from starlette.applications import Starlette
@@ -58,6 +60,33 @@ class RequestError(Exception):
         self.param = param
 
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def answering_errors(endpoint: Endpoint) -> Endpoint:
+    """Answer every exception of `endpoint` in the error schema.
+
+    Here and not in a handler of the application: Starlette raises again what an `Exception`
+    handler has answered, and the server then logs it with its message, which may hold the text of
+    a request.
+    """
+
+    @wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except RequestError as error:
+            headers = {"Connection": "close"} if error.status == 413 else None
+            return error_response(error.status, error.message, error.param, headers)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:  # noqa: BLE001 - the last resort
+            logger.error("request failed: %s", type(error).__name__)
+            return error_response(500, "the server failed to answer: see its log")
+
+    return answer
+
+
 def make_app() -> Starlette:
     """The routes, answering 503 until `attach` has given them a classifier."""
     app = Starlette(
@@ -66,11 +95,7 @@ def make_app() -> Starlette:
             Route("/v1/classify", classify, methods=["POST"]),
             Route("/info", info, methods=["GET"]),
         ],
-        exception_handlers={
-            RequestError: _answer_request_error,
-            HTTPException: _answer_http_exception,
-            Exception: _answer_exception,
-        },
+        exception_handlers={HTTPException: _answer_http_exception},
     )
     app.state.classifier = None
     return app
@@ -82,6 +107,7 @@ def attach(app: Starlette, classifier: Classifier, threads: int) -> None:
     app.state.classifier = classifier
 
 
+@answering_errors
 async def classify(request: Request) -> Response:
     """`POST /classify`: see `ClassifyRequest` and `ClassifyResponse`."""
     classifier = _classifier(request)
@@ -98,6 +124,7 @@ async def classify(request: Request) -> Response:
     )
 
 
+@answering_errors
 async def info(request: Request) -> Response:
     """`GET /info`: what is served, and within which limits."""
     classifier = _classifier(request)
@@ -212,20 +239,6 @@ def error_response(
     )
 
 
-async def _answer_request_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)  # noqa: S101 - registered for this class
-    headers = {"Connection": "close"} if error.status == 413 else None
-    return error_response(error.status, error.message, error.param, headers)
-
-
 async def _answer_http_exception(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     return error_response(error.status_code, error.detail, headers=error.headers)
-
-
-async def _answer_exception(_request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=499)
-    # The type alone: the text of an exception may hold the text of a request.
-    logger.error("request failed: %s", type(error).__name__)
-    return error_response(500, "the server failed to answer: see its log")

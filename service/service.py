@@ -58,11 +58,24 @@ def pinned_model(bento_file: Path = BENTO_FILE) -> str | None:
     return found[0]
 
 
-def _refuse_unsound(package: Path) -> None:
+def refuse_unsound(package: Path) -> None:
+    """Raise BentoMLException when a folder is not a sound package.
+
+    Before a worker is started: BentoML would start one whose `__init__` fails again and again.
+    """
     try:
         verify_package(package)
     except PackageError as error:
         raise BentoMLException(str(error)) from None
+
+
+def sound_model(tag: str) -> BentoModel:
+    """The model of the store, its package verified where it is there already."""
+    model = BentoModel(tag)
+    stored = model.stored
+    if stored is not None:
+        refuse_unsound(Path(stored.path))
+    return model
 
 
 try:
@@ -81,10 +94,9 @@ class TextClassifier:
     # A declared model must be in the store even when it is never used, so it is declared only
     # when the package does not come from a folder.
     if settings.package is None:
-        model = BentoModel(pinned_model() or bentoml.use_arguments(BuildArguments).model)
+        model = sound_model(pinned_model() or bentoml.use_arguments(BuildArguments).model)
     else:
-        # Here, because BentoML starts a worker whose __init__ fails again and again, for ever.
-        _refuse_unsound(settings.package)
+        refuse_unsound(settings.package)
 
     def __init__(self) -> None:
         """Load, verify and warm up; until this returns, no probe is answered."""

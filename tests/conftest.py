@@ -18,20 +18,16 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-CACHE = tempfile.TemporaryDirectory(prefix="whetstone-tests-")
-os.environ["HF_DATASETS_CACHE"] = CACHE.name
+# BentoML's stores too: a test empties them.
+STORES = tempfile.TemporaryDirectory(prefix="whetstone-tests-")
+os.environ["HF_DATASETS_CACHE"] = str(Path(STORES.name) / "datasets")
+os.environ["BENTOML_HOME"] = str(Path(STORES.name) / "bentoml")
 for name in [name for name in os.environ if name.startswith("WHETSTONE_")]:
     del os.environ[name]
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "support_tickets"
 TINY_LABELS = ("delivery", "praise", "returns")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_stores(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """BentoML's stores in a folder of this test run."""
-    os.environ["BENTOML_HOME"] = str(tmp_path_factory.mktemp("bentoml"))
 
 
 @pytest.fixture(scope="session", autouse=True)

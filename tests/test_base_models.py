@@ -90,3 +90,15 @@ def test_the_same_seed_gives_the_same_head(tiny_base: Path) -> None:
     one, same, other = (base.classifier(["a", "b"], seed).classifier.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_weights_that_fit_nothing_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_base, tmp_path / "wrapped")
+    weights = load_file(folder / "model.safetensors")
+    wrapped = {f"wrapper.{name}": weight for name, weight in weights.items()}
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    base = resolve_base_model(ModelArguments(model_name_or_path=str(folder)))
+    with pytest.raises(BaseModelError, match=r"lacks \d+ weights of its encoder"):
+        base.classifier(["a", "b"], seed=0)

@@ -19,7 +19,7 @@ from service.model_package import (
     write_golden,
     write_manifest,
 )
-from tests.conftest import ROOT, example_rows
+from tests.conftest import ROOT, STORES, example_rows
 from tests.servers import BENTOML, classify, get, serving
 from training.register import register
 
@@ -41,6 +41,7 @@ def build(*arguments: str) -> Path:
 
 def empty_the_store() -> None:
     """Delete every registered text classifier of this test run."""
+    assert all(str(model.path).startswith(STORES.name) for model in bentoml.models.list())
     for model in bentoml.models.list():
         bentoml.models.delete(model.tag)
 
@@ -91,6 +92,22 @@ def test_the_named_model_is_pinned_whatever_else_is_registered(
     content = yaml.safe_load((build("--arg", f"model={tag}") / "bento.yaml").read_text("utf-8"))
     pinned = [model["tag"] for service in content["services"] for model in service["models"]]
     assert pinned == [tag]
+
+
+def test_a_damaged_model_of_the_store_is_neither_built_nor_served(tiny_package: Path) -> None:
+    empty_the_store()
+    tag, _ = register(tiny_package)
+    golden = Path(bentoml.models.get(tag).path) / GOLDEN_FILE
+    golden.write_text(golden.read_text("utf-8") + "\n", "utf-8")
+    for command in (["build"], ["serve", "service.service:TextClassifier", "--port", "1"]):
+        done = subprocess.run(
+            [BENTOML, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode != 0
+        assert "golden.jsonl was altered" in done.stderr
+    again, new = register(tiny_package)
+    assert (again, new) == (tag, True), "registering again repairs it"
+    assert register(tiny_package) == (tag, False)
 
 
 def test_a_bento_holds_what_serving_needs_and_nothing_else(tiny_package: Path) -> None:

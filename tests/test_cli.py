@@ -250,7 +250,7 @@ def test_overwrite_may_stand_anywhere_and_a_stopped_run_exits_130(
 
     monkeypatch.setattr("training.train.train", train)
     assert main(["train", *before, str(recipe), *after]) == EXIT_INTERRUPTED
-    assert asked == [({"seed": "1"} if "1" in " ".join(after) else {}, overwrite)]
+    assert asked == [({"seed": 1} if "1" in " ".join(after) else {}, overwrite)]
     assert capsys.readouterr().err == "whetstone: stopped after step 3 of 9\n"
 
 

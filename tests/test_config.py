@@ -298,3 +298,18 @@ def test_a_key_that_holds_keys_reaches_transformers(tmp_path: Path) -> None:
 def test_a_key_that_holds_a_list_reaches_transformers(tmp_path: Path) -> None:
     recipe = load(tmp_path, FILES + "label_names: [labels, extra]\n")
     assert training_arguments(recipe).label_names == ["labels", "extra"]
+
+
+def test_a_token_does_not_belong_in_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\ntrain_file: a.csv\nhub_token: hf_secret\n", "utf-8")
+    with pytest.raises(RecipeError, match="HF_TOKEN") as caught:
+        load_recipe(path, {})
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_a_value_is_the_same_however_it_is_spelt(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\ntrain_file: a.csv\nlearning_rate: 3e-4\nuse_cpu: true\n", "utf-8")
+    spelt = {"learning_rate": "0.0003", "use_cpu": "True"}
+    assert load_recipe(path, {}).training == load_recipe(path, spelt).training

@@ -69,8 +69,8 @@ def test_a_tokenizer_that_differs_is_refused(
 ) -> None:
     plain = export_module.write_tokenizer
 
-    def without_lowercasing(checkpoint: Path, path: Path, max_length: int) -> None:
-        plain(checkpoint, path, max_length)
+    def without_lowercasing(run: TrainedRun, path: Path) -> None:
+        plain(run, path)
         content = json.loads(path.read_text("utf-8"))
         content["normalizer"]["lowercase"] = False
         path.write_text(json.dumps(content), "utf-8")
@@ -82,11 +82,11 @@ def test_a_tokenizer_that_differs_is_refused(
 def test_a_graph_that_differs_is_refused(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = export_module.export_graph
 
-    def with_other_weights(checkpoint: Path, folder: Path) -> Path:
+    def with_other_weights(run: TrainedRun, folder: Path) -> Path:
         import onnx
         from onnx import numpy_helper
 
-        path = plain(checkpoint, folder)
+        path = plain(run, folder)
         graph = onnx.load(path)
         for weight in graph.graph.initializer:
             if weight.name == "classifier.bias":
@@ -97,6 +97,18 @@ def test_a_graph_that_differs_is_refused(run: TrainedRun, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(export_module, "export_graph", with_other_weights)
     _refused(run, "logits differ from the checkpoint's by 0.1")
+
+
+def test_a_checkpoint_that_is_not_what_was_trained_is_refused(run: TrainedRun) -> None:
+    """Parity alone compares the saved checkpoint with itself."""
+    from safetensors.torch import load_file, save_file
+
+    path = run.checkpoint / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.bias"] = weights["classifier.bias"] + 10 * weights["classifier.bias"].sign()
+    weights["classifier.bias"][1] += 100
+    save_file(weights, path, metadata={"format": "pt"})
+    _refused(run, "what was saved is not what was trained")
 
 
 def _refused(run: TrainedRun, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bentoml.exceptions import BentoMLException
 
 from service.classifier import Classifier
 from service.service import pinned_model
-from tests.conftest import ROOT
+from tests.conftest import ROOT, example_rows
 from tests.servers import BENTOML, classify, get, serving
 
 # Makes `import torch` and `import transformers` fail, then answers one text.
@@ -71,6 +72,22 @@ def test_a_folder_is_served_with_an_empty_model_store(tiny_package: Path, tmp_pa
         (item,) = classify(address, {"input": "where is my parcel"})["data"]
         assert item["label"] == expected.label
         assert item["score"] == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path) -> None:
+    texts = [row["text"] for row in example_rows("test")]
+    lists = [texts[start : start + 1 + start % 4] for start in range(0, 60, 2)]
+    classifier = Classifier.load(tiny_package)
+    with (
+        serving(
+            "service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(tiny_package)}
+        ) as address,
+        ThreadPoolExecutor(16) as callers,
+    ):
+        answers = callers.map(lambda texts: classify(address, {"input": texts}), lists * 3)
+        for asked, answer in zip(lists * 3, answers, strict=True):
+            for item, expected in zip(answer["data"], classifier.classify(asked), strict=True):
+                assert item["probs"] == pytest.approx(expected.probs.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

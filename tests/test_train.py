@@ -156,6 +156,35 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     assert seen[-1] == 168
 
 
+@pytest.mark.parametrize("torn", ["", "{"])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, torn: str) -> None:
+    for step, state in ((20, '{"global_step": 20}'), (100, torn)):
+        folder = tmp_path / CHECKPOINT / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert Path(last_checkpoint(tmp_path) or "").name == "checkpoint-20"
+
+
+def test_a_finished_run_without_its_checkpoint_is_trained_again(
+    tiny_recipe: Path, tiny_run_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_run_folder, tmp_path / "run")
+    shutil.rmtree(folder / CHECKPOINT)
+    train(recipe_at(tiny_recipe, folder))
+    assert (folder / CHECKPOINT / "model.safetensors").is_file()
+
+
+def test_another_measure_of_the_best_is_kept_in_its_own_direction(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", metric_for_best_model="eval_loss")
+    record = train(recipe).record
+    best = min(record["evaluations"], key=lambda evaluation: evaluation["loss"])
+    assert record["kept_step"] == best["step"]
+
+
 def test_a_max_length_beyond_the_model_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="from 3 to 64 tokens"):
         train(recipe_at(tiny_recipe, tmp_path, max_length="65"))
@@ -179,7 +208,7 @@ def test_learning_rates_stay_where_models_remember(
 
 def test_few_rows_get_more_passes() -> None:
     def epochs(rows: int) -> int:
-        passes: int = careful_defaults(23_000_000, rows, 4)["num_train_epochs"]
+        passes: int = careful_defaults(23_000_000, rows, 4, {})["num_train_epochs"]
         return passes
 
     assert epochs(500) > epochs(3_000) > epochs(50_000) >= 3

@@ -65,8 +65,10 @@ class BaseModel:
         """
         from transformers import AutoModelForSequenceClassification, set_seed
 
+        # Before loading, too: parts that the weights lack are made while loading.
+        set_seed(seed)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
                 self.location,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
@@ -74,17 +76,36 @@ class BaseModel:
                 problem_type="single_label_classification",
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
+                output_loading_info=True,
                 **self.options,
             )
         except Exception as error:  # as above
             raise self._failure(error) from error
+        self._refuse_partial(loading, f"{model.base_model_prefix}.")
         # A base that was a classifier brings its old head along: every part outside the encoder
         # starts anew.
         set_seed(seed)
         for name, module in model.named_children():
             if name != model.base_model_prefix:
+                for part in module.modules():
+                    if hasattr(part, "reset_parameters"):
+                        part.reset_parameters()
                 module.apply(model._init_weights)
         return model
+
+    def _refuse_partial(self, loading: dict[str, Any], prefix: str) -> None:
+        """Refuse weights that leave parts of the encoder at random; a pooler may be missing."""
+        mismatched = [key for key, *_ in loading["mismatched_keys"]]
+        lost = [
+            key
+            for key in [*loading["missing_keys"], *mismatched]
+            if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")
+        ]
+        if lost:
+            raise BaseModelError(
+                f"{self.name} lacks {len(lost)} weights of its encoder, such as {lost[0]}: its "
+                "weights are not those of the model that its config.json describes"
+            )
 
     def provenance(self) -> dict[str, Any]:
         """Name and SHA-256 of the weights, for the manifest."""

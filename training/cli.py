@@ -97,7 +97,7 @@ def register(parsed: argparse.Namespace) -> None:
 
     tag, new = register_package(parsed.package)
     print(f"registered: {tag}" if new else f"{tag} is registered already: nothing to do")
-    print("next: bentoml serve service.service:TextClassifier")
+    print(f"next: bentoml serve service.service:TextClassifier --arg model={tag}")
 
 
 def run(parsed: argparse.Namespace) -> None:

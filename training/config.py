@@ -126,6 +126,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
     stated = _resolve_paths(_read_yaml(path), path.parent)
     _refuse_unknown(stated, f"in {path}")
     _refuse_unknown(overrides, "on the command line")
+    _refuse_secrets([*stated, *overrides])
     if "dataset_name" in stated and any(key in overrides for key in FILE_KEYS):
         stated = {key: value for key, value in stated.items() if key not in HUB_KEYS}
     if "dataset_name" in overrides:
@@ -135,10 +136,12 @@ def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
     data, model, export = _parse(OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own})
     _check_name(data, path)
     output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
-    training = {key: value for key, value in values.items() if key not in own}
+    given = {key: value for key, value in values.items() if key not in own}
     # Types and contradictions, before any work; the strategies as `careful_defaults` has them.
     strategies = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    parse_training_arguments({**strategies, **training, "output_dir": str(output_dir)})
+    typed = parse_training_arguments({**strategies, **given, "output_dir": str(output_dir)})
+    plain = typed.to_dict()
+    training = {key: plain.get(key, value) for key, value in given.items()}
     return Recipe(model, data, export, training, output_dir)
 
 
@@ -200,6 +203,15 @@ def _refuse_unknown(keys: Iterable[str], where: str) -> None:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise RecipeError(f"unknown key {key!r} {where}: did you mean {nearest!r}?")
+
+
+def _refuse_secrets(keys: Iterable[str]) -> None:
+    for key in keys:
+        if key.endswith("_token"):
+            raise RecipeError(
+                f"{key} does not belong in a recipe, which travels with the package: set the "
+                "environment variable HF_TOKEN instead"
+            )
 
 
 def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:

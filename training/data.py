@@ -165,6 +165,10 @@ def text_problem(text: object) -> str | None:
         return f"the text is a {type(text).__name__}"
     if not str(text).strip():
         return "the text is empty"
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        return "the text holds a lone surrogate"
     return None
 
 
@@ -310,7 +314,7 @@ def _drop_rare_labels(split: Split, where: str, findings: Findings) -> Split:
         split,
         where,
         set(rare),
-        f"label {rare[0]!r} has fewer than {MIN_ROWS_OF_A_LABEL} rows" if rare else "",
+        f"has fewer than {MIN_ROWS_OF_A_LABEL} rows",
         findings,
     )
 
@@ -321,12 +325,13 @@ def _drop_unseen_labels(split: Split, where: str, seen: set[str], findings: Find
         split,
         where,
         set(unseen),
-        f"label {unseen[0]!r} does not occur in the training data" if unseen else "",
+        "does not occur in the training data",
         findings,
     )
 
 
 def _without(split: Split, where: str, labels: set[str], problem: str, findings: Findings) -> Split:
     rows = [row for row, label in enumerate(split.labels) if label in labels]
-    findings.add(where, problem, rows)
+    if rows:
+        findings.add(where, f"label {split.labels[rows[0]]!r} {problem}", rows)
     return split.take(np.setdiff1d(np.arange(len(split)), rows)) if rows else split

@@ -6,6 +6,7 @@ Every value is a default: a key of the recipe or the command line wins.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -35,12 +36,19 @@ def epochs(rows: int, labels: int) -> int:
     return passes + 2 if labels >= 20 else passes
 
 
-def careful_defaults(parameters: int, rows: int, labels: int) -> dict[str, Any]:
-    """TrainingArguments keys for a model of `parameters`, on `rows` with `labels` labels."""
+def careful_defaults(
+    parameters: int, rows: int, labels: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """TrainingArguments keys for a model of `parameters`, on `rows` with `labels` labels.
+
+    `given` are the recipe's own keys, which some defaults have to suit.
+    """
     import torch
 
     batch_size = 16 if rows < 8_000 else 32
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    # Emulated bf16, on cards before Ampere, is slower than fp32.
+    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return {
         "learning_rate": learning_rate(parameters, labels),
         "num_train_epochs": epochs(rows, labels),
@@ -57,10 +65,8 @@ def careful_defaults(parameters: int, rows: int, labels: int) -> dict[str, Any]:
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "macro_f1",
-        "greater_is_better": True,
         "logging_steps": 10,
         "report_to": "none",
-        "seed": 42,
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "bf16": bf16 and not given.get("fp16"),
         "dataloader_pin_memory": cuda,
     }

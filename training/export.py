@@ -8,6 +8,7 @@ The only module that knows optimum.
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
 import shutil
 import subprocess
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 PARITY_TEXTS = 200
 PARITY_BATCH_SIZES = (1, 2, 7, 32)
 LOGIT_TOLERANCE = 1e-3
+# bf16 on a GPU flips a row now and then.
+ACCURACY_TOLERANCE = 0.01
 # What one copy of an fp32 package may differ from another by: the order of float32 sums.
 FP32_SCORE_TOLERANCE = 1e-5
 GOLDEN_TEXTS = 32
@@ -80,13 +83,15 @@ def export(run: TrainedRun) -> Path:
         tempfile.TemporaryDirectory(prefix="whetstone-") as scratch,
         progress(4, "export", "step") as steps,
     ):
-        graph = export_graph(run.checkpoint, Path(scratch) / "fp32")
+        graph = export_graph(run, Path(scratch) / "fp32")
         shutil.copyfile(graph, folder / MODEL_FILE)
-        write_tokenizer(run.checkpoint, folder / TOKENIZER_FILE, run.record["max_length"])
+        write_tokenizer(run, folder / TOKENIZER_FILE)
         _seal(folder, _draft(run, "fp32"))
         steps.update()
 
-        evidence = {"fp32": check_parity(run, Classifier.load(folder))}
+        classifier = Classifier.load(folder)
+        evidence = {"fp32": check_parity(run, classifier)}
+        check_accuracy(run, classifier)
         draft = _draft(run, run.recipe.export.precision)
         steps.update()
 
@@ -111,21 +116,32 @@ def export(run: TrainedRun) -> Path:
     return target
 
 
-def export_graph(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint as an fp32 ONNX graph with free batch and length, through optimum."""
+def export_graph(run: TrainedRun, folder: Path) -> Path:
+    """The checkpoint as an fp32 ONNX graph with free batch and length, through optimum.
+
+    Raises:
+        ExportError: optimum cannot export this kind of model.
+    """
     from optimum.exporters.onnx import main_export
 
     # The tracer warns of constants and of its own age; whether the graph is right is for
     # `check_parity` to say, on real texts, batches and lengths.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        main_export(
-            str(checkpoint),
-            folder,
-            task="text-classification",
-            device="cpu",
-            do_validation=False,
-        )
+        try:
+            main_export(
+                str(run.checkpoint),
+                folder,
+                task="text-classification",
+                device="cpu",
+                do_validation=False,
+                **_loading(run),
+            )
+        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ExportError(
+                f"optimum cannot export {run.checkpoint}: {reason}: choose another base model"
+            ) from error
     return folder / MODEL_FILE
 
 
@@ -157,17 +173,17 @@ def quantise(fp32_folder: Path, target: Path) -> None:
     )
 
 
-def write_tokenizer(checkpoint: Path, path: Path, max_length: int) -> None:
+def write_tokenizer(run: TrainedRun, path: Path) -> None:
     """`tokenizer.json` with truncation and padding written out.
 
     `save_pretrained` would write whatever the last call to the tokenizer left behind.
     """
     from transformers import AutoTokenizer
 
-    fast = AutoTokenizer.from_pretrained(checkpoint)
+    fast = AutoTokenizer.from_pretrained(run.checkpoint, **_loading(run))
     backend = fast.backend_tokenizer
     backend.enable_truncation(
-        max_length=max_length,
+        max_length=run.record["max_length"],
         stride=0,
         strategy="longest_first",
         direction=fast.truncation_side,
@@ -193,8 +209,12 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
-    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run.checkpoint, **_loading(run))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        run.checkpoint, **_loading(run)
+    ).eval()
+    # Some tokenizers give what their model does not take.
+    taken = set(inspect.signature(model.forward).parameters)
     texts = parity_texts(run.data.validation.texts, run.record["max_length"])
     encodings = classifier.encode(texts)
     expected_ids = tokenizer(texts, truncation=True, max_length=run.record["max_length"])
@@ -211,7 +231,7 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
         for start in range(0, len(texts), size):
             rows = slice(start, start + size)
             batch = tokenizer.pad(
-                {name: column[rows] for name, column in expected_ids.items()},
+                {name: column[rows] for name, column in expected_ids.items() if name in taken},
                 return_tensors="pt",
             )
             with torch.inference_mode():
@@ -231,6 +251,29 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
         "largest_logit_difference": largest,
         "tolerance": LOGIT_TOLERANCE,
     }
+
+
+def check_accuracy(run: TrainedRun, classifier: Classifier) -> None:
+    """Compare the package with what the Trainer saw of the kept checkpoint on validation.
+
+    Another path than `check_parity`: the Trainer's own model and batches, not one loaded again.
+
+    Raises:
+        ExportError: the two differ by more than rounding on a GPU explains.
+    """
+    kept = [e for e in run.record["evaluations"] if e["step"] == run.record["kept_step"]]
+    if not kept:
+        return
+    rows = run.data.validation
+    answers = classifier.classify(rows.texts)
+    right = sum(a.label == label for a, label in zip(answers, rows.labels, strict=True))
+    difference = abs(right / len(rows) - kept[0]["accuracy"])
+    if difference > max(ACCURACY_TOLERANCE, 1.5 / len(rows)):
+        raise ExportError(
+            f"the package answers {right} of {len(rows)} validation rows rightly, but the "
+            f"checkpoint reached accuracy {kept[0]['accuracy']:.4f} while it was trained: what "
+            "was saved is not what was trained"
+        )
 
 
 def parity_texts(texts: list[str], max_length: int) -> list[str]:
@@ -303,7 +346,7 @@ def _draft(run: TrainedRun, precision: Precision) -> Manifest:
     """A manifest before its files are hashed and its package is measured."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(run.checkpoint)
+    config = AutoConfig.from_pretrained(run.checkpoint, **_loading(run))
     labels = tuple(config.id2label[index] for index in range(config.num_labels))
     return Manifest.model_construct(
         name=run.recipe.data.name or "",
@@ -350,12 +393,26 @@ def _profile(run: TrainedRun, classifier: Classifier, answers: list[Prediction])
     )
 
 
+def _loading(run: TrainedRun) -> dict[str, Any]:
+    """How `from_pretrained` and optimum load the checkpoint: from its folder, never a hub."""
+    return {
+        "trust_remote_code": run.recipe.model.trust_remote_code,
+        "local_files_only": True,
+    }
+
+
 def _provenance(run: TrainedRun) -> dict[str, Any]:
-    record = run.record
+    record, data = run.record, run.data
     return {
         "base_model": record["base_model"],
-        "dataset": record["dataset"],
-        "recipe": record["recipe"],
+        "dataset": {
+            "fingerprint": data.fingerprint(),
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "test_rows": len(data.test) if data.test else 0,
+            "dropped_rows": data.dropped,
+        },
+        "recipe": run.recipe.as_dict(),
         "training_arguments": record["training_arguments"],
         "evaluations": record["evaluations"],
         "device": record["device"],

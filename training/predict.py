@@ -21,6 +21,8 @@ from training.errors import DataError
 from training.progress import progress
 
 CHUNK_ROWS = 1024
+# A lone surrogate cannot be written as UTF-8; escaped, it is what JSON had.
+UNENCODABLE = "backslashreplace"
 LABEL, SCORE, ERROR = "label", "score", "error"
 SCORE_PREFIX = "score_"
 # Put before an added column whose name the input already has.
@@ -185,7 +187,7 @@ def _writer(target: Path, source: Path, columns: list[str], added: list[str]) ->
 
 @contextmanager
 def _csv_writer(path: Path, source: Path, columns: list[str], added: list[str]) -> Iterator[Write]:
-    with path.open("w", newline="", encoding="utf-8") as handle:
+    with path.open("w", newline="", encoding="utf-8", errors=UNENCODABLE) as handle:
         writer = csv.DictWriter(handle, [*columns, *added], lineterminator="\n")
         writer.writeheader()
 
@@ -204,7 +206,7 @@ def _csv_writer(path: Path, source: Path, columns: list[str], added: list[str]) 
 def _json_writer(
     path: Path, _source: Path, _columns: list[str], _added: list[str]
 ) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8") as handle:
+    with path.open("w", encoding="utf-8", errors=UNENCODABLE) as handle:
 
         def write(rows: list[Row]) -> None:
             handle.writelines(
@@ -242,7 +244,7 @@ def _parquet_writer(
                 fields = zip(names, kinds, strict=True)
                 writer = parquet.ParquetWriter(path, pyarrow.schema(list(fields)))
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=writer.schema))
-        except pyarrow.ArrowException as failure:
+        except (pyarrow.ArrowException, UnicodeEncodeError) as failure:
             raise DataError(f"{source}: rows differ too much for one table: {failure}") from None
 
     try:

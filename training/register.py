@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,7 +10,14 @@ import bentoml
 from bentoml.exceptions import NotFound
 
 from service.classifier import Classifier
-from service.model_package import MODEL_STORE_NAME, PACKAGE_FILES
+from service.model_package import (
+    MODEL_STORE_NAME,
+    PACKAGE_FILES,
+    PackageError,
+    verify_package,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def register(package: Path) -> tuple[str, bool]:
@@ -24,8 +31,14 @@ def register(package: Path) -> tuple[str, bool]:
     classifier.check_golden(package)
     manifest = classifier.manifest
     tag = f"{MODEL_STORE_NAME}:{manifest.version}"
-    with contextlib.suppress(NotFound):
-        bentoml.models.get(tag)
+    try:
+        verify_package(Path(bentoml.models.get(tag).path))
+    except NotFound:
+        pass
+    except PackageError:
+        logger.warning("the stored copy of %s is damaged: replacing it", tag)
+        bentoml.models.delete(tag)
+    else:
         return tag, False
     with bentoml.models.create(
         tag,

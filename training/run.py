@@ -37,7 +37,7 @@ def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str:
             f"package:    {package} ({read_manifest(package).precision})",
             f"measured:   {measured}",
             f"registered: {tag}{'' if new else ' (was there already)'}",
-            "next:       bentoml serve service.service:TextClassifier",
+            f"next:       bentoml serve service.service:TextClassifier --arg model={tag}",
             f"or:         bentoml build --arg model={tag}",
         ]
     )

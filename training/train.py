@@ -39,7 +39,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from service.model_package import write_text
 from training.base_models import BaseModel, resolve_base_model
-from training.config import Recipe, parse_training_arguments
+from training.config import FILE_KEYS, Recipe, parse_training_arguments
 from training.data import LabelledData, Split, load_data
 from training.defaults import careful_defaults
 from training.errors import BaseModelError, InterruptedRunError, RunError
@@ -48,11 +48,13 @@ from training.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 42
+# What protobuf, and so one ONNX file, can hold.
+LARGEST_GRAPH_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
 
     base = resolve_base_model(recipe.model)
     tokenizer = base.tokenizer()
-    max_length = usable_max_length(recipe, tokenizer)
     model = base.classifier(data.labels, recipe_seed(recipe))
+    max_length = usable_max_length(recipe, tokenizer, model.config)
+    refuse_unexportable(base, tokenizer, model.num_parameters())
+    weights = base.provenance()
     arguments = training_arguments(recipe, model.num_parameters(), len(data.train), data.labels)
     # Only now, when nothing that was given can be refused any more.
     _claim_folder(recipe.output_dir, identity, overwrite)
@@ -97,14 +101,31 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     started = time.monotonic()
     with _graceful_interrupt(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output_dir))
-    record = _finish(trainer, recipe, base, data, identity, max_length, time.monotonic() - started)
+    facts = {
+        "identity": identity,
+        "max_length": max_length,
+        "base_model": weights,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    record = _finish(trainer, recipe, facts)
     return TrainedRun(recipe.output_dir, recipe, data, record)
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest of the Trainer's own checkpoints in a run folder, if there is one."""
+    """The newest whole one of the Trainer's own checkpoints in a run folder, if there is one.
+
+    The Trainer writes `trainer_state.json` last: a checkpoint without it was torn by a kill, and is
+    deleted.
+    """
     place = folder / CHECKPOINT
-    return get_last_checkpoint(str(place)) if place.is_dir() else None
+    while place.is_dir() and (newest := get_last_checkpoint(str(place))) is not None:
+        try:
+            json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(newest)
+        else:
+            return newest
+    return None
 
 
 def open_run(recipe: Recipe) -> TrainedRun:
@@ -141,11 +162,18 @@ def run_identity(recipe: Recipe, data: LabelledData) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def usable_max_length(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> int:
+def usable_max_length(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
+) -> int:
     """The recipe's `max_length`, which the model must be able to read."""
     wanted = recipe.model.max_length
-    # Tokenizers that state no limit carry a huge number.
+    # Tokenizers that state no limit carry a huge number; the embeddings have one all the same.
     limit = tokenizer.model_max_length
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        # RoBERTa counts positions from the one after the padding's.
+        offset = tokenizer.pad_token_id + 1 if "roberta" in config.model_type else 0
+        limit = min(limit, positions - offset)
     lowest = tokenizer.num_special_tokens_to_add(pair=False) + 1
     if not lowest <= wanted <= limit:
         raise BaseModelError(
@@ -155,11 +183,28 @@ def usable_max_length(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> int
     return wanted
 
 
+def refuse_unexportable(
+    base: BaseModel, tokenizer: PreTrainedTokenizerFast, parameters: int
+) -> None:
+    """Refuse before training what could not become a package after it."""
+    if tokenizer.pad_token is None:
+        raise BaseModelError(
+            f"the tokenizer of {base.name} has no padding token, which batches need: choose a "
+            "model that has one"
+        )
+    if parameters * 4 >= LARGEST_GRAPH_BYTES:
+        raise BaseModelError(
+            f"{base.name} has {parameters / 1e6:.0f} million parameters; an fp32 graph of 2 GB or "
+            "more does not fit into one file: choose a smaller model"
+        )
+
+
 def training_arguments(
     recipe: Recipe, parameters: int, rows: int, labels: list[str]
 ) -> TrainingArguments:
     """The recipe's keys over the careful defaults."""
-    defaults = careful_defaults(parameters, rows, len(labels)) | {"seed": DEFAULT_SEED}
+    defaults = careful_defaults(parameters, rows, len(labels), recipe.training)
+    defaults |= {"seed": DEFAULT_SEED}
     places = {"output_dir": str(recipe.output_dir / CHECKPOINT)}
     return parse_training_arguments(defaults | recipe.training | places)
 
@@ -303,8 +348,8 @@ def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
     if stop.requested and state.global_step < state.max_steps:
         raise InterruptedRunError(
             f"stopped after step {state.global_step} of {state.max_steps}, which is saved in "
-            f"{get_last_checkpoint(str(trainer.args.output_dir))}: give the same command again "
-            "to go on"
+            f"{get_last_checkpoint(str(trainer.args.output_dir))}: give the same command again, "
+            "without --overwrite, to go on"
         )
 
 
@@ -317,6 +362,8 @@ def _found_run(folder: Path, identity: str) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: choose another output_dir")
     record = _read_record(folder)
+    if record.get("finished") and not (folder / CHECKPOINT / "config.json").is_file():
+        record = {**record, "finished": False}
     made = [folder / name for name in (*RUN_FOLDERS, *RUN_FILES)]
     if record.get("identity") != identity and any(path.exists() for path in made):
         raise RunError(
@@ -335,47 +382,30 @@ def _claim_folder(folder: Path, identity: str, overwrite: bool) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Delete what a run makes, and nothing else that may lie in the folder."""
-    for name in RUN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    # The record first: without it nothing that is left counts as finished.
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _finish(
-    trainer: Trainer,
-    recipe: Recipe,
-    base: BaseModel,
-    data: LabelledData,
-    identity: str,
-    max_length: int,
-    seconds: float,
-) -> dict[str, Any]:
+def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
     """Save the best model, write the record, drop the Trainer's own checkpoints."""
     folder = recipe.output_dir / CHECKPOINT
     trainer.save_model(str(folder))
     evaluations = [
         {key: entry[f"eval_{key}"] for key in ("loss", "accuracy", "macro_f1")}
-        | {"epoch": entry["epoch"]}
+        | {"epoch": entry["epoch"], "step": entry["step"]}
         for entry in trainer.state.log_history
         if "eval_macro_f1" in entry
     ]
     record = {
-        "identity": identity,
+        **facts,
         "finished": True,
-        "max_length": max_length,
-        "base_model": base.provenance(),
-        "dataset": {
-            "fingerprint": data.fingerprint(),
-            "train_rows": len(data.train),
-            "validation_rows": len(data.validation),
-            "test_rows": len(data.test) if data.test else 0,
-            "dropped_rows": data.dropped,
-        },
-        "recipe": recipe.as_dict(),
         "training_arguments": _stated(trainer.args, recipe),
         "evaluations": evaluations,
+        "kept_step": trainer.state.best_global_step or trainer.state.global_step,
         "device": str(trainer.args.device),
-        "seconds": round(seconds, 1),
     }
     _write_record(recipe.output_dir, record)
     # Last: until the record says that the run is finished, these are the way to go on.
@@ -387,7 +417,7 @@ def _finish(
 def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
     """The TrainingArguments that somebody chose: the recipe, the careful defaults, the device."""
     plain = TrainingArguments(output_dir=arguments.output_dir).to_dict()
-    chosen = {*careful_defaults(1, 1, 1), *recipe.training}
+    chosen = {*careful_defaults(1, 1, 1, {}), *recipe.training}
     skipped = {"output_dir", "logging_dir", "run_name"}
     return {
         key: value
@@ -397,7 +427,12 @@ def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
 
 
 def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, max_length: int) -> None:
-    resolved = recipe.as_dict() | _stated(arguments, recipe) | {"max_length": max_length}
+    files = {
+        key: str(Path(value).resolve())
+        for key, value in recipe.as_dict().items()
+        if key in FILE_KEYS
+    }
+    resolved = recipe.as_dict() | files | _stated(arguments, recipe) | {"max_length": max_length}
     text = "# Every key in force in this run: the recipe, the command line, the defaults.\n"
     write_text(recipe.output_dir / RESOLVED_RECIPE, text + yaml.safe_dump(resolved))
 
