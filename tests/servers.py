@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(target: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """`bentoml serve TARGET` in its own process; yields its address, ends it afterwards."""
+def serving(
+    target: str, environment: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+) -> Iterator[str]:
+    """`bentoml serve TARGET ARGUMENTS`, in its own process; yields its address, ends it after."""
     port = free_port()
     server = subprocess.Popen(
-        [BENTOML, "serve", target, "--host", "127.0.0.1", "--port", str(port)],
+        [BENTOML, "serve", target, "--host", "127.0.0.1", "--port", str(port), *arguments],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,

@@ -94,6 +94,18 @@ def test_the_named_model_is_pinned_whatever_else_is_registered(
     assert pinned == [tag]
 
 
+def test_a_named_version_is_served_whatever_was_registered_last(
+    tiny_package: Path, package: Path
+) -> None:
+    empty_the_store()
+    tag, _ = register(tiny_package)
+    rename_labels(package)
+    register(package)
+    service = "service.service:TextClassifier"
+    with serving(service, arguments=["--arg", f"model={tag}"]) as address:
+        assert f'"version":"{read_manifest(tiny_package).version}"' in get(address, "/info")[1]
+
+
 def test_a_damaged_model_of_the_store_is_neither_built_nor_served(tiny_package: Path) -> None:
     empty_the_store()
     tag, _ = register(tiny_package)

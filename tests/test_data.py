@@ -332,10 +332,24 @@ def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path, split: str)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_several_labels_a_row_are_refused(tmp_path: Path, ending: str) -> None:
-    rows = [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": ["x"]}]
+def test_a_row_with_several_labels_is_named_or_dropped(tmp_path: Path, ending: str) -> None:
+    rows = [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}]
     path = WRITERS[ending](tmp_path / f"rows.{ending}", rows)
-    assert "column 'label' holds lists: a row has one label" in refusal(read, path)
+    assert f"rows.{ending}, row 2: it has several labels" in refusal(read, path)
+    findings = Findings(drop_invalid=True)
+    split = rows_of(read_table(path), path.name, "text", "label", findings)
+    assert (split, findings.dropped) == (Split(["a"], ["x"]), 1)
+
+
+def test_numbered_labels_in_lists_get_their_names() -> None:
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["no", "yes"]))})
+    columns = {"text": ["a", "b", "c"], "labels": [[1], [], [0]]}
+    findings = Findings(drop_invalid=True)
+    table = Dataset.from_dict(columns, features=features)
+    split = rows_of(table, "hub", "text", "labels", findings)
+    assert (split, findings.dropped) == (Split(["a", "c"], ["yes", "no"]), 1)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_the_table_shows_each_label_and_the_totals(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("label", ["[urgent]", "[/b]", "a[bold]b", ":thumbs_up:"])
 def test_the_table_shows_a_label_as_it_is(label: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_metrics(all_right([label, "other"]), f"{label} on mine.csv")
-    assert capsys.readouterr().out.count(label) == 2
+    assert capsys.readouterr().out.count(label) == 4
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,15 @@ def test_a_failing_picture_leaves_the_old_one(
         draw_confusion(all_right(["a", "b"]), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_screen_shows_the_confusions(capsys: pytest.CaptureFixture[str]) -> None:
+    print_metrics(classification_metrics(["a", "b"], ["a", "b", "b"], ["a", "a", "b"]), "few")
+    shown = capsys.readouterr().out
+    assert "by answer" in shown
+    many = [f"label {number:02}" for number in range(20)]
+    print_metrics(classification_metrics(many, many, [many[1], *many[1:]]), "many")
+    shown = capsys.readouterr().out.split("most confused")[1]
+    (pair,) = [line for line in shown.splitlines() if "label 00" in line]
+    assert "label 01" in pair
+    assert "label 02" not in shown

@@ -138,23 +138,32 @@ def rows_of(
     if not len(table):
         raise DataError(f"{where} holds no rows")
     texts = table[text_column][:]
-    labels = _label_names(table, label_column, where)
+    labels = _label_names(table, label_column)
     problems: dict[str, list[int]] = {}
     kept: list[int] = []
     for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        problem = text_problem(text) or ("the label is missing" if label is None else None)
+        problem = text_problem(text) or label_problem(label)
         if problem:
             problems.setdefault(problem, []).append(row)
-        elif known is not None and label not in known:
+        elif known is not None and label[0] not in known:
             raise DataError(
-                f"{where}, row {row + 1}: label {label!r} is not one of the package's: "
+                f"{where}, row {row + 1}: label {label[0]!r} is not one of the package's: "
                 f"{', '.join(known)}"
             )
         else:
             kept.append(row)
     for problem, rows in problems.items():
         findings.add(where, problem, rows)
-    return Split([str(texts[row]) for row in kept], [str(labels[row]) for row in kept])
+    return Split([str(texts[row]) for row in kept], [labels[row][0] for row in kept])
+
+
+def label_problem(names: list[str]) -> str | None:
+    """Why a row with these labels cannot be learned from, or None."""
+    if not names:
+        return "the label is missing"
+    if len(names) > 1:
+        return "it has several labels, and a row must have one"
+    return None
 
 
 def text_problem(text: object) -> str | None:
@@ -291,20 +300,21 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
-def _label_names(table: Dataset, column: str, where: str) -> list[str | None]:
+def _label_names(table: Dataset, column: str) -> list[list[str]]:
+    """The names of each row's labels; a column of lists is one of several labels a row."""
     from datasets import ClassLabel
 
     feature = table.features[column]
-    values = table[column][:]
-    if isinstance(feature, ClassLabel):
-        # -1 is how the hub's sets mark a row whose label is hidden.
-        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
-    if any(isinstance(value, list | dict) for value in values):
-        raise DataError(
-            f"{where}: column {column!r} holds lists: a row has one label; "
-            "several labels a row are not supported"
-        )
-    return [None if value is None or not str(value).strip() else str(value) for value in values]
+    numbered = getattr(feature, "feature", feature)
+
+    def name(value: Any) -> str | None:
+        if isinstance(numbered, ClassLabel):
+            # -1 is how the hub's sets mark a row whose label is hidden.
+            return numbered.int2str(value) if value is not None and value >= 0 else None
+        return None if value is None or not str(value).strip() else str(value)
+
+    rows = (value if isinstance(value, list) else [value] for value in table[column][:])
+    return [[found for value in row if (found := name(value)) is not None] for row in rows]
 
 
 def _drop_rare_labels(split: Split, where: str, findings: Findings) -> Split:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,14 @@ from training.data import Split
 from training.errors import DataError
 from training.progress import progress
 
-# Labels and cells stay readable up to here; beyond, the picture keeps the colours only.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Labels and cells of the picture stay readable up to here; beyond, it keeps the colours only.
 READABLE_LABELS = 40
+# A screen holds a confusion matrix of this many labels; of more, its largest cells.
+SCREEN_LABELS = 10
+SCREEN_PAIRS = 10
 
 
 def evaluate(
@@ -95,11 +101,36 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     # A label's brackets and colons are its own.
     console = Console(markup=False, emoji=False)
     console.print(table)
+    console.print(_confusion_table(metrics))
     console.print(
         f"{metrics['rows']} rows: accuracy {metrics['accuracy']:.4f}, "
         f"macro-F1 {metrics['macro_f1']:.4f}, weighted-F1 {metrics['weighted_f1']:.4f}",
         highlight=False,
     )
+
+
+def _confusion_table(metrics: dict[str, Any]) -> Table:
+    """The confusion matrix for the screen; of many labels the most confused pairs."""
+    from rich.table import Table
+
+    labels, counts = metrics["labels"], np.asarray(metrics["confusion"])
+    if len(labels) <= SCREEN_LABELS:
+        table = Table(title="rows of a label (down) by answer (across)", title_justify="left")
+        table.add_column("label")
+        for label in labels:
+            table.add_column(label, justify="right", overflow="fold")
+        for label, row in zip(labels, counts, strict=True):
+            table.add_row(label, *(str(count) if count else "·" for count in row))
+        return table
+    table = Table(title="most confused", title_justify="left")
+    for name in ("label", "answered", "rows"):
+        table.add_column(name, justify="right" if name == "rows" else "left", overflow="fold")
+    wrong = counts * ~np.eye(len(labels), dtype=bool)
+    for cell in np.argsort(-wrong, axis=None, kind="stable")[:SCREEN_PAIRS]:
+        row, column = np.unravel_index(cell, wrong.shape)
+        if wrong[row, column]:
+            table.add_row(labels[row], labels[column], str(wrong[row, column]))
+    return table
 
 
 def write_metrics(metrics: dict[str, Any], path: Path) -> None:
