@@ -116,11 +116,12 @@ def _confusion_table(metrics: dict[str, Any]) -> Table:
     labels, counts = metrics["labels"], np.asarray(metrics["confusion"])
     if len(labels) <= SCREEN_LABELS:
         table = Table(title="rows of a label (down) by answer (across)", title_justify="left")
-        table.add_column("label")
-        for label in labels:
-            table.add_column(label, justify="right", overflow="fold")
-        for label, row in zip(labels, counts, strict=True):
-            table.add_row(label, *(str(count) if count else "·" for count in row))
+        # Numbers across, since eight names do not fit side by side.
+        table.add_column("label", overflow="fold")
+        for number in range(1, len(labels) + 1):
+            table.add_column(str(number), justify="right")
+        for number, (label, row) in enumerate(zip(labels, counts, strict=True), start=1):
+            table.add_row(f"{number} {label}", *(str(count) if count else "·" for count in row))
         return table
     table = Table(title="most confused", title_justify="left")
     for name in ("label", "answered", "rows"):
