@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any import of the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +25,10 @@ os.environ["HF_DATASETS_CACHE"] = str(Path(STORES.name) / "datasets")
 os.environ["BENTOML_HOME"] = str(Path(STORES.name) / "bentoml")
 for name in [name for name in os.environ if name.startswith("WHETSTONE_")]:
     del os.environ[name]
+
+# A busy machine is not a fault of the code.
+settings.register_profile("whetstone", deadline=None)
+settings.load_profile("whetstone")
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "support_tickets"

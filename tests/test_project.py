@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.settings import Settings
 from tests.conftest import EXAMPLE, ROOT
 from training.config import load_recipe
 
@@ -128,3 +129,21 @@ def test_every_recipe_loads_also_with_files_instead_of_the_hub(recipe: Path) -> 
     files = load_recipe(recipe, {"train_file": "a.csv", "test_file": "b.csv"})
     assert (files.data.dataset_name, files.data.text_column) == (None, "text")
     assert (files.data.train_file, files.data.label_column) == ("a.csv", "label")
+
+
+def test_the_readmes_tree_names_every_file() -> None:
+    tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1]
+    for folder in ("service", "training"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.name.startswith("__") or f"  {path.name} " in tree, path.name
+
+
+def test_the_readmes_variables_are_the_settings() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `WHETSTONE_(\w+)`", readme, re.MULTILINE))
+    assert listed == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_readme_counts_the_examples_rows() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"{len(rows('train')):,} to train on and {len(rows('test'))} to" in readme
