@@ -129,3 +129,23 @@ def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
         write_text(path, "\ud800")
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
     assert path.read_text("utf-8") == "old"
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "old").touch()
+    plain = Path.rename
+
+    def rename(self: Path, other: Path) -> Path:
+        if (self / "new").exists():
+            raise OSError("no space left on device")
+        return plain(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="no space"), replacing_folder(target) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert [path.name for path in target.iterdir()] == ["old"]
