@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from tests.conftest import example_rows, write_csv
+from training.callbacks import Progress
 from training.config import load_recipe
 from training.defaults import careful_defaults, learning_rate
 from training.errors import BaseModelError, InterruptedRunError, RunError
 from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE
 from training.train import (
-    Progress,
     last_checkpoint,
     open_run,
     train,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from service.model_package import CARD_FILE, Manifest
-
-__all__ = ["CARD_FILE", "model_card"]
+from service.model_package import Manifest
 
 
 def model_card(manifest: Manifest) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 
 from service.classifier import Classifier, FloatArray, Prediction
 from service.model_package import (
+    CARD_FILE,
     GOLDEN_FILE,
     HASHED_FILES,
     MODEL_FILE,
@@ -38,7 +39,7 @@ from service.model_package import (
     write_manifest,
     write_text,
 )
-from training.card import CARD_FILE, model_card
+from training.card import model_card
 from training.errors import ExportError
 from training.evaluate import evaluate, headline
 from training.layout import PACKAGE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.classifier import Classifier
-from service.model_package import read_manifest, write_manifest, write_text
-from training.card import CARD_FILE, model_card
+from service.model_package import CARD_FILE, read_manifest, write_manifest, write_text
+from training.card import model_card
 from training.config import Recipe
 from training.evaluate import (
     draw_confusion,

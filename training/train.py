@@ -26,25 +26,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 from tqdm import tqdm
-from transformers import (
-    DataCollatorWithPadding,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from service.model_package import write_text
 from training.base_models import BaseModel, resolve_base_model
+from training.callbacks import Progress, StopOnRequest
 from training.config import FILE_KEYS, Recipe, parse_training_arguments
 from training.data import LabelledData, Split, load_data
 from training.defaults import careful_defaults
 from training.errors import BaseModelError, InterruptedRunError, RunError
 from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE, RUN_FILES, RUN_FOLDERS
-from training.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -238,63 +231,6 @@ def macro_f1_and_accuracy(prediction: EvalPrediction) -> dict[str, float]:
             f1_score(truth, chosen, labels=everything, average="macro", zero_division=0)
         ),
     }
-
-
-class Progress(TrainerCallback):
-    """One bar over all steps with loss and rate; one line per evaluation."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm[Any] | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.bar = progress(state.max_steps, "train", "step", initial=state.global_step)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if self.bar is None or not logs:
-            return
-        if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}")
-        if "eval_macro_f1" in logs:
-            self.bar.write(
-                f"epoch {logs['epoch']:g}: validation loss {logs['eval_loss']:.4f}, "
-                f"accuracy {logs['eval_accuracy']:.4f}, macro-F1 {logs['eval_macro_f1']:.4f}",
-                file=sys.stderr,
-            )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class StopOnRequest(TrainerCallback):
-    """Save and stop after the step during which `requested` was set."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.requested:
-            control.should_save = True
-            control.should_training_stop = True
 
 
 def _make_trainer(

@@ -1,0 +1,68 @@
+"""What happens between training steps: the progress bar, and stopping when asked to."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from training.progress import progress
+
+
+class Progress(TrainerCallback):
+    """One bar over all steps with loss and rate; one line per evaluation."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar = progress(state.max_steps, "train", "step", initial=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}")
+        if "eval_macro_f1" in logs:
+            self.bar.write(
+                f"epoch {logs['epoch']:g}: validation loss {logs['eval_loss']:.4f}, "
+                f"accuracy {logs['eval_accuracy']:.4f}, macro-F1 {logs['eval_macro_f1']:.4f}",
+                file=sys.stderr,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopOnRequest(TrainerCallback):
+    """Save and stop after the step during which `requested` was set."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
