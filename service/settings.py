@@ -25,7 +25,7 @@ class Settings(BaseModel):
         None, description="folder of the model package to serve instead of the model store's"
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="texts classified at once; all available cores if unset"
+        None, ge=1, le=1024, description="requests classified at once; all available cores if unset"
     )
 
 

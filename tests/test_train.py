@@ -128,10 +128,22 @@ def test_export_wants_the_recipe_that_was_trained(tiny_recipe: Path, tiny_run_fo
         open_run(recipe_at(tiny_recipe, tiny_run_folder.parent / "nowhere"))
 
 
+RARELY = {
+    "save_strategy": "steps",
+    "eval_strategy": "steps",
+    "save_steps": "1000",
+    "eval_steps": "1000",
+}
+
+
+@pytest.mark.parametrize("strategy", [{}, RARELY], ids=["every epoch", "rarely"])
 def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: dict[str, str],
 ) -> None:
-    recipe = recipe_at(tiny_recipe, tmp_path / "run")
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", **strategy)
     seen: list[int] = []
     plain = Progress.on_step_end
 
@@ -174,6 +186,15 @@ def test_a_finished_run_without_its_checkpoint_is_trained_again(
     shutil.rmtree(folder / CHECKPOINT)
     train(recipe_at(tiny_recipe, folder))
     assert (folder / CHECKPOINT / "model.safetensors").is_file()
+
+
+def test_a_run_without_its_checkpoint_cannot_be_exported(
+    tiny_recipe: Path, tiny_run_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_run_folder, tmp_path / "run")
+    shutil.rmtree(folder / CHECKPOINT)
+    with pytest.raises(RunError, match="no finished training"):
+        open_run(recipe_at(tiny_recipe, folder))
 
 
 def test_another_measure_of_the_best_is_kept_in_its_own_direction(

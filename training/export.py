@@ -92,12 +92,14 @@ def export(run: TrainedRun) -> Path:
 
         classifier = Classifier.load(folder)
         evidence = {"fp32": check_parity(run, classifier)}
-        check_accuracy(run, classifier)
+        fp32_answers = check_accuracy(run, classifier)
         draft = _draft(run, run.recipe.export.precision)
         steps.update()
 
         if draft.precision == "int8":
-            draft, evidence["int8"] = _replace_with_int8(run, folder, graph.parent, draft)
+            draft, evidence["int8"] = _replace_with_int8(
+                run, folder, graph.parent, draft, fp32_answers
+            )
         steps.update()
 
         classifier = Classifier.load(folder)
@@ -254,19 +256,19 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def check_accuracy(run: TrainedRun, classifier: Classifier) -> None:
-    """Compare the package with what the Trainer saw of the kept checkpoint on validation.
+def check_accuracy(run: TrainedRun, classifier: Classifier) -> list[Prediction]:
+    """Compare the package with what the Trainer saw of the kept checkpoint; validation's answers.
 
     Another path than `check_parity`: the Trainer's own model and batches, not one loaded again.
 
     Raises:
         ExportError: the two differ by more than rounding on a GPU explains.
     """
-    kept = [e for e in run.record["evaluations"] if e["step"] == run.record["kept_step"]]
-    if not kept:
-        return
     rows = run.data.validation
     answers = classifier.classify(rows.texts)
+    kept = [e for e in run.record["evaluations"] if e["step"] == run.record["kept_step"]]
+    if not kept:
+        return answers
     right = sum(a.label == label for a, label in zip(answers, rows.labels, strict=True))
     difference = abs(right / len(rows) - kept[0]["accuracy"])
     if difference > max(ACCURACY_TOLERANCE, 1.5 / len(rows)):
@@ -275,6 +277,7 @@ def check_accuracy(run: TrainedRun, classifier: Classifier) -> None:
             f"checkpoint reached accuracy {kept[0]['accuracy']:.4f} while it was trained: what "
             "was saved is not what was trained"
         )
+    return answers
 
 
 def parity_texts(texts: list[str], max_length: int) -> list[str]:
@@ -317,11 +320,14 @@ def neighbour_effect(classifier: Classifier, texts: list[str]) -> float:
 
 
 def _replace_with_int8(
-    run: TrainedRun, folder: Path, fp32_folder: Path, draft: Manifest
+    run: TrainedRun,
+    folder: Path,
+    fp32_folder: Path,
+    draft: Manifest,
+    before: list[Prediction],
 ) -> tuple[Manifest, dict[str, Any]]:
     """Put the int8 graph in place of the fp32 one; its draft manifest and how it compares."""
     texts = run.data.validation.texts
-    before = Classifier.load(folder).classify(texts)
     quantise(fp32_folder, folder / MODEL_FILE)
     draft = _seal(folder, draft)
     classifier = Classifier.load(folder)

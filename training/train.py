@@ -148,7 +148,7 @@ def recipe_seed(recipe: Recipe) -> int:
 def run_identity(recipe: Recipe, data: LabelledData) -> str:
     """SHA-256 of what decides the checkpoint: recipe (export apart), training data, no names."""
     keys = recipe.as_dict()
-    for key in ("train_file", "validation_file", "test_file", "precision"):
+    for key in (*FILE_KEYS, "precision"):
         keys.pop(key, None)
     training_data = data.fingerprint(("train", "validation"))
     content = {"recipe": {k: str(v) for k, v in keys.items()}, "data": training_data}
@@ -298,8 +298,6 @@ def _found_run(folder: Path, identity: str) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: choose another output_dir")
     record = _read_record(folder)
-    if record.get("finished") and not (folder / CHECKPOINT / "config.json").is_file():
-        record = {**record, "finished": False}
     made = [folder / name for name in (*RUN_FOLDERS, *RUN_FILES)]
     if record.get("identity") != identity and any(path.exists() for path in made):
         raise RunError(
@@ -374,11 +372,15 @@ def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, max_len
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
+    """What `training.json` says; a run whose checkpoint is gone is not finished."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    there = (folder / CHECKPOINT / "config.json").is_file()
+    return record | {"finished": bool(record.get("finished")) and there}
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
