@@ -1,4 +1,4 @@
-"""Texts → token ids → ONNX → probabilities → labels. Plain Python, no server needed.
+"""Texts → token ids → ONNX → answers. Plain Python, no server needed.
 
     classifier = Classifier.load("runs/support_tickets/package")
     classifier.classify(["where is my parcel?"])[0].label
@@ -16,20 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
+from service.decisions import (
+    Decision,
+    FloatArray,
+    aggregate_windows,
+    decide,
+    margin,
+    probabilities,
+)
 from service.model_package import (
     MODEL_FILE,
     TOKENIZER_FILE,
     Manifest,
     PackageFileError,
+    Text,
     read_golden,
     verify_package,
 )
-
-FloatArray = npt.NDArray[np.float32]
 
 # A batch holds at most this many tokens, padding included: past a few thousand, larger batches
 # only cost memory (attention grows with the square of the length).
@@ -44,13 +50,14 @@ class GoldenMismatchError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer to one text; `probs` is in the manifest's label order and sums to 1."""
+class Prediction(Decision):
+    """The answer to one text, and how much of it was read.
 
-    label: str
-    score: float
-    probs: FloatArray
+    `tokens` counts those of all windows; `truncated` says that the rest of the text was not read.
+    """
+
     tokens: int
+    windows: int
     truncated: bool
 
 
@@ -67,12 +74,6 @@ def available_cores() -> int:
     if quota != "max":
         cores = min(cores or 1, -(-int(quota) // int(period)))
     return max(1, cores or 1)
-
-
-def softmax(logits: FloatArray) -> FloatArray:
-    """Probabilities of logits of shape (texts, labels), row by row."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 class Classifier:
@@ -139,13 +140,19 @@ class Classifier:
             ) from error
         return cls(manifest, tokenizer, session, threads or available_cores())
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Token ids of each text, truncated at the package's `max_length`, not padded."""
+    def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
+        """The windows of each text: token ids, not padded.
+
+        A window holds at most `max_length` tokens. A text has more than one only where the
+        package reads long texts by windows; else the rest of a long text is cut off.
+        """
         encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
-        return encodings
+        if self.manifest.long_text == "truncate":
+            return [[encoding] for encoding in encodings]
+        return [[encoding, *encoding.overflowing] for encoding in encodings]
 
     def logits(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Run one batch, padded to its longest: shape (texts, labels), float32."""
+        """Run one batch of windows, padded to its longest: shape (windows, labels), float32."""
         length = max(len(encoding) for encoding in encodings)
         multiple = self._padding["pad_to_multiple_of"]
         if multiple:
@@ -165,59 +172,70 @@ class Classifier:
         feed = {name: columns[name] for name in self._input_names}
         return np.asarray(self._session.run(["logits"], feed)[0], dtype=np.float32)
 
-    def predictions(self, encodings: Sequence[Encoding], logits: FloatArray) -> list[Prediction]:
-        """Logits of shape (texts, labels) as answers, in order."""
-        probs = softmax(logits)
-        best = probs.argmax(axis=-1)
+    def predictions(
+        self, encoded: Sequence[Sequence[Encoding]], logits: FloatArray
+    ) -> list[Prediction]:
+        """Logits of all windows, of shape (windows, labels), as one answer a text, in order."""
+        manifest = self.manifest
+        probs = aggregate_windows(
+            probabilities(logits, manifest.task),
+            [len(windows) for windows in encoded],
+            manifest.task,
+            manifest.window_aggregation,
+        )
+        reads_on = manifest.long_text == "window"
         return [
             Prediction(
-                label=self.manifest.labels[best[row]],
-                score=float(probs[row, best[row]]),
-                probs=probs[row],
-                tokens=len(encoding),
-                truncated=bool(encoding.overflowing),
+                decision.label,
+                decision.score,
+                decision.probs,
+                decision.labels,
+                decision.abstained,
+                tokens=sum(len(window) for window in windows),
+                windows=len(windows),
+                truncated=bool(windows[0].overflowing) and not reads_on,
             )
-            for row, encoding in enumerate(encodings)
+            for decision, windows in zip(decide(probs, manifest), encoded, strict=True)
         ]
 
     def classify(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         batch_size: int = 32,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Prediction]:
         """Answer every text, in the order given.
 
-        Batches are made of texts of like length, and `threads` of them run at once.
+        Batches are made of windows of like length, and `threads` of them run at once.
 
         Args:
-            texts: any number of texts.
-            batch_size: texts in a batch at most.
-            on_batch: called with the number of texts answered, for a progress bar.
+            texts: any number of texts, or of pairs where the package was made for pairs.
+            batch_size: windows in a batch at most.
+            on_batch: called with a number of texts answered, for a progress bar.
         """
         if not texts:
             return []
-        encodings = self.encode(texts)
-        answers: list[Prediction | None] = [None] * len(encodings)
+        encoded = self.encode(texts)
+        windows = [window for windows in encoded for window in windows]
+        first = np.cumsum([0] + [len(windows) for windows in encoded])[:-1]
+        starts_text = np.zeros(len(windows), dtype=bool)
+        starts_text[first] = True
+        logits = np.empty((len(windows), len(self.manifest.labels)), dtype=np.float32)
 
         def run(batch: list[int]) -> None:
-            chosen = [encodings[index] for index in batch]
-            for index, answer in zip(
-                batch, self.predictions(chosen, self.logits(chosen)), strict=True
-            ):
-                answers[index] = answer
+            logits[batch] = self.logits([windows[index] for index in batch])
             if on_batch:
-                on_batch(len(batch))
+                on_batch(int(starts_text[batch].sum()))
 
-        batches = length_sorted_batches([len(encoding) for encoding in encodings], batch_size)
+        batches = length_sorted_batches([len(window) for window in windows], batch_size)
         if len(batches) == 1 or self.threads == 1:
             for batch in batches:
                 run(batch)
         else:
             with ThreadPoolExecutor(self.threads) as pool:
                 list(pool.map(run, batches))
-        return [answer for answer in answers if answer is not None]
+        return self.predictions(encoded, logits)
 
     def check_golden(self, folder: str | Path) -> int:
         """Ask the golden texts again; return how many there are. Warms the session up, too.
@@ -226,12 +244,15 @@ class Classifier:
             GoldenMismatchError: an answer differs by more than another processor explains.
         """
         golden = read_golden(Path(folder))
-        for row, (expected, answer) in enumerate(
-            zip(golden, self.classify([answer.text for answer in golden]), strict=True), start=1
-        ):
-            second, first = np.sort(np.asarray(expected.probs))[-2:]
-            drift = float(np.abs(answer.probs - np.asarray(expected.probs)).max())
-            flipped = answer.label != expected.label and first - second > GOLDEN_MARGIN
+        answers = self.classify([expected.input for expected in golden])
+        for row, (expected, answer) in enumerate(zip(golden, answers, strict=True), start=1):
+            recorded = np.asarray(expected.probs, dtype=np.float32)
+            drift = float(np.abs(answer.probs - recorded).max())
+            if answer.labels is None:
+                differs = answer.label != expected.label
+            else:
+                differs = set(answer.labels) != set(expected.labels or ())
+            flipped = differs and margin(recorded, self.manifest) > GOLDEN_MARGIN
             # `not <=` also refuses NaN.
             if flipped or not drift <= GOLDEN_SCORE_TOLERANCE:
                 raise GoldenMismatchError(
@@ -242,13 +263,18 @@ class Classifier:
         return len(golden)
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices grouped by like length, longest first, each batch within BATCH_TOKENS padded."""
+def length_sorted_batches(
+    lengths: Sequence[int], batch_size: int, batch_tokens: int = BATCH_TOKENS
+) -> list[list[int]]:
+    """Indices grouped by like length, longest first, each within `batch_tokens`, padding too.
+
+    Something longer than that is a batch of its own.
+    """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         current = batches[-1] if batches else []
         # The first of a batch is its longest, so it sets the padded width.
-        fits = current and (len(current) + 1) * lengths[current[0]] <= BATCH_TOKENS
+        fits = current and (len(current) + 1) * lengths[current[0]] <= batch_tokens
         if fits and len(current) < batch_size:
             current.append(index)
         else:

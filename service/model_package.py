@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,6 +39,11 @@ PACKAGE_FILES = (*HASHED_FILES, MANIFEST_FILE, CARD_FILE)
 MODEL_STORE_NAME = "text-classifier"
 
 Precision = Literal["fp32", "int8"]
+Task = Literal["single_label", "multi_label"]
+LongText = Literal["truncate", "window"]
+Aggregation = Literal["mean", "max"]
+# A text, or a text and its pair.
+Text = str | tuple[str, str]
 
 
 class PackageError(Exception):
@@ -64,19 +69,57 @@ class FileRecord(_Strict):
     size: int = Field(ge=0)
 
 
-class Behaviour(_Strict):
-    """The fields that decide an answer beside model and tokenizer; part of the version."""
+Probability = Annotated[float, Field(ge=0, le=1)]
 
-    task: Literal["single_label"] = "single_label"
+
+class Behaviour(_Strict):
+    """The fields that decide an answer beside model and tokenizer; part of the version.
+
+    `thresholds` by label: of a multi-label package every label has one; a single-label package
+    has none, or one for the positive label of its two. `window_stride` is the number of tokens
+    that neighbouring windows share (the meaning that `tokenizers` gives `stride`).
+    """
+
+    task: Task = "single_label"
     labels: tuple[str, ...] = Field(min_length=2)
-    text_columns: tuple[Literal["text"]] = ("text",)
+    text_columns: tuple[Literal["text"]] | tuple[Literal["text"], Literal["text_pair"]] = ("text",)
     max_length: int = Field(ge=3)
-    long_text: Literal["truncate"] = "truncate"
+    long_text: LongText = "truncate"
+    window_stride: int | None = Field(default=None, ge=0)
+    window_aggregation: Aggregation | None = None
+    thresholds: dict[str, Probability] = Field(default_factory=dict)
+    abstain_threshold: Probability | None = None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether an input is a text and its pair."""
+        return len(self.text_columns) == 2
+
+    @property
+    def positive_label(self) -> str | None:
+        """The label of a binary package that is answered from its threshold on."""
+        return next(iter(self.thresholds), None) if self.task == "single_label" else None
 
     @model_validator(mode="after")
-    def _labels_differ(self) -> Behaviour:
+    def _consistent(self) -> Behaviour:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels are not unique")
+        if not set(self.thresholds) <= set(self.labels):
+            raise ValueError("thresholds name a label that is not there")
+        if self.task == "multi_label" and len(self.thresholds) != len(self.labels):
+            raise ValueError("a multi-label package has a threshold for every label")
+        binary = len(self.labels) == 2 and len(self.thresholds) == 1
+        if self.task == "single_label" and self.thresholds and not binary:
+            raise ValueError("a single-label package has a threshold for one of two labels")
+        if self.task == "multi_label" and self.abstain_threshold is not None:
+            raise ValueError("a multi-label package has no abstain threshold")
+        windows = self.long_text == "window"
+        if windows != (self.window_stride is not None):
+            raise ValueError("window_stride belongs to long_text: window")
+        if windows != (self.window_aggregation is not None):
+            raise ValueError("window_aggregation belongs to long_text: window")
+        if windows and self.has_pairs:
+            raise ValueError("long_text: window reads single texts, not pairs")
         return self
 
 
@@ -118,11 +161,18 @@ class Manifest(Behaviour):
 
 
 class GoldenAnswer(_Strict):
-    """One line of `golden.jsonl`: a text and the probabilities this package gave it."""
+    """One line of `golden.jsonl`: a text and the answer this package gave it."""
 
     text: str
+    text_pair: str | None = None
     label: str
+    labels: tuple[str, ...] | None = None
     probs: tuple[float, ...]
+
+    @property
+    def input(self) -> Text:
+        """What to ask the classifier."""
+        return self.text if self.text_pair is None else (self.text, self.text_pair)
 
 
 def file_record(path: Path) -> FileRecord:
@@ -250,5 +300,5 @@ def read_golden(folder: Path) -> list[GoldenAnswer]:
 
 def write_golden(folder: Path, answers: list[GoldenAnswer]) -> None:
     """Write `golden.jsonl`."""
-    lines = "".join(answer.model_dump_json() + "\n" for answer in answers)
+    lines = "".join(answer.model_dump_json(exclude_none=True) + "\n" for answer in answers)
     write_text(folder / GOLDEN_FILE, lines)

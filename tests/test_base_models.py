@@ -42,7 +42,7 @@ def test_a_missing_embedded_copy_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_offline_another_name_gets_one_sentence() -> None:
     base = resolve_base_model(ModelArguments(model_name_or_path="someone/some-model"))
-    for load in (base.tokenizer, lambda: base.classifier(["a", "b"], seed=0)):
+    for load in (base.tokenizer, lambda: base.classifier(["a", "b"], "single_label", seed=0)):
         with pytest.raises(BaseModelError, match="check the name and the network") as error:
             load()
         assert "\n" not in str(error.value)
@@ -62,19 +62,21 @@ def test_pickled_weights_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(BaseModelError):
-        resolve_base_model(ModelArguments(model_name_or_path=str(folder))).classifier(["a"], 0)
+        resolve_base_model(ModelArguments(model_name_or_path=str(folder))).classifier(
+            ["a"], "single_label", 0
+        )
 
 
 def test_the_head_is_fresh_and_the_encoder_is_not(tiny_base: Path, tmp_path: Path) -> None:
     import torch
 
     arguments = ModelArguments(model_name_or_path=str(tiny_base))
-    first = resolve_base_model(arguments).classifier(["a", "b"], seed=1)
+    first = resolve_base_model(arguments).classifier(["a", "b"], "single_label", seed=1)
     with torch.no_grad():
         first.classifier.weight.fill_(3.0)
     first.save_pretrained(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(tmp_path))
-    second = resolve_base_model(arguments).classifier(["c", "d"], seed=1)
+    second = resolve_base_model(arguments).classifier(["c", "d"], "single_label", seed=1)
     assert second.config.id2label == {0: "c", 1: "d"}
     assert not torch.equal(second.classifier.weight, first.classifier.weight)
     for (name, old), (_, new) in zip(
@@ -87,7 +89,9 @@ def test_the_same_seed_gives_the_same_head(tiny_base: Path) -> None:
     import torch
 
     base = resolve_base_model(ModelArguments(model_name_or_path=str(tiny_base)))
-    one, same, other = (base.classifier(["a", "b"], seed).classifier.weight for seed in (1, 1, 2))
+    one, same, other = (
+        base.classifier(["a", "b"], "single_label", seed).classifier.weight for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -101,4 +105,4 @@ def test_weights_that_fit_nothing_are_refused(tiny_base: Path, tmp_path: Path) -
     save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
     base = resolve_base_model(ModelArguments(model_name_or_path=str(folder)))
     with pytest.raises(BaseModelError, match=r"lacks \d+ weights of its encoder"):
-        base.classifier(["a", "b"], seed=0)
+        base.classifier(["a", "b"], "single_label", seed=0)

@@ -16,8 +16,8 @@ from service.classifier import (
     GoldenMismatchError,
     available_cores,
     length_sorted_batches,
-    softmax,
 )
+from service.decisions import softmax
 from service.model_package import (
     GOLDEN_FILE,
     MODEL_FILE,

@@ -321,14 +321,20 @@ def test_evaluate_without_a_usable_row_is_one_line(
     assert str(path) in line
 
 
-def test_evaluate_never_names_a_row_by_its_place_after_dropping(
+def test_evaluate_says_how_many_rows_it_left_out(
     tiny_package: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    rows = [{"text": "", "label": "praise"}, {"text": "sunny", "label": "weather"}] * 2
+    rows = [
+        {"text": "", "label": "praise"},
+        {"text": "sunny", "label": "weather"},
+        {"text": "thank you", "label": "praise"},
+    ]
     path = write_csv(tmp_path / "rows.csv", rows)
-    line = error_line(capsys, "evaluate", tiny_package, path, "--drop_invalid")
-    assert "'weather'" in line
-    assert "row 1" not in line
+    assert "row 1: the text is empty" in error_line(capsys, "evaluate", tiny_package, path)
+    assert main(["evaluate", str(tiny_package), str(path), "--drop_invalid"]) == 0
+    assert "2 rows could not be used" in capsys.readouterr().out
+    path = write_csv(tmp_path / "rows.csv", rows[:2])
+    assert "no row is left" in error_line(capsys, "evaluate", tiny_package, path, "--drop_invalid")
 
 
 def test_predict_writes_the_answers_and_counts_them(

@@ -13,6 +13,7 @@ import pytest
 
 from service.classifier import Classifier, Prediction
 from tests.conftest import example_rows, write_csv
+from training.config import DataArguments
 from training.errors import DataError
 from training.predict import added_columns, predict
 
@@ -246,9 +247,10 @@ def test_a_label_column_that_only_a_later_row_has_is_not_lost(
     ],
 )
 def test_added_columns_never_take_the_name_of_one_there_is(
-    columns: list[str], labels: list[str], expected: list[str]
+    classifier: Classifier, columns: list[str], labels: list[str], expected: list[str]
 ) -> None:
-    assert added_columns(columns, labels) == expected
+    manifest = classifier.manifest.model_copy(update={"labels": tuple(labels)})
+    assert list(added_columns(columns, manifest, bool(labels)).values()) == expected
 
 
 def test_no_name_is_left_for_the_label(classifier: Classifier, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_no_name_is_left_for_the_label(classifier: Classifier, tmp_path: Path) -
 
 def test_the_text_column_may_have_another_name(classifier: Classifier, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "in.csv", [{"text": "wrong", "body": TEXTS[0]}])
-    predict(classifier, path, tmp_path / "out.csv", text_column="body")
+    predict(classifier, path, tmp_path / "out.csv", DataArguments(text_column="body"))
     (row,) = read(tmp_path / "out.csv")
     (answer,) = classifier.classify([TEXTS[0]])
     assert float(row["score"]) == pytest.approx(answer.score, abs=SAME_SCORE)

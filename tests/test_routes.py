@@ -48,7 +48,7 @@ def test_the_answer_has_the_contracts_fields(
     tokens = sum(prediction.tokens for prediction in expected)
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     for index, (item, prediction) in enumerate(zip(answer["data"], expected, strict=True)):
-        assert set(item) == {"index", "label", "score", "probs", "num_classes"}
+        assert set(item) == {"index", "label", "score", "truncated", "probs", "num_classes"}
         assert (item["index"], item["num_classes"]) == (index, 3)
         assert item["label"] == prediction.label
         assert item["probs"] == pytest.approx(prediction.probs.tolist(), abs=1e-5)
@@ -160,7 +160,7 @@ def test_a_fault_of_ours_shows_neither_trace_nor_text(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Classifier):
-        def classify(self, texts: Any, **_: Any) -> Any:
+        def encode(self, texts: Any) -> Any:
             raise RuntimeError(f"cannot classify {texts}")
 
     broken = Broken.__new__(Broken)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.model_package import file_record
+from service.model_package import Task, file_record
 from training.config import DEFAULT_BASE_MODEL, ModelArguments
 from training.errors import BaseModelError
 
@@ -57,7 +57,7 @@ class BaseModel:
             )
         return tokenizer
 
-    def classifier(self, labels: list[str], seed: int) -> PreTrainedModel:
+    def classifier(self, labels: list[str], task: Task, seed: int) -> PreTrainedModel:
         """The pre-trained encoder under a fresh classification head for `labels`.
 
         Raises:
@@ -73,7 +73,7 @@ class BaseModel:
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: index for index, label in enumerate(labels)},
-                problem_type="single_label_classification",
+                problem_type=f"{task}_classification",
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 output_loading_info=True,

@@ -10,6 +10,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from training.progress import progress
 
+SHOWN = {
+    "eval_loss": "validation loss",
+    "eval_accuracy": "accuracy",
+    "eval_micro_f1": "micro-F1",
+    "eval_macro_f1": "macro-F1",
+    "eval_average_precision": "average precision",
+}
+
 
 class Progress(TrainerCallback):
     """One bar over all steps with loss and rate; one line per evaluation."""
@@ -41,11 +49,8 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}")
         if "eval_macro_f1" in logs:
-            self.bar.write(
-                f"epoch {logs['epoch']:g}: validation loss {logs['eval_loss']:.4f}, "
-                f"accuracy {logs['eval_accuracy']:.4f}, macro-F1 {logs['eval_macro_f1']:.4f}",
-                file=sys.stderr,
-            )
+            found = [f"{text} {logs[key]:.4f}" for key, text in SHOWN.items() if key in logs]
+            self.bar.write(f"epoch {logs['epoch']:g}: {', '.join(found)}", file=sys.stderr)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

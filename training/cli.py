@@ -10,7 +10,7 @@ import shlex
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from training.errors import InterruptedRunError, WhetstoneError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+# What evaluate and predict may be told of a file; its package's recipe says the rest.
+COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "label_separator")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,29 +68,24 @@ def export(parsed: argparse.Namespace) -> None:
 def evaluate(parsed: argparse.Namespace) -> None:
     """`whetstone evaluate PACKAGE FILE`"""
     from service.classifier import Classifier
-    from training.data import Findings, read_table, rows_of
-    from training.evaluate import draw_confusion, print_metrics, write_metrics
+    from training.config import columns_of
+    from training.data import read_labelled
+    from training.evaluate import draw_metrics, print_metrics, write_metrics
     from training.evaluate import evaluate as evaluate_split
-    from training.layout import CONFUSION_FILE, METRICS_FILE
+    from training.layout import METRICS_FILE
 
     classifier = Classifier.load(parsed.package)
-    findings = Findings(parsed.drop_invalid)
-    split = rows_of(
-        read_table(parsed.file),
-        str(parsed.file),
-        parsed.text_column,
-        parsed.label_column,
-        findings,
-        known=classifier.manifest.labels,
-    )
+    manifest = classifier.manifest
+    arguments = columns_of(manifest, {**_columns(parsed), "drop_invalid": parsed.drop_invalid})
+    split, dropped = read_labelled(parsed.file, arguments, manifest.labels, manifest.task)
     metrics, _ = evaluate_split(classifier, split, str(parsed.file))
-    print_metrics(metrics, f"{classifier.manifest.name} on {parsed.file}")
-    if findings.dropped:
-        print(f"{findings.dropped} rows could not be used and were left out")
+    print_metrics(metrics, f"{manifest.name} on {parsed.file}")
+    if dropped:
+        print(f"{dropped} rows could not be used and were left out")
     if parsed.output_dir:
         write_metrics(metrics, parsed.output_dir / METRICS_FILE)
-        draw_confusion(metrics, parsed.output_dir / CONFUSION_FILE)
-        print(f"written: {parsed.output_dir / METRICS_FILE}, {parsed.output_dir / CONFUSION_FILE}")
+        picture = draw_metrics(metrics, parsed.output_dir)
+        print(f"written: {parsed.output_dir / METRICS_FILE}, {picture}")
 
 
 def register(parsed: argparse.Namespace) -> None:
@@ -111,13 +108,15 @@ def run(parsed: argparse.Namespace) -> None:
 def predict(parsed: argparse.Namespace) -> None:
     """`whetstone predict PACKAGE FILE --out FILE`"""
     from service.classifier import Classifier
+    from training.config import columns_of
     from training.predict import predict as predict_file
 
+    classifier = Classifier.load(parsed.package)
     rows, failures = predict_file(
-        Classifier.load(parsed.package),
+        classifier,
         parsed.file,
         parsed.out,
-        text_column=parsed.text_column,
+        columns_of(classifier.manifest, _columns(parsed)),
         all_scores=parsed.all_scores,
     )
     print(f"{rows} rows, {failures} of them without an answer (column error): {parsed.out}")
@@ -152,8 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_verb(verbs, evaluate, "measure a package on a labelled file")
     _add_package(command)
     command.add_argument("file", type=Path, help="CSV, JSONL, JSON or Parquet with text and label")
-    _add_column(command, "text")
-    _add_column(command, "label")
+    _add_columns(command, COLUMN_KEYS)
     command.add_argument(
         "--drop_invalid", action="store_true", help="leave out rows without text or label"
     )
@@ -168,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_package(command)
     command.add_argument("file", type=Path, help="CSV, JSONL or Parquet with a text column")
     command.add_argument("--out", type=Path, required=True, help=".csv, .jsonl or .parquet file")
-    _add_column(command, "text")
+    _add_columns(command, [key for key in COLUMN_KEYS if key != "label_column"])
     command.add_argument(
         "--all_scores", action="store_true", help="add a column score_<label> for every label"
     )
@@ -189,8 +187,13 @@ def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("package", type=Path, help="folder of a model package")
 
 
-def _add_column(command: argparse.ArgumentParser, name: str) -> None:
-    command.add_argument(f"--{name}_column", default=name, help=f"default: {name}")
+def _add_columns(command: argparse.ArgumentParser, keys: Sequence[str]) -> None:
+    for key in keys:
+        command.add_argument(f"--{key}", help="default: as in the package's recipe")
+
+
+def _columns(parsed: argparse.Namespace) -> dict[str, str | None]:
+    return {key: getattr(parsed, key, None) for key in COLUMN_KEYS}
 
 
 def _recipe_keys() -> str:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import yaml
 
@@ -23,6 +24,8 @@ from training.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from service.model_package import Manifest
 
 DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 FILE_KEYS = ("train_file", "validation_file", "test_file")
@@ -32,7 +35,9 @@ HUB_KEYS = (
     "dataset_config_name",
     "dataset_revision",
     "text_column",
+    "text_pair_column",
     "label_column",
+    "label_separator",
 )
 
 
@@ -50,6 +55,17 @@ class ModelArguments:
     )
     model_revision: str | None = _key(None, "branch, tag or commit of the model on the hub")
     max_length: int = _key(256, "tokens of a text that the model reads; the rest is cut off")
+    long_text: Literal["truncate", "window"] = _key(
+        "truncate",
+        "what is done with a text longer than max_length: truncate it, or read it in windows of "
+        "max_length tokens",
+    )
+    window_stride: int | None = _key(
+        None, "tokens that neighbouring windows share; a quarter of max_length if not given"
+    )
+    window_aggregation: Literal["mean", "max"] = _key(
+        "mean", "a text's probabilities: the mean over its windows, or each label's largest"
+    )
     trust_remote_code: bool = _key(False, "run Python code that the model's repository ships")
 
 
@@ -65,7 +81,20 @@ class DataArguments:
     validation_file: str | None = _key(None, "file to choose the checkpoint by")
     test_file: str | None = _key(None, "file to measure the finished package on")
     text_column: str = _key("text", "column with the text")
-    label_column: str = _key("label", "column with the label")
+    text_pair_column: str | None = _key(
+        None, "column with the second text of each row, where pairs of texts are classified"
+    )
+    label_column: str = _key(
+        "label", "column with the label; a column of lists means several labels a row"
+    )
+    label_separator: str | None = _key(
+        None, "what separates the labels of a row, such as '|'; a row may then have any number"
+    )
+    class_weights: str = _key(
+        "none",
+        "weight of each label in the loss: none, balanced (rare labels count more), or a mapping "
+        "of labels to weights",
+    )
     validation_share: float = _key(
         0.1, "share of the training rows set aside, stratified, when no validation split is given"
     )
@@ -77,6 +106,21 @@ class ExportArguments:
     """The package that ships."""
 
     precision: Literal["fp32", "int8"] = _key("fp32", "fp32, or int8 (dynamic quantisation)")
+    positive_label: str | None = _key(
+        None,
+        "of two labels the one to find: it is answered from a threshold on that is chosen on "
+        "validation",
+    )
+    threshold_precision: float | None = _key(
+        None,
+        "choose thresholds (of several labels a row, or of positive_label) for this precision "
+        "instead of the best F1",
+    )
+    abstain_precision: float | None = _key(
+        None,
+        "mark answers as abstained below the score from which on this share of them is right on "
+        "validation",
+    )
 
 
 OWN_ARGUMENTS = (DataArguments, ModelArguments, ExportArguments)
@@ -135,6 +179,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
     own = {field.name for part in OWN_ARGUMENTS for field in dataclasses.fields(part)}
     data, model, export = _parse(OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own})
     _check_name(data, path)
+    _check_shape(data, model, export)
     output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
     given = {key: value for key, value in values.items() if key not in own}
     # Types and contradictions, before any work; the strategies as `careful_defaults` has them.
@@ -247,3 +292,65 @@ def _check_name(data: DataArguments, path: Path) -> None:
         raise RecipeError(f"{path} names no data: add `train_file` or `dataset_name`")
     if not 0 < data.validation_share < 1:
         raise RecipeError(f"validation_share is {data.validation_share}: it lies between 0 and 1")
+
+
+def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArguments) -> None:
+    """Refuse keys that contradict each other; what needs the data is checked with the data."""
+    windows = model.long_text == "window"
+    if windows and data.text_pair_column is not None:
+        raise RecipeError(
+            "long_text: window reads single texts, and text_pair_column names pairs: use "
+            "long_text: truncate"
+        )
+    if model.window_stride is not None and not windows:
+        raise RecipeError("window_stride belongs to `long_text: window`: add that, or leave it out")
+    if model.window_stride is not None and model.window_stride < 0:
+        raise RecipeError(f"window_stride is {model.window_stride}: it cannot be negative")
+    if data.label_separator is not None and not data.label_separator.strip():
+        raise RecipeError("label_separator is white space: choose a visible one, such as '|'")
+    if data.text_pair_column is not None and data.text_pair_column == data.text_column:
+        raise RecipeError(f"text_column and text_pair_column are both {data.text_column!r}")
+    for key in ("threshold_precision", "abstain_precision"):
+        value = getattr(export, key)
+        if value is not None and not 0 < value < 1:
+            raise RecipeError(f"{key} is {value}: it lies between 0 and 1")
+    parse_class_weights(data.class_weights)
+
+
+def parse_class_weights(value: str) -> Literal["none", "balanced"] | dict[str, float]:
+    """The key `class_weights` as what it means.
+
+    Raises:
+        RecipeError: it is neither of the words nor a mapping of labels to positive numbers.
+    """
+    if value in ("none", "balanced"):
+        return cast('Literal["none", "balanced"]', value)
+    try:
+        weights = json.loads(value)
+    except ValueError:
+        weights = None
+    numbers = isinstance(weights, dict) and all(
+        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+        for weight in weights.values()
+    )
+    if not numbers or not weights:
+        raise RecipeError(
+            f"class_weights is {value!r}: give none, balanced, or a mapping of labels to positive "
+            'numbers, such as {"spam": 3}'
+        )
+    return {str(label): float(weight) for label, weight in weights.items()}
+
+
+def columns_of(manifest: Manifest, given: Mapping[str, Any]) -> DataArguments:
+    """Which columns of a file a package reads: those `given`, else those of its recipe."""
+    keys = ("text_column", "text_pair_column", "label_column", "label_separator")
+    recipe = manifest.provenance.get("recipe", {})
+    stated = {key: recipe[key] for key in keys if key in recipe}
+    if manifest.has_pairs:
+        stated.setdefault("text_pair_column", "text_pair")
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if "text_pair_column" in chosen and not manifest.has_pairs:
+        raise RecipeError(
+            f"{manifest.name} reads single texts, not pairs: leave text_pair_column out"
+        )
+    return DataArguments(**(stated | chosen))

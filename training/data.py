@@ -1,42 +1,39 @@
-"""Files or hub → validated, split text and labels.
+"""Files or hub → checked and split text and labels.
 
-Reads CSV, JSONL, JSON and Parquet through `datasets`, checks every row, makes a validation split
-where none is given, and says in one sentence what cannot be used.
+Refuses or drops what `findings` calls an error, and makes a validation split where none is given.
 """
 
 from __future__ import annotations
 
-import csv
-import glob
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from service.model_package import Task, Text
 from training.config import DataArguments
 from training.errors import DataError
+from training.findings import Errors, Rows, find_errors
+from training.tables import UNDECODABLE, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-MIN_ROWS_OF_A_LABEL = 2
-
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split: equally long lists."""
+    """Rows of one split: texts, or pairs of them, and the names of each row's labels."""
 
-    texts: list[str]
-    labels: list[str]
+    texts: list[Text]
+    labels: list[tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -54,6 +51,8 @@ class LabelledData:
     validation: Split
     test: Split | None
     labels: list[str]
+    task: Task
+    has_pairs: bool
     dropped: int
 
     def fingerprint(self, splits: Sequence[str] = ("train", "validation", "test")) -> str:
@@ -72,197 +71,165 @@ def load_data(arguments: DataArguments, seed: int) -> LabelledData:
     Raises:
         DataError: a file, column or row cannot be used.
     """
+    rows = read_rows(arguments)
+    return usable_data(rows, find_errors(rows), arguments, seed)
+
+
+def read_rows(arguments: DataArguments) -> dict[str, Rows]:
+    """Every row of the splits that a recipe names, sound or not: train, validation, test.
+
+    Raises:
+        DataError: a file or column cannot be used.
+    """
     tables = _read_files(arguments) if arguments.train_file else _read_hub(arguments)
-    findings = Findings(arguments.drop_invalid)
-    splits = {
-        name: rows_of(table, where, arguments.text_column, arguments.label_column, findings)
-        for name, (table, where) in tables.items()
-    }
-    where = {name: place for name, (_, place) in tables.items()}
-    train = _drop_rare_labels(splits["train"], where["train"], findings)
-    labels = sorted(set(train.labels))
-    if len(labels) < 2:
-        found = f"only {labels[0]!r}" if labels else "none"
-        raise DataError(f"{where['train']}: at least two labels are needed, found {found}")
-    others = {
-        name: _drop_unseen_labels(split, where[name], set(labels), findings)
-        for name, split in splits.items()
-        if name != "train"
-    }
-    for name, split in others.items():
+    splits = {name: rows_of(table, where, arguments) for name, (table, where) in tables.items()}
+    if any(rows.multi_label for rows in splits.values()):
+        splits = {name: replace(rows, multi_label=True) for name, rows in splits.items()}
+    return splits
+
+
+def usable_data(
+    splits: Mapping[str, Rows], errors: Errors, arguments: DataArguments, seed: int
+) -> LabelledData:
+    """The rows without `errors`, with a validation split.
+
+    Raises:
+        DataError: there are errors that may not be dropped, or nothing is left.
+    """
+    errors.refuse(arguments.drop_invalid)
+    usable = {name: usable_rows(rows, errors.kept[name]) for name, rows in splits.items()}
+    for name, split in usable.items():
         if not len(split):
-            raise DataError(f"{where[name]}: no row is left to use")
-    validation = others.get("validation")
+            raise DataError(f"{splits[name].where}: no row is left to use")
+    train, validation = usable["train"], usable.get("validation")
     if validation is None:
         train, validation = stratified_split(train, arguments.validation_share, seed)
-    if findings.dropped:
-        logger.warning("dropped %d rows that cannot be used", findings.dropped)
-    return LabelledData(train, validation, others.get("test"), labels, findings.dropped)
+    if errors.rows:
+        logger.warning("dropped %d rows that cannot be used", errors.rows)
+    return LabelledData(
+        train,
+        validation,
+        usable.get("test"),
+        errors.labels,
+        "multi_label" if splits["train"].multi_label else "single_label",
+        arguments.text_pair_column is not None,
+        errors.rows,
+    )
 
 
-class Findings:
-    """Rows that cannot be used: refused, or counted and dropped."""
+def usable_rows(rows: Rows, kept: Sequence[int]) -> Split:
+    """The rows at the 0-based places `kept`, their texts as strings."""
 
-    def __init__(self, drop_invalid: bool) -> None:
-        self.drop_invalid = drop_invalid
-        self.dropped = 0
+    def text(value: Any) -> Text:
+        return (str(value[0]), str(value[1])) if isinstance(value, tuple) else str(value)
 
-    def add(self, where: str, problem: str, rows: list[int]) -> None:
-        """`rows` are 0-based; people count from 1, and the header is not a row."""
-        if not rows:
-            return
-        if not self.drop_invalid:
-            others = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-            raise DataError(
-                f"{where}, row {rows[0] + 1}: {problem}{others}: "
-                "correct the data, or drop such rows with `drop_invalid: true`"
-            )
-        self.dropped += len(rows)
+    return Split([text(rows.texts[row]) for row in kept], [rows.labels[row] for row in kept])
 
 
-def rows_of(
-    table: Dataset,
-    where: str,
-    text_column: str,
-    label_column: str,
-    findings: Findings,
-    known: Sequence[str] | None = None,
-) -> Split:
-    """The texts and label names of a table, checked row by row; `known` are the only labels."""
-    for column in (text_column, label_column):
-        if column not in table.column_names:
+def rows_of(table: Dataset, where: str, arguments: DataArguments) -> Rows:
+    """Texts and label names of a table, whatever they are.
+
+    Raises:
+        DataError: a column is not there, or the table is empty.
+    """
+    pair_column = arguments.text_pair_column
+    wanted = {
+        "text_column": arguments.text_column,
+        "text_pair_column": pair_column,
+        "label_column": arguments.label_column,
+    }
+    for key, column in wanted.items():
+        if column is not None and column not in table.column_names:
             raise DataError(
                 f"{where} has no column {column!r}, it has {', '.join(table.column_names)}: "
-                "name the right one with text_column or label_column"
+                f"name the right one with {key}"
             )
     if not len(table):
         raise DataError(f"{where} holds no rows")
-    texts = table[text_column][:]
-    labels = _label_names(table, label_column)
-    problems: dict[str, list[int]] = {}
-    kept: list[int] = []
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        problem = text_problem(text) or label_problem(label)
-        if problem:
-            problems.setdefault(problem, []).append(row)
-        elif known is not None and label[0] not in known:
-            raise DataError(
-                f"{where}, row {row + 1}: label {label[0]!r} is not one of the package's: "
-                f"{', '.join(known)}"
-            )
-        else:
-            kept.append(row)
-    for problem, rows in problems.items():
-        findings.add(where, problem, rows)
-    return Split([str(texts[row]) for row in kept], [labels[row][0] for row in kept])
+    texts = table[arguments.text_column][:]
+    labels, multi_label = _label_names(table, arguments.label_column, arguments.label_separator)
+    undecodable = {
+        row
+        for row, (text, names) in enumerate(zip(texts, labels, strict=True))
+        if _marked(text) or any(map(_marked, names))
+    }
+    if pair_column is not None:
+        pairs = table[pair_column][:]
+        undecodable |= {row for row, text in enumerate(pairs) if _marked(text)}
+        texts = list(zip(texts, pairs, strict=True))
+    return Rows(where, texts, labels, multi_label, frozenset(undecodable))
 
 
-def label_problem(names: list[str]) -> str | None:
-    """Why a row with these labels cannot be learned from, or None."""
-    if not names:
-        return "the label is missing"
-    if len(names) > 1:
-        return "it has several labels, and a row must have one"
-    return None
-
-
-def text_problem(text: object) -> str | None:
-    """Why `text` cannot be classified, or None."""
-    if text is None:
-        return "the text is missing"
-    if not isinstance(text, str | int | float):
-        return f"the text is a {type(text).__name__}"
-    if not str(text).strip():
-        return "the text is empty"
-    try:
-        str(text).encode()
-    except UnicodeEncodeError:
-        return "the text holds a lone surrogate"
-    return None
-
-
-def read_table(path: Path) -> Dataset:
-    """One file as a table.
+def read_labelled(
+    path: Path, arguments: DataArguments, labels: Sequence[str], task: Task
+) -> tuple[Split, int]:
+    """The usable rows of a file for a package that knows `labels`, and how many were dropped.
 
     Raises:
-        DataError: it is absent, of another format, not UTF-8, or malformed.
+        DataError: the file, a column or a row cannot be used.
     """
-    from datasets import DatasetDict, Features, Value, load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    kind = FORMATS.get(path.suffix.lower())
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    if kind is None:
-        raise DataError(f"{path}: files end in {', '.join(FORMATS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    options: dict[str, Any] = {}
-    if kind != "parquet":
-        refuse_undecodable(path)
-    if kind == "csv":
-        columns = csv_header(path)
-        # All columns as text: `NA` and `null` are words, `007` is not 7. A nameless column is
-        # called as pandas will call it.
-        names = [column or f"Unnamed: {index}" for index, column in enumerate(columns)]
-        options["features"] = Features({name: Value("string") for name in names})
-        options["keep_default_na"] = False
-        options["encoding"] = "utf-8-sig"
-    try:
-        table = load_dataset(kind, data_files=glob.escape(str(path)), split="train", **options)
-    except (DatasetGenerationError, ValueError, OSError, TypeError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        if "corresponds to no data" in reason:
-            raise DataError(f"{path} holds no rows") from None
-        raise DataError(f"{path} cannot be read as {kind.upper()}: {reason}") from error
-    assert not isinstance(table, DatasetDict)  # noqa: S101 - a split was named
-    return table
+    rows = rows_of(read_table(path), str(path), arguments)
+    if rows.multi_label and task == "single_label":
+        raise DataError(f"{path} has several labels a row, but the package answers with one")
+    rows = replace(rows, multi_label=task == "multi_label")
+    errors = find_errors({"test": rows}, known=labels)
+    errors.refuse(arguments.drop_invalid)
+    return usable_rows(rows, errors.kept["test"]), errors.rows
 
 
-def csv_header(path: Path) -> list[str]:
-    """Column names of a CSV file."""
-    csv.field_size_limit(1 << 30)
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.reader(handle)
-        columns = next(reader, [])
-        first = next(filter(None, reader), [])
-        if len(first) > len(columns):
-            # pandas would take the first column for an index.
-            raise DataError(f"{path}, line {reader.line_num}: more cells than columns")
-    if not columns:
-        raise DataError(f"{path} is empty: it has no header")
-    doubled = [column for column, count in Counter(columns).items() if count > 1]
-    if doubled:
-        raise DataError(f"{path} has two columns named {doubled[0]!r}")
-    return columns
-
-
-def refuse_undecodable(path: Path) -> None:
-    """Raise DataError naming the first line of `path` that is not UTF-8."""
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: byte {error.start + 1} is not UTF-8: "
-                    "save the file as UTF-8"
-                ) from None
+def _marked(text: object) -> bool:
+    return isinstance(text, str) and UNDECODABLE in text
 
 
 def stratified_split(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Set `share` of each label's rows aside (at least one of all, never a label's last row)."""
+    """Set `share` of each label's rows aside, at least one of all, never a label's last row.
+
+    Equal texts stay on one side. A row of several labels is counted with the rarest of them, so
+    that rare labels are spread as common ones are (the first step of Sechidis et al. 2011, "On
+    the Stratification of Multi-label Data").
+
+    Raises:
+        DataError: every label has one text only, however often.
+    """
     random = np.random.default_rng(seed)
-    labels = np.asarray(split.labels, dtype=object)
-    aside: list[int] = []
-    for label in sorted(set(split.labels)):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        aside.extend(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
-    held = np.sort(np.asarray(aside))
+    counts = Counter(label for labels in split.labels for label in labels)
+    groups: dict[Text, list[int]] = {}
+    for row, text in enumerate(split.texts):
+        groups.setdefault(text, []).append(row)
+    strata: dict[str, list[list[int]]] = {}
+    for rows in groups.values():
+        labels = {label for row in rows for label in split.labels[row]}
+        rarest = min(labels, key=lambda label: (counts[label], label), default="")
+        strata.setdefault(rarest, []).append(rows)
+    aside: list[list[int]] = []
+    for stratum in sorted(strata):
+        members = strata[stratum]
+        wanted = min(max(1, round(share * len(members))), len(members) - 1)
+        aside += [members[index] for index in random.permutation(len(members))[:wanted]]
+    aside = _give_back_last_rows(split, counts, aside)
+    if not aside:
+        raise DataError(
+            "no validation rows can be set aside, each label has a single text: add rows, or name "
+            "a validation_file"
+        )
+    held = np.sort(np.concatenate(aside))
     return split.take(np.setdiff1d(np.arange(len(split)), held)), split.take(held)
+
+
+def _give_back_last_rows(
+    split: Split, counts: Counter[str], aside: list[list[int]]
+) -> list[list[int]]:
+    """`aside` without the groups that hold all that there is of some label."""
+    left = counts.copy()
+    left.subtract(label for rows in aside for row in rows for label in split.labels[row])
+    kept = []
+    for rows in aside:
+        labels = [label for row in rows for label in split.labels[row]]
+        if any(left[label] == 0 for label in labels):
+            left.update(labels)
+        else:
+            kept.append(rows)
+    return kept
 
 
 def _read_files(arguments: DataArguments) -> dict[str, tuple[Dataset, str]]:
@@ -300,12 +267,18 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
-def _label_names(table: Dataset, column: str) -> list[list[str]]:
-    """The names of each row's labels; a column of lists is one of several labels a row."""
+def _label_names(
+    table: Dataset, column: str, separator: str | None
+) -> tuple[list[tuple[str, ...]], bool]:
+    """The names of each row's labels, and whether a row may have several.
+
+    It may where the column holds lists, or names joined by `separator`.
+    """
     from datasets import ClassLabel
 
     feature = table.features[column]
     numbered = getattr(feature, "feature", feature)
+    known: dict[Any, tuple[str, ...]] = {}
 
     def name(value: Any) -> str | None:
         if isinstance(numbered, ClassLabel):
@@ -313,35 +286,18 @@ def _label_names(table: Dataset, column: str) -> list[list[str]]:
             return numbered.int2str(value) if value is not None and value >= 0 else None
         return None if value is None or not str(value).strip() else str(value)
 
-    rows = (value if isinstance(value, list) else [value] for value in table[column][:])
-    return [[found for value in row if (found := name(value)) is not None] for row in rows]
+    def names(value: Any) -> tuple[str, ...]:
+        values = value if isinstance(value, list) else [value]
+        if separator is not None and isinstance(value, str):
+            values = [part.strip() for part in value.split(separator)]
+        found = (name(part) for part in values)
+        return tuple(dict.fromkeys(part for part in found if part is not None))
 
-
-def _drop_rare_labels(split: Split, where: str, findings: Findings) -> Split:
-    counts = Counter(split.labels)
-    rare = sorted(label for label, count in counts.items() if count < MIN_ROWS_OF_A_LABEL)
-    return _without(
-        split,
-        where,
-        set(rare),
-        f"has fewer than {MIN_ROWS_OF_A_LABEL} rows",
-        findings,
-    )
-
-
-def _drop_unseen_labels(split: Split, where: str, seen: set[str], findings: Findings) -> Split:
-    unseen = sorted(set(split.labels) - seen)
-    return _without(
-        split,
-        where,
-        set(unseen),
-        "does not occur in the training data",
-        findings,
-    )
-
-
-def _without(split: Split, where: str, labels: set[str], problem: str, findings: Findings) -> Split:
-    rows = [row for row, label in enumerate(split.labels) if label in labels]
-    if rows:
-        findings.add(where, f"label {split.labels[rows[0]]!r} {problem}", rows)
-    return split.take(np.setdiff1d(np.arange(len(split)), rows)) if rows else split
+    values = table[column][:]
+    # One tuple for all rows of a label: a million rows have few kinds.
+    keys = [repr(value) if isinstance(value, list | dict) else value for value in values]
+    for key, value in zip(keys, values, strict=True):
+        if key not in known:
+            known[key] = names(value)
+    several = separator is not None or any(isinstance(value, list) for value in values)
+    return [known[key] for key in keys], several

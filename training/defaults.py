@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from service.model_package import Task
+
 
 def learning_rate(parameters: int, labels: int) -> float:
     """Peak learning rate of AdamW.
@@ -37,7 +39,11 @@ def epochs(rows: int, labels: int) -> int:
 
 
 def careful_defaults(
-    parameters: int, rows: int, labels: int, given: Mapping[str, Any]
+    parameters: int,
+    rows: int,
+    labels: int,
+    given: Mapping[str, Any],
+    task: Task = "single_label",
 ) -> dict[str, Any]:
     """TrainingArguments keys for a model of `parameters`, on `rows` with `labels` labels.
 
@@ -64,7 +70,8 @@ def careful_defaults(
         # The best and the last: with 1 the Trainer deletes the last when training stops early.
         "save_total_limit": 2,
         "load_best_model_at_end": True,
-        "metric_for_best_model": "macro_f1",
+        # Thresholds come after training: several labels are compared without them.
+        "metric_for_best_model": "macro_f1" if task == "single_label" else "average_precision",
         "logging_steps": 10,
         "report_to": "none",
         "bf16": bf16 and not given.get("fp16"),

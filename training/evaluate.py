@@ -1,4 +1,4 @@
-"""Package + labelled text → metrics, a table, `metrics.json` and a picture of the confusions.
+"""Package + labelled text → metrics, a table, `metrics.json` and a picture.
 
 Everything goes through `service.classifier.Classifier`, the code that serves.
 """
@@ -16,9 +16,12 @@ from service.classifier import Classifier, Prediction
 from service.model_package import write_text
 from training.data import Split
 from training.errors import DataError
+from training.layout import CONFUSION_FILE, LABELS_FILE
+from training.metrics import all_metrics
 from training.progress import progress
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 # Labels and cells of the picture stay readable up to here; beyond, it keeps the colours only.
@@ -40,50 +43,28 @@ def evaluate(
         raise DataError(f"{where}: no row is left to use")
     with progress(len(split), "evaluate", "text", leave=False) as bar:
         answers = classifier.classify(split.texts, on_batch=bar.update)
-    chosen = [answer.label for answer in answers]
-    return classification_metrics(list(classifier.manifest.labels), split.labels, chosen), answers
-
-
-def classification_metrics(
-    labels: list[str], truth: list[str], chosen: list[str]
-) -> dict[str, Any]:
-    """Metrics of single-label answers, as `metrics.json` holds them.
-
-    Macro averages run over the labels that occur in `truth` or `chosen`: a label that the file
-    lacks says nothing. `confusion[i][j]` counts rows of label i answered with label j, in the
-    order of `labels`.
-    """
-    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
-
-    seen = [label for label in labels if label in set(truth) | set(chosen)]
-    columns = precision_recall_fscore_support(truth, chosen, labels=labels, zero_division=0)
-    names = ("precision", "recall", "f1", "support")
-    per_label = {
-        label: {
-            name: (int if name == "support" else float)(column[index])
-            for name, column in zip(names, columns, strict=True)
-        }
-        for index, label in enumerate(labels)
-    }
-
-    def f1(average: str) -> float:
-        return float(f1_score(truth, chosen, labels=seen, average=average, zero_division=0))
-
-    return {
-        "rows": len(truth),
-        "accuracy": float(np.mean(np.asarray(truth) == np.asarray(chosen))),
-        "macro_f1": f1("macro"),
-        "weighted_f1": f1("weighted"),
-        "micro_f1": f1("micro"),
-        "per_label": per_label,
-        "labels": labels,
-        "confusion": confusion_matrix(truth, chosen, labels=labels).tolist(),
-    }
+    return all_metrics(classifier.manifest, split.labels, answers), answers
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """The few numbers that a manifest keeps."""
-    return {key: metrics[key] for key in ("rows", "accuracy", "macro_f1", "weighted_f1")}
+    names = ("rows", "accuracy", "micro_f1", "macro_f1", "weighted_f1", "samples_f1")
+    names = (*names, "average_precision", "positive", "abstention")
+    return {name: metrics[name] for name in names if name in metrics}
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The headline in words."""
+    if "samples_f1" in metrics:
+        return (
+            f"micro-F1 {metrics['micro_f1']:.4f}, macro-F1 {metrics['macro_f1']:.4f}, "
+            f"samples-F1 {metrics['samples_f1']:.4f}, average precision "
+            f"{metrics['average_precision']:.4f}"
+        )
+    text = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
+    if positive := metrics.get("positive"):
+        text += f", F1 of {positive['label']} {positive['f1']:.4f}"
+    return text
 
 
 def print_metrics(metrics: dict[str, Any], title: str) -> None:
@@ -91,22 +72,35 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    columns = ["precision", "recall", "f1"]
+    if "samples_f1" in metrics:
+        columns += ["average_precision", "threshold"]
     table = Table(title=title, title_justify="left")
     table.add_column("label", overflow="fold")
-    for name in ("precision", "recall", "F1", "support"):
-        table.add_column(name, justify="right")
+    for name in (*columns, "support"):
+        table.add_column(name.replace("f1", "F1").replace("_", " "), justify="right")
     for label, row in metrics["per_label"].items():
-        values = [f"{row[name]:.3f}" for name in ("precision", "recall", "f1")]
+        values = ["-" if row[name] is None else f"{row[name]:.3f}" for name in columns]
         table.add_row(label, *values, str(row["support"]))
     # A label's brackets and colons are its own.
     console = Console(markup=False, emoji=False)
     console.print(table)
-    console.print(_confusion_table(metrics))
-    console.print(
-        f"{metrics['rows']} rows: accuracy {metrics['accuracy']:.4f}, "
-        f"macro-F1 {metrics['macro_f1']:.4f}, weighted-F1 {metrics['weighted_f1']:.4f}",
-        highlight=False,
-    )
+    if "confusion" in metrics:
+        console.print(_confusion_table(metrics))
+    console.print(f"{metrics['rows']} rows: {summary(metrics)}", highlight=False)
+    if positive := metrics.get("positive"):
+        console.print(
+            f"{positive['label']} from {positive['threshold']:.3f} on: precision "
+            f"{positive['precision']:.4f}, recall {positive['recall']:.4f}, average precision "
+            f"{positive['average_precision'] or 0:.4f}",
+            highlight=False,
+        )
+    if found := metrics.get("abstention"):
+        console.print(
+            f"abstained on {1 - found['coverage']:.1%} of the rows; of the others "
+            f"{found['precision']:.1%} are right",
+            highlight=False,
+        )
 
 
 def _confusion_table(metrics: dict[str, Any]) -> Table:
@@ -138,6 +132,38 @@ def write_metrics(metrics: dict[str, Any], path: Path) -> None:
     """`metrics.json`: the metrics, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+
+
+def draw_metrics(metrics: dict[str, Any], folder: Path) -> Path:
+    """A picture of the metrics: the confusions, or each label's precision and recall."""
+    if "confusion" in metrics:
+        draw_confusion(metrics, folder / CONFUSION_FILE)
+        return folder / CONFUSION_FILE
+    draw_labels(metrics, folder / LABELS_FILE)
+    return folder / LABELS_FILE
+
+
+def draw_labels(metrics: dict[str, Any], path: Path) -> None:
+    """Precision, recall and F1 of each label as a PNG, the commonest label on top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = sorted(metrics["per_label"].items(), key=lambda item: item[1]["support"])
+    names = [f"{label} ({row['support']})".replace("$", r"\$") for label, row in rows]
+    figure, axes = pyplot.subplots(
+        figsize=(8, min(40.0, 2.0 + 0.4 * len(names))), layout="constrained"
+    )
+    places = np.arange(len(names))
+    for offset, name in ((0.27, "precision"), (0.0, "recall"), (-0.27, "f1")):
+        values = [row[name] for _, row in rows]
+        axes.barh(places + offset, values, height=0.25, label=name.replace("f1", "F1"))
+    axes.set_yticks(places, names)
+    axes.set_xlim(0, 1)
+    axes.set_title(f"micro-F1 {metrics['micro_f1']:.3f}, macro-F1 {metrics['macro_f1']:.3f}")
+    figure.legend(loc="outside lower center", ncols=3)
+    _save_figure(figure, path)
 
 
 def draw_confusion(metrics: dict[str, Any], path: Path) -> None:
@@ -172,6 +198,13 @@ def draw_confusion(metrics: dict[str, Any], path: Path) -> None:
                 fontsize=8,
                 color="white" if shares[row, column] > 0.5 else "black",
             )
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    from matplotlib import pyplot
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

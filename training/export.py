@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import Classifier, FloatArray, Prediction
+from service.classifier import Classifier, Prediction
+from service.decisions import FloatArray
 from service.model_package import (
     CARD_FILE,
     GOLDEN_FILE,
@@ -32,6 +33,7 @@ from service.model_package import (
     Manifest,
     Precision,
     Profile,
+    Text,
     file_record,
     package_version,
     replacing_folder,
@@ -39,10 +41,13 @@ from service.model_package import (
     write_manifest,
     write_text,
 )
+from training.calibrate import DEFAULT_THRESHOLD, with_abstention, with_choices
 from training.card import model_card
+from training.encoding import make_targets
 from training.errors import ExportError
 from training.evaluate import evaluate, headline
 from training.layout import PACKAGE
+from training.metrics import validation_metrics
 from training.progress import progress
 from training.train import TrainedRun
 
@@ -102,8 +107,8 @@ def export(run: TrainedRun) -> Path:
             )
         steps.update()
 
+        draft, metrics, answers = _choose(run, folder, draft)
         classifier = Classifier.load(folder)
-        metrics, answers = evaluate(classifier, run.data.validation, "validation split")
         write_golden(folder, golden_answers(run, classifier))
         manifest = draft.model_copy(
             update={
@@ -117,6 +122,22 @@ def export(run: TrainedRun) -> Path:
         Classifier.load(folder).check_golden(folder)
         steps.update()
     return target
+
+
+def _choose(
+    run: TrainedRun, folder: Path, draft: Manifest
+) -> tuple[Manifest, dict[str, Any], list[Prediction]]:
+    """Thresholds, then abstention, each chosen on the answers that the package gives before it."""
+    validation, arguments = run.data.validation, run.recipe.export
+    metrics, answers = evaluate(Classifier.load(folder), validation, "validation split")
+    chosen = _seal(folder, with_choices(draft, arguments, validation.labels, answers))
+    if chosen.thresholds != draft.thresholds:
+        metrics, answers = evaluate(Classifier.load(folder), validation, "validation split")
+    abstaining = with_abstention(chosen, arguments, validation.labels, answers)
+    if abstaining != chosen:
+        chosen = _seal(folder, abstaining)
+        metrics, answers = evaluate(Classifier.load(folder), validation, "validation split")
+    return chosen, metrics, answers
 
 
 def export_graph(run: TrainedRun, folder: Path) -> Path:
@@ -187,7 +208,7 @@ def write_tokenizer(run: TrainedRun, path: Path) -> None:
     backend = fast.backend_tokenizer
     backend.enable_truncation(
         max_length=run.record["max_length"],
-        stride=0,
+        stride=run.record["window_stride"] or 0,
         strategy="longest_first",
         direction=fast.truncation_side,
     )
@@ -219,19 +240,22 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
     # Some tokenizers give what their model does not take.
     taken = set(inspect.signature(model.forward).parameters)
     texts = parity_texts(run.data.validation.texts, run.record["max_length"])
-    encodings = classifier.encode(texts)
-    expected_ids = tokenizer(texts, truncation=True, max_length=run.record["max_length"])
-    for text_number, (encoding, ids) in enumerate(
-        zip(encodings, expected_ids["input_ids"], strict=True), start=1
-    ):
-        if encoding.ids != ids:
-            raise ExportError(
-                f"parity text {text_number}: tokenizer.json gives other token ids than the "
-                "checkpoint's tokenizer: this tokenizer cannot be shipped"
-            )
+    encodings = [window for windows in classifier.encode(texts) for window in windows]
+    pairs = [text[1] for text in texts if isinstance(text, tuple)]
+    expected_ids = tokenizer(
+        [text if isinstance(text, str) else text[0] for text in texts],
+        pairs or None,
+        **run.reading.tokenizer_options(),
+    )
+    expected_ids.pop("overflow_to_sample_mapping", None)
+    if [encoding.ids for encoding in encodings] != expected_ids["input_ids"]:
+        raise ExportError(
+            "tokenizer.json gives other token ids than the checkpoint's tokenizer: this tokenizer "
+            "cannot be shipped"
+        )
     largest = 0.0
     for size in PARITY_BATCH_SIZES:
-        for start in range(0, len(texts), size):
+        for start in range(0, len(encodings), size):
             rows = slice(start, start + size)
             batch = tokenizer.pad(
                 {name: column[rows] for name, column in expected_ids.items() if name in taken},
@@ -249,6 +273,7 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
         )
     return {
         "texts": len(texts),
+        "windows": len(encodings),
         "batch_sizes": list(PARITY_BATCH_SIZES),
         "token_ids_equal": True,
         "largest_logit_difference": largest,
@@ -269,46 +294,66 @@ def check_accuracy(run: TrainedRun, classifier: Classifier) -> list[Prediction]:
     kept = [e for e in run.record["evaluations"] if e["step"] == run.record["kept_step"]]
     if not kept:
         return answers
-    right = sum(a.label == label for a, label in zip(answers, rows.labels, strict=True))
-    difference = abs(right / len(rows) - kept[0]["accuracy"])
-    if difference > max(ACCURACY_TOLERANCE, 1.5 / len(rows)):
+    targets = make_targets(rows, run.data.labels, run.data.task)
+    found = validation_metrics(_probabilities(answers), targets, run.data.task)["accuracy"]
+    if abs(found - kept[0]["accuracy"]) > max(ACCURACY_TOLERANCE, 1.5 / len(rows)):
         raise ExportError(
-            f"the package answers {right} of {len(rows)} validation rows rightly, but the "
-            f"checkpoint reached accuracy {kept[0]['accuracy']:.4f} while it was trained: what "
-            "was saved is not what was trained"
+            f"the package reaches accuracy {found:.4f} on the {len(rows)} validation rows, but the "
+            f"checkpoint reached {kept[0]['accuracy']:.4f} while it was trained: what was saved is "
+            "not what was trained"
         )
     return answers
 
 
-def parity_texts(texts: list[str], max_length: int) -> list[str]:
+def parity_texts(texts: list[Text], max_length: int) -> list[Text]:
     """Up to PARITY_TEXTS texts over the whole range of lengths, an over-long one, shuffled.
 
     Shuffled, so that batches mix lengths and padding is part of the comparison.
     """
-    by_length = sorted(texts, key=len)
+
+    def characters(text: Text) -> int:
+        return len(text) if isinstance(text, str) else sum(map(len, text))
+
+    def over_long(text: str) -> str:
+        # A word is one token at least.
+        return " ".join((text + " word").split() * max_length)[: 20 * max_length]
+
+    by_length = sorted(texts, key=characters)
     chosen = np.unique(np.linspace(0, len(by_length) - 1, PARITY_TEXTS - 1).astype(int))
     picked = [by_length[index] for index in chosen]
-    # A word is one token at least.
-    picked.append(" ".join((by_length[-1] + " word").split() * max_length)[: 20 * max_length])
+    longest = by_length[-1]
+    if isinstance(longest, str):
+        picked.append(over_long(longest))
+    else:
+        first, second = longest
+        # Long in either place: truncation takes from the longer one.
+        picked += [(over_long(first), second), (first, over_long(second))]
+        picked.append((over_long(first), over_long(second)))
     order = np.random.default_rng(0).permutation(len(picked))
     return [picked[index] for index in order]
 
 
 def golden_answers(run: TrainedRun, classifier: Classifier) -> list[GoldenAnswer]:
     """GOLDEN_TEXTS validation texts, spread over the labels, with this package's answers."""
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, ...]] = Counter()
     turns = []
-    for row, label in enumerate(run.data.validation.labels):
-        turns.append((seen[label], row))
-        seen[label] += 1
+    for row, labels in enumerate(run.data.validation.labels):
+        turns.append((seen[labels], row))
+        seen[labels] += 1
     texts = [run.data.validation.texts[row] for _, row in sorted(turns)[:GOLDEN_TEXTS]]
     return [
-        GoldenAnswer(text=text, label=answer.label, probs=tuple(answer.probs.tolist()))
+        GoldenAnswer(
+            text=text if isinstance(text, str) else text[0],
+            text_pair=None if isinstance(text, str) else text[1],
+            label=answer.label,
+            labels=answer.labels,
+            probs=tuple(answer.probs.tolist()),
+        )
         for text, answer in zip(texts, classifier.classify(texts), strict=True)
     ]
 
 
-def neighbour_effect(classifier: Classifier, texts: list[str]) -> float:
+def neighbour_effect(classifier: Classifier, texts: list[Text]) -> float:
     """The largest change of a probability between a text alone and the same text in a batch.
 
     Dynamic int8 quantises activations over the whole batch, so neighbours matter a little.
@@ -332,8 +377,12 @@ def _replace_with_int8(
     draft = _seal(folder, draft)
     classifier = Classifier.load(folder)
     after = classifier.classify(texts)
-    agreement = np.mean([a.label == b.label for a, b in zip(before, after, strict=True)])
-    drift = np.abs(_probabilities(before) - _probabilities(after)).sum(axis=1) / 2
+    agreement = np.mean([_decision(a) == _decision(b) for a, b in zip(before, after, strict=True)])
+    differences = np.abs(_probabilities(before) - _probabilities(after))
+    # Half the L1 distance of two distributions; of independent probabilities the mean change.
+    drift = (
+        differences.sum(axis=1) / 2 if draft.task == "single_label" else differences.mean(axis=1)
+    )
     tolerance = max(neighbour_effect(classifier, texts), FP32_SCORE_TOLERANCE)
     comparison = {
         "texts": len(texts),
@@ -343,6 +392,10 @@ def _replace_with_int8(
         "largest_change_by_neighbours": tolerance,
     }
     return draft.model_copy(update={"score_tolerance": tolerance}), comparison
+
+
+def _decision(answer: Prediction) -> str | set[str]:
+    return answer.label if answer.labels is None else set(answer.labels)
 
 
 def _probabilities(answers: list[Prediction]) -> FloatArray:
@@ -355,11 +408,19 @@ def _draft(run: TrainedRun, precision: Precision) -> Manifest:
 
     config = AutoConfig.from_pretrained(run.checkpoint, **_loading(run))
     labels = tuple(config.id2label[index] for index in range(config.num_labels))
+    windows = run.reading.window_stride is not None
+    several = run.data.task == "multi_label"
     return Manifest.model_construct(
         name=run.recipe.data.name or "",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=run.data.task,
         labels=labels,
-        max_length=run.record["max_length"],
+        text_columns=("text", "text_pair") if run.data.has_pairs else ("text",),
+        max_length=run.reading.max_length,
+        long_text="window" if windows else "truncate",
+        window_stride=run.reading.window_stride,
+        window_aggregation=run.reading.aggregation,
+        thresholds=dict.fromkeys(labels, DEFAULT_THRESHOLD) if several else {},
         precision=precision,
         score_tolerance=FP32_SCORE_TOLERANCE,
         profile=Profile(),
@@ -381,10 +442,13 @@ def _seal(folder: Path, manifest: Manifest) -> Manifest:
 
 def _profile(run: TrainedRun, classifier: Classifier, answers: list[Prediction]) -> Profile:
     """Label priors and token lengths of the training split, confidences on validation."""
-    counts = Counter(run.data.train.labels)
-    lengths = [len(encoding) for encoding in classifier.encode(run.data.train.texts)]
+    counts = Counter(label for labels in run.data.train.labels for label in labels)
+    lengths = [
+        sum(len(window) for window in windows)
+        for windows in classifier.encode(run.data.train.texts)
+    ]
     length_counts, length_edges = np.histogram(
-        lengths, bins=LENGTH_BINS, range=(0, classifier.manifest.max_length)
+        lengths, bins=LENGTH_BINS, range=(0, max(classifier.manifest.max_length, max(lengths)))
     )
     confidence_counts, confidence_edges = np.histogram(
         [answer.score for answer in answers], bins=CONFIDENCE_BINS, range=(0, 1)

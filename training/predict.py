@@ -1,4 +1,4 @@
-"""Score a file: its columns kept, label and score added; streamed, so any size works.
+"""Score a file: its columns kept, the answers added; streamed, so any size works.
 
     whetstone predict runs/support_tickets/package messages.csv --out scored.csv
 
@@ -15,15 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.classifier import Classifier
-from training.data import csv_header, refuse_undecodable, text_problem
+from service.classifier import Classifier, Prediction
+from service.model_package import Manifest, Text
+from training.config import DataArguments, columns_of
 from training.errors import DataError
+from training.findings import text_problem
 from training.progress import progress
+from training.tables import csv_header, refuse_undecodable
 
 CHUNK_ROWS = 1024
 # A lone surrogate cannot be written as UTF-8; escaped, it is what JSON had.
 UNENCODABLE = "backslashreplace"
-LABEL, SCORE, ERROR = "label", "score", "error"
+LABEL, SCORE, LABELS, ABSTAINED, ERROR = "label", "score", "labels", "abstained", "error"
+# Between the labels of a row of a CSV file, unless the package's own data had another.
+DEFAULT_SEPARATOR = "|"
 SCORE_PREFIX = "score_"
 # Put before an added column whose name the input already has.
 CLASH_PREFIX = "predicted_"
@@ -36,51 +41,59 @@ def predict(
     classifier: Classifier,
     source: Path,
     target: Path,
+    arguments: DataArguments | None = None,
     *,
-    text_column: str = "text",
     all_scores: bool = False,
 ) -> tuple[int, int]:
     """Score `source` into `target`; how many rows, and how many of them could not be scored.
 
-    The added columns are `label`, `score`, `error` and, with `all_scores`, `score_<label>`; one
-    that the input already has becomes `predicted_label` and so on. A row that cannot be scored
-    gets a null label and score, and the reason in `error`.
+    The added columns are `label`, `score`, `labels` (of a multi-label package: those past their
+    thresholds, a list, in CSV joined by the separator), `abstained` (of a package that abstains),
+    `error` and, with `all_scores`, `score_<label>`; one that the input already has becomes
+    `predicted_label` and so on. A row that cannot be scored gets nulls, and the reason in
+    `error`.
+
+    Args:
+        arguments: which columns hold the text, or the texts of a pair; by default those of the
+            package's recipe.
 
     Raises:
-        DataError: the file, its text column, or one of the two formats cannot be used.
+        DataError: the file, a column, or one of the two formats cannot be used.
     """
+    arguments = arguments or columns_of(classifier.manifest, {})
     columns = _columns(source)
-    if text_column not in columns:
-        raise DataError(
-            f"{source} has no column {text_column!r}, it has {', '.join(columns)}: "
-            "name the right one with --text_column"
-        )
-    label, score, error, *scores = added_columns(
-        columns, classifier.manifest.labels if all_scores else ()
-    )
-    added = [label, score, error, *scores]
-    rows = failures = 0
-    with _writer(target, source, columns, added) as write, progress(None, "predict", "row") as bar:
-        for chunk in _chunks(source):
-            problems = [text_problem(row.get(text_column)) for row in chunk]
-            answers = iter(
-                classifier.classify(
-                    [
-                        str(row[text_column])
-                        for row, problem in zip(chunk, problems, strict=True)
-                        if problem is None
-                    ]
-                )
+    read = _text_columns(classifier, arguments)
+    for column in read:
+        if column not in columns:
+            raise DataError(
+                f"{source} has no column {column!r}, it has {', '.join(columns)}: name the right "
+                f"one with --{'text_column' if column == read[0] else 'text_pair_column'}"
             )
+    manifest = classifier.manifest
+    added = added_columns(columns, manifest, all_scores)
+    separator = arguments.label_separator or DEFAULT_SEPARATOR
+    as_text = separator if _kind(target) == "csv" else None
+    rows = failures = 0
+    with (
+        _writer(target, source, columns, list(added.values())) as write,
+        progress(None, "predict", "row") as bar,
+    ):
+        for chunk in _chunks(source):
+            problems = [_problem(row, read) for row in chunk]
+            texts = [
+                _text(row, read)
+                for row, problem in zip(chunk, problems, strict=True)
+                if problem is None
+            ]
+            answers = iter(classifier.classify(texts))
             for row, problem in zip(chunk, problems, strict=True):
-                if own := row.keys() & set(added):
+                if own := row.keys() & set(added.values()):
                     raise DataError(f"{source}: rows differ: only a later one has {min(own)!r}")
-                row.update(dict.fromkeys(added))
-                row[error] = problem
+                row.update(dict.fromkeys(added.values()))
+                row[added[ERROR]] = problem
                 if problem is None:
-                    answer = next(answers)
-                    row[label], row[score] = answer.label, answer.score
-                    row.update(zip(scores, answer.probs.tolist(), strict=False))
+                    cells = _cells(next(answers), manifest.labels, as_text)
+                    row.update({name: cells[key] for key, name in added.items() if key != ERROR})
             failures += sum(problem is not None for problem in problems)
             write(chunk)
             rows += len(chunk)
@@ -88,18 +101,54 @@ def predict(
     return rows, failures
 
 
-def added_columns(columns: list[str], labels: Sequence[str]) -> list[str]:
-    """Names of the added columns, none of which is among `columns`.
+def added_columns(columns: list[str], manifest: Manifest, all_scores: bool) -> dict[str, str]:
+    """What is added → the name of its column, which is none of `columns`.
 
     Raises:
         DataError: the input has both a column and its `predicted_` form.
     """
-    wanted = [LABEL, SCORE, ERROR, *(f"{SCORE_PREFIX}{label}" for label in labels)]
-    names = [f"{CLASH_PREFIX}{name}" if name in columns else name for name in wanted]
-    taken = [name for name in names if name in columns]
+    wanted = [LABEL, SCORE]
+    wanted += [LABELS] if manifest.task == "multi_label" else []
+    wanted += [ABSTAINED] if manifest.abstain_threshold is not None else []
+    wanted += [ERROR]
+    wanted += [f"{SCORE_PREFIX}{label}" for label in manifest.labels] if all_scores else []
+    names = {name: f"{CLASH_PREFIX}{name}" if name in columns else name for name in wanted}
+    taken = [name for name in names.values() if name in columns]
     if taken:
         raise DataError(f"the input already has a column {taken[0]!r}: rename it first")
     return names
+
+
+def _text_columns(classifier: Classifier, arguments: DataArguments) -> list[str]:
+    if not classifier.manifest.has_pairs:
+        return [arguments.text_column]
+    return [arguments.text_column, arguments.text_pair_column or "text_pair"]
+
+
+def _problem(row: Row, columns: list[str]) -> str | None:
+    """Why a row cannot be classified, or None."""
+    found = (text_problem(row.get(column)) for column in columns)
+    return next((problem[1] for problem in found if problem is not None), None)
+
+
+def _text(row: Row, columns: list[str]) -> Text:
+    if len(columns) == 1:
+        return str(row[columns[0]])
+    return str(row[columns[0]]), str(row[columns[1]])
+
+
+def _cells(answer: Prediction, labels: Sequence[str], separator: str | None) -> Row:
+    """An answer by the keys of `added_columns`; several labels joined where there is no list."""
+    several: Any = list(answer.labels or ())
+    if separator is not None:
+        several = separator.join(several)
+    scores = zip(labels, answer.probs.tolist(), strict=True)
+    return {
+        LABEL: answer.label,
+        SCORE: answer.score,
+        LABELS: several,
+        ABSTAINED: answer.abstained,
+    } | {f"{SCORE_PREFIX}{label}": score for label, score in scores}
 
 
 def _columns(source: Path) -> list[str]:
@@ -223,9 +272,7 @@ def _parquet_writer(
     import pyarrow
     from pyarrow import parquet
 
-    label, _, error, *_ = added
-    types = {name: pyarrow.float64() for name in added}
-    types |= {label: pyarrow.string(), error: pyarrow.string()}
+    types = {name: _added_type(name) for name in added}
     if _kind(source) == "parquet":
         types |= {field.name: field.type for field in _parquet_file(source).schema_arrow}
     writer = None
@@ -254,6 +301,19 @@ def _parquet_writer(
     finally:
         if writer is not None:
             writer.close()
+
+
+def _added_type(name: str) -> Any:
+    """The Arrow type of an added column."""
+    import pyarrow
+
+    types = {
+        LABEL: pyarrow.string(),
+        ERROR: pyarrow.string(),
+        LABELS: pyarrow.list_(pyarrow.string()),
+        ABSTAINED: pyarrow.bool_(),
+    }
+    return types.get(name.removeprefix(CLASH_PREFIX), pyarrow.float64())
 
 
 def _kind(path: Path) -> str:

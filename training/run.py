@@ -9,14 +9,15 @@ from service.model_package import CARD_FILE, read_manifest, write_manifest, writ
 from training.card import model_card
 from training.config import Recipe
 from training.evaluate import (
-    draw_confusion,
+    draw_metrics,
     evaluate,
     headline,
     print_metrics,
+    summary,
     write_metrics,
 )
 from training.export import export
-from training.layout import CONFUSION_FILE, METRICS_FILE, REPORT
+from training.layout import METRICS_FILE, REPORT
 from training.register import register
 from training.train import TrainedRun, train
 
@@ -51,7 +52,7 @@ def _measure(run: TrainedRun, package: Path) -> str:
     metrics = {"split": name, **metrics}
     print_metrics(metrics, f"{classifier.manifest.name} on its {name} split")
     write_metrics(metrics, run.folder / METRICS_FILE)
-    draw_confusion(metrics, run.folder / REPORT / CONFUSION_FILE)
+    draw_metrics(metrics, run.folder / REPORT)
     manifest = classifier.manifest.model_copy(
         update={"metrics": classifier.manifest.metrics | {name: headline(metrics)}}
     )
@@ -59,6 +60,6 @@ def _measure(run: TrainedRun, package: Path) -> str:
     write_text(package / CARD_FILE, model_card(manifest))
     flattered = "" if run.data.test else " (no test split; the checkpoint was chosen by this one)"
     return (
-        f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f} on "
-        f"{metrics['rows']} {name} rows{flattered}; {run.folder / METRICS_FILE}"
+        f"{summary(metrics)} on {metrics['rows']} {name} rows{flattered}; "
+        f"{run.folder / METRICS_FILE}"
     )

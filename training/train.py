@@ -9,6 +9,7 @@ force) and `training.json` (what was trained on what, and how it went).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -25,27 +26,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
+from service.decisions import aggregate_windows, probabilities
 from service.model_package import write_text
 from training.base_models import BaseModel, resolve_base_model
+from training.calibrate import check_choices
 from training.callbacks import Progress, StopOnRequest
-from training.config import FILE_KEYS, Recipe, parse_training_arguments
-from training.data import LabelledData, Split, load_data
+from training.config import FILE_KEYS, ExportArguments, Recipe, parse_training_arguments
+from training.data import LabelledData, load_data
 from training.defaults import careful_defaults
-from training.errors import BaseModelError, InterruptedRunError, RunError
+from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE, RUN_FILES, RUN_FOLDERS
+from training.losses import label_weights, weighted_loss
+from training.metrics import validation_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 42
+EVALUATED = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision")
 # What protobuf, and so one ONNX file, can hold.
 LARGEST_GRAPH_BYTES = 2**31
 
@@ -64,6 +72,13 @@ class TrainedRun:
         """The folder for `from_pretrained`."""
         return self.folder / CHECKPOINT
 
+    @property
+    def reading(self) -> Reading:
+        """How the checkpoint was trained to read."""
+        stride = self.record["window_stride"]
+        aggregation = None if stride is None else self.recipe.model.window_aggregation
+        return Reading(self.record["max_length"], stride, aggregation)
+
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     """Train, or go on with a run of the same recipe and data that did not finish.
@@ -73,6 +88,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
         InterruptedRunError: Ctrl-C; the last checkpoint is kept.
     """
     data = load_data(recipe.data, recipe_seed(recipe))
+    check_choices(recipe.export, data)
+    weights = label_weights(recipe.data.class_weights, data)
     identity = run_identity(recipe, data)
     record = {} if overwrite else _found_run(recipe.output_dir, identity)
     if record.get("finished"):
@@ -81,23 +98,24 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
 
     base = resolve_base_model(recipe.model)
     tokenizer = base.tokenizer()
-    model = base.classifier(data.labels, recipe_seed(recipe))
-    max_length = usable_max_length(recipe, tokenizer, model.config)
+    model = base.classifier(data.labels, data.task, recipe_seed(recipe))
+    reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model.num_parameters())
-    weights = base.provenance()
-    arguments = training_arguments(recipe, model.num_parameters(), len(data.train), data.labels)
+    provenance = base.provenance()
+    arguments = training_arguments(recipe, model.num_parameters(), data)
     # Only now, when nothing that was given can be refused any more.
     _claim_folder(recipe.output_dir, identity, overwrite)
-    _write_resolved_recipe(recipe, arguments, max_length)
-    trainer = _make_trainer(model, tokenizer, data, arguments, max_length)
+    _write_resolved_recipe(recipe, arguments, reading)
+    trainer = _make_trainer(model, tokenizer, data, arguments, reading, weights)
 
     started = time.monotonic()
     with _graceful_interrupt(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output_dir))
     facts = {
         "identity": identity,
-        "max_length": max_length,
-        "base_model": weights,
+        "max_length": reading.max_length,
+        "window_stride": reading.window_stride,
+        "base_model": provenance,
         "seconds": round(time.monotonic() - started, 1),
     }
     record = _finish(trainer, recipe, facts)
@@ -148,32 +166,11 @@ def recipe_seed(recipe: Recipe) -> int:
 def run_identity(recipe: Recipe, data: LabelledData) -> str:
     """SHA-256 of what decides the checkpoint: recipe (export apart), training data, no names."""
     keys = recipe.as_dict()
-    for key in (*FILE_KEYS, "precision"):
+    for key in (*FILE_KEYS, *(field.name for field in dataclasses.fields(ExportArguments))):
         keys.pop(key, None)
     training_data = data.fingerprint(("train", "validation"))
     content = {"recipe": {k: str(v) for k, v in keys.items()}, "data": training_data}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def usable_max_length(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
-) -> int:
-    """The recipe's `max_length`, which the model must be able to read."""
-    wanted = recipe.model.max_length
-    # Tokenizers that state no limit carry a huge number; the embeddings have one all the same.
-    limit = tokenizer.model_max_length
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
-        # RoBERTa counts positions from the one after the padding's.
-        offset = tokenizer.pad_token_id + 1 if "roberta" in config.model_type else 0
-        limit = min(limit, positions - offset)
-    lowest = tokenizer.num_special_tokens_to_add(pair=False) + 1
-    if not lowest <= wanted <= limit:
-        raise BaseModelError(
-            f"max_length is {wanted}, but {recipe.model.model_name_or_path} reads from {lowest} "
-            f"to {limit} tokens: set max_length within that"
-        )
-    return wanted
 
 
 def refuse_unexportable(
@@ -192,45 +189,33 @@ def refuse_unexportable(
         )
 
 
-def training_arguments(
-    recipe: Recipe, parameters: int, rows: int, labels: list[str]
-) -> TrainingArguments:
-    """The recipe's keys over the careful defaults."""
-    defaults = careful_defaults(parameters, rows, len(labels), recipe.training)
+def training_arguments(recipe: Recipe, parameters: int, data: LabelledData) -> TrainingArguments:
+    """The recipe's keys over the careful defaults.
+
+    Raises:
+        RecipeError: a key does not suit the task.
+    """
+    defaults = careful_defaults(
+        parameters, len(data.train), len(data.labels), recipe.training, data.task
+    )
     defaults |= {"seed": DEFAULT_SEED}
     places = {"output_dir": str(recipe.output_dir / CHECKPOINT)}
-    return parse_training_arguments(defaults | recipe.training | places)
+    arguments = parse_training_arguments(defaults | recipe.training | places)
+    if arguments.label_smoothing_factor and data.task == "multi_label":
+        raise RecipeError(
+            "label_smoothing_factor is for one label a row, and this data has several: leave it out"
+        )
+    return arguments
 
 
-def encode_split(
-    split: Split, tokenizer: PreTrainedTokenizerFast, labels: list[str], max_length: int
-) -> Dataset:
-    """Token ids (truncated, not padded: the collator pads each batch to its longest) and labels."""
-    from datasets import Dataset
+class OrderedValidationTrainer(Trainer):
+    """A Trainer that keeps the order of the validation rows also where it groups by length.
 
-    index = {label: position for position, label in enumerate(labels)}
+    The metrics put windows together by their order; the rows are sorted by length already.
+    """
 
-    def encode(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(rows["text"], truncation=True, max_length=max_length)
-        return {**encoded, "labels": [index[label] for label in rows["label"]]}
-
-    table = Dataset.from_dict({"text": split.texts, "label": split.labels})
-    return table.map(encode, batched=True, remove_columns=["text", "label"], desc="tokenize")
-
-
-def macro_f1_and_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """What the best checkpoint is chosen by; logits of shape (rows, labels)."""
-    from sklearn.metrics import f1_score
-
-    logits = np.asarray(prediction.predictions)
-    chosen, truth = logits.argmax(axis=-1), np.asarray(prediction.label_ids)
-    everything = range(logits.shape[-1])
-    return {
-        "accuracy": float((chosen == truth).mean()),
-        "macro_f1": float(
-            f1_score(truth, chosen, labels=everything, average="macro", zero_division=0)
-        ),
-    }
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)
 
 
 def _make_trainer(
@@ -238,20 +223,37 @@ def _make_trainer(
     tokenizer: PreTrainedTokenizerFast,
     data: LabelledData,
     arguments: TrainingArguments,
-    max_length: int,
+    reading: Reading,
+    weights: list[float] | None,
 ) -> Trainer:
-    splits = {
-        name: encode_split(split, tokenizer, data.labels, max_length)
-        for name, split in (("train", data.train), ("validation", data.validation))
-    }
-    trainer = Trainer(
+    ordered = by_length(data.validation)
+    train, validation = (
+        encode_split(split, tokenizer, data.labels, data.task, reading)
+        for split in (data.train, ordered)
+    )
+    targets = make_targets(ordered, data.labels, data.task)
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        """Logits of shape (windows, labels), put together as the package will."""
+        logits = np.asarray(prediction.predictions, dtype=np.float32)
+        probs = aggregate_windows(
+            probabilities(logits, data.task), validation.windows, data.task, reading.aggregation
+        )
+        return validation_metrics(probs, targets, data.task)
+
+    trainer = OrderedValidationTrainer(
         model=model,
         args=arguments,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=train.table,
+        eval_dataset=validation.table,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=macro_f1_and_accuracy,
+        compute_loss_func=(
+            weighted_loss(weights, data.task, arguments.label_smoothing_factor)
+            if weights is not None
+            else None
+        ),
+        compute_metrics=metrics,
         callbacks=[Progress()],
     )
     trainer.remove_callback(ProgressCallback)
@@ -328,7 +330,7 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
     folder = recipe.output_dir / CHECKPOINT
     trainer.save_model(str(folder))
     evaluations = [
-        {key: entry[f"eval_{key}"] for key in ("loss", "accuracy", "macro_f1")}
+        {key: entry[f"eval_{key}"] for key in EVALUATED if f"eval_{key}" in entry}
         | {"epoch": entry["epoch"], "step": entry["step"]}
         for entry in trainer.state.log_history
         if "eval_macro_f1" in entry
@@ -360,13 +362,15 @@ def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, max_length: int) -> None:
+def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, reading: Reading) -> None:
     files = {
         key: str(Path(value).resolve())
         for key, value in recipe.as_dict().items()
         if key in FILE_KEYS
     }
-    resolved = recipe.as_dict() | files | _stated(arguments, recipe) | {"max_length": max_length}
+    resolved = recipe.as_dict() | files | _stated(arguments, recipe)
+    if reading.window_stride is not None:
+        resolved["window_stride"] = reading.window_stride
     text = "# Every key in force in this run: the recipe, the command line, the defaults.\n"
     write_text(recipe.output_dir / RESOLVED_RECIPE, text + yaml.safe_dump(resolved))
 

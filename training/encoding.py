@@ -1,0 +1,137 @@
+"""Rows → token ids and targets, as the Trainer takes them and as the package will read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from service.model_package import Aggregation, Task
+from training.config import Recipe
+from training.data import Split
+from training.errors import BaseModelError, RecipeError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much of a text is read: the first `max_length` tokens, or all of it by windows.
+
+    `window_stride` is how many tokens neighbouring windows share, `aggregation` how their
+    probabilities become the text's; both None where there are no windows.
+    """
+
+    max_length: int
+    window_stride: int | None = None
+    aggregation: Aggregation | None = None
+
+    def tokenizer_options(self) -> dict[str, Any]:
+        """What a transformers tokenizer is called with."""
+        if self.window_stride is None:
+            return {"truncation": True, "max_length": self.max_length}
+        return {
+            "truncation": True,
+            "max_length": self.max_length,
+            "stride": self.window_stride,
+            "return_overflowing_tokens": True,
+        }
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """`windows[i]` rows of `table`, one after another, are text i; one where it is truncated."""
+
+    table: Dataset
+    windows: list[int]
+
+
+def usable_reading(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
+) -> Reading:
+    """The recipe's `max_length` and `window_stride`, which the model must be able to read.
+
+    Raises:
+        BaseModelError: the model reads fewer tokens.
+        RecipeError: windows of that length cannot share that many tokens.
+    """
+    wanted = recipe.model.max_length
+    has_pairs = recipe.data.text_pair_column is not None
+    # Tokenizers that state no limit carry a huge number; the embeddings have one all the same.
+    limit = tokenizer.model_max_length
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        # RoBERTa counts positions from the one after the padding's.
+        offset = tokenizer.pad_token_id + 1 if "roberta" in config.model_type else 0
+        limit = min(limit, positions - offset)
+    special = tokenizer.num_special_tokens_to_add(pair=has_pairs)
+    lowest = special + (2 if has_pairs else 1)
+    if not lowest <= wanted <= limit:
+        raise BaseModelError(
+            f"max_length is {wanted}, but {recipe.model.model_name_or_path} reads from {lowest} "
+            f"to {limit} tokens: set max_length within that"
+        )
+    if recipe.model.long_text == "truncate":
+        return Reading(wanted)
+    room = wanted - special
+    stride = recipe.model.window_stride
+    if stride is None:
+        stride = room // 4
+    if stride >= room:
+        raise RecipeError(
+            f"window_stride is {stride}, but windows of max_length {wanted} hold {room} tokens of "
+            f"text: choose a stride below {room}"
+        )
+    return Reading(wanted, stride, recipe.model.window_aggregation)
+
+
+def encode_split(
+    split: Split,
+    tokenizer: PreTrainedTokenizerFast,
+    labels: list[str],
+    task: Task,
+    reading: Reading,
+) -> EncodedSplit:
+    """Token ids, not padded (the collator pads each batch to its longest), and targets.
+
+    Every window of a text is a row with the text's labels.
+    """
+    from datasets import Dataset
+
+    targets = make_targets(split, labels, task).tolist()
+
+    def encode(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        pairs = {"text_pair": rows["text_pair"]} if "text_pair" in rows else {}
+        encoded = dict(tokenizer(rows["text"], **pairs, **reading.tokenizer_options()))
+        owners = encoded.pop("overflow_to_sample_mapping", range(len(indices)))
+        texts = [indices[owner] for owner in owners]
+        return {**encoded, "labels": [targets[text] for text in texts], "owner": texts}
+
+    columns = {"text": [t if isinstance(t, str) else t[0] for t in split.texts]}
+    if split.texts and isinstance(split.texts[0], tuple):
+        columns["text_pair"] = [text[1] for text in split.texts]
+    table = Dataset.from_dict(columns).map(
+        encode, batched=True, with_indices=True, remove_columns=list(columns), desc="tokenize"
+    )
+    windows = np.bincount(np.asarray(table["owner"][:], dtype=np.int64), minlength=len(split))
+    return EncodedSplit(table.remove_columns("owner"), windows.tolist())
+
+
+def by_length(split: Split) -> Split:
+    """The rows from the longest text to the shortest, so that batches need little padding."""
+    lengths = [len(t) if isinstance(t, str) else len(t[0]) + len(t[1]) for t in split.texts]
+    return split.take(np.argsort(-np.asarray(lengths), kind="stable"))
+
+
+def make_targets(split: Split, labels: list[str], task: Task) -> np.ndarray:
+    """Label numbers of shape (rows,), or for several labels a row 0.0 and 1.0, (rows, labels)."""
+    index = {label: position for position, label in enumerate(labels)}
+    if task == "single_label":
+        return np.asarray([index[names[0]] for names in split.labels], dtype=np.int64)
+    targets = np.zeros((len(split), len(labels)), dtype=np.float32)
+    for row, names in enumerate(split.labels):
+        targets[row, [index[name] for name in names]] = 1
+    return targets

@@ -1,0 +1,214 @@
+"""Truth and answers → metrics; pure arithmetic over scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from service.classifier import Prediction
+from service.decisions import FloatArray
+from service.model_package import Behaviour, Task
+
+# Steps of the coverage-precision table.
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+Labels = Sequence[tuple[str, ...]]
+
+
+def validation_metrics(probs: FloatArray, targets: np.ndarray, task: Task) -> dict[str, float]:
+    """What checkpoints are compared by, before any threshold is chosen.
+
+    With one label a row: accuracy and macro-F1 over all labels. With several: the share of rows
+    with exactly the right labels, micro- and macro-F1, at 0.5; and the mean over labels of the
+    average precision, which needs no threshold.
+
+    Args:
+        probs: shape (rows, labels).
+        targets: as `training.encoding.make_targets` makes them.
+    """
+    from sklearn.metrics import f1_score
+
+    if task == "single_label":
+        chosen = probs.argmax(axis=-1)
+        macro = f1_score(
+            targets, chosen, labels=range(probs.shape[-1]), average="macro", zero_division=0
+        )
+        return {"accuracy": float((chosen == targets).mean()), "macro_f1": float(macro)}
+    truth, answered = targets.astype(bool), probs >= 0.5
+    precisions = average_precisions(truth, probs)
+    return {
+        "accuracy": float((truth == answered).all(axis=-1).mean()),
+        "micro_f1": float(f1_score(truth, answered, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(truth, answered, average="macro", zero_division=0)),
+        "average_precision": mean_of(precisions),
+    }
+
+
+def average_precisions(truth: np.ndarray, probs: FloatArray) -> list[float | None]:
+    """Average precision of each column; None where no row has the label."""
+    from sklearn.metrics import average_precision_score
+
+    return [
+        float(average_precision_score(truth[:, column], probs[:, column]))
+        if truth[:, column].any()
+        else None
+        for column in range(truth.shape[1])
+    ]
+
+
+def mean_of(values: Sequence[float | None]) -> float:
+    """The mean of those that are there; 0 where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else 0.0
+
+
+def all_metrics(
+    behaviour: Behaviour, truth: Labels, answers: Sequence[Prediction]
+) -> dict[str, Any]:
+    """Every metric of a package's answers, as `metrics.json` holds them."""
+    names = list(behaviour.labels)
+    if behaviour.task == "multi_label":
+        return multi_label_metrics(behaviour, truth, answers)
+    wanted = [labels[0] for labels in truth]
+    metrics = single_label_metrics(names, wanted, [answer.label for answer in answers])
+    if behaviour.positive_label is not None:
+        metrics["positive"] = positive_metrics(behaviour, metrics, wanted, answers)
+    right = np.asarray([a.label == label for a, label in zip(answers, wanted, strict=True)])
+    scores = np.asarray([answer.score for answer in answers])
+    metrics["coverage"] = coverage_table(right, scores)
+    if behaviour.abstain_threshold is not None:
+        metrics["abstention"] = coverage_at(right, scores, behaviour.abstain_threshold)
+    return metrics
+
+
+def single_label_metrics(labels: list[str], truth: list[str], chosen: list[str]) -> dict[str, Any]:
+    """Metrics of single-label answers.
+
+    Macro averages run over the labels that occur in `truth` or `chosen`: a label that the file
+    lacks says nothing. `confusion[i][j]` counts rows of label i answered with label j, in the
+    order of `labels`.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+    occurring = set(truth) | set(chosen)
+    seen = [label for label in labels if label in occurring]
+    columns = precision_recall_fscore_support(truth, chosen, labels=labels, zero_division=0)
+
+    def f1(average: str) -> float:
+        return float(f1_score(truth, chosen, labels=seen, average=average, zero_division=0))
+
+    return {
+        "rows": len(truth),
+        "accuracy": float(np.mean(np.asarray(truth) == np.asarray(chosen))),
+        "macro_f1": f1("macro"),
+        "weighted_f1": f1("weighted"),
+        "micro_f1": f1("micro"),
+        "per_label": _per_label(labels, columns),
+        "labels": labels,
+        "confusion": confusion_matrix(truth, chosen, labels=labels).tolist(),
+    }
+
+
+def positive_metrics(
+    behaviour: Behaviour,
+    metrics: dict[str, Any],
+    truth: list[str],
+    answers: Sequence[Prediction],
+) -> dict[str, Any]:
+    """What matters of the positive label of two."""
+    positive = behaviour.positive_label
+    assert positive is not None  # noqa: S101 - the caller asked
+    column = behaviour.labels.index(positive)
+    is_positive = np.asarray([[label == positive] for label in truth])
+    probs = np.asarray([[answer.probs[column]] for answer in answers], dtype=np.float32)
+    return {
+        "label": positive,
+        "threshold": behaviour.thresholds[positive],
+        **{name: metrics["per_label"][positive][name] for name in ("precision", "recall", "f1")},
+        "average_precision": average_precisions(is_positive, probs)[0],
+    }
+
+
+def multi_label_metrics(
+    behaviour: Behaviour, truth: Labels, answers: Sequence[Prediction]
+) -> dict[str, Any]:
+    """Metrics of multi-label answers at the package's thresholds.
+
+    A row that rightly gets no label counts 1 in samples-F1. Macro averages run over the labels
+    that occur in `truth` or in an answer; average precision over those in `truth`.
+    """
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+    names = list(behaviour.labels)
+    wanted = label_matrix(truth, names)
+    chosen = label_matrix([answer.labels or () for answer in answers], names)
+    probs = np.stack([answer.probs for answer in answers])
+    columns = precision_recall_fscore_support(wanted, chosen, average=None, zero_division=0)
+    precisions = average_precisions(wanted, probs)
+    per_label = _per_label(names, columns)
+    for label, precision in zip(names, precisions, strict=True):
+        per_label[label] |= {
+            "average_precision": precision,
+            "threshold": behaviour.thresholds[label],
+        }
+    seen = wanted.any(axis=0) | chosen.any(axis=0)
+    with warnings.catch_warnings():
+        # scikit-learn warns where no row has a label at all, which is what zero_division answers.
+        warnings.simplefilter("ignore")
+        samples = f1_score(wanted, chosen, average="samples", zero_division=1)
+    return {
+        "rows": len(truth),
+        "rows_without_labels": int((~wanted.any(axis=1)).sum()),
+        "accuracy": float((wanted == chosen).all(axis=1).mean()),
+        "micro_f1": float(f1_score(wanted, chosen, average="micro", zero_division=0)),
+        "macro_f1": float(np.mean(columns[2][seen])) if seen.any() else 0.0,
+        "samples_f1": float(samples),
+        "average_precision": mean_of(precisions),
+        "per_label": per_label,
+        "labels": names,
+    }
+
+
+def label_matrix(rows: Labels, names: Sequence[str]) -> np.ndarray:
+    """Booleans of shape (rows, labels)."""
+    index = {name: column for column, name in enumerate(names)}
+    matrix = np.zeros((len(rows), len(names)), dtype=bool)
+    for row, labels in enumerate(rows):
+        matrix[row, [index[label] for label in labels]] = True
+    return matrix
+
+
+def coverage_table(right: np.ndarray, scores: np.ndarray) -> list[dict[str, float]]:
+    """Precision of the most confident answers, for several shares of all answers.
+
+    Where answers tie at a threshold all of them are taken, so a share may be exceeded. The
+    curve of El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective
+    Classification", in a few points.
+    """
+    ranked = np.sort(scores)[::-1]
+    thresholds = [float(ranked[max(1, round(c * len(ranked))) - 1]) for c in COVERAGES]
+    return [coverage_at(right, scores, threshold) for threshold in dict.fromkeys(thresholds)]
+
+
+def coverage_at(right: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """Share of rows with at least this score, and the share of those that are right."""
+    answered = scores >= threshold
+    return {
+        "threshold": threshold,
+        "coverage": float(answered.mean()),
+        "precision": float(right[answered].mean()) if answered.any() else 0.0,
+    }
+
+
+def _per_label(labels: Sequence[str], columns: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
+    """scikit-learn's columns of precision, recall, F1 and support as rows by label."""
+    names = ("precision", "recall", "f1", "support")
+    return {
+        label: {
+            name: (int if name == "support" else float)(column[index])
+            for name, column in zip(names, columns, strict=True)
+        }
+        for index, label in enumerate(labels)
+    }
