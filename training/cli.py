@@ -20,6 +20,22 @@ EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 # What evaluate and predict may be told of a file; its package's recipe says the rest.
 COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "label_separator")
+# What of a recipe decides what `check` sees.
+DATA_KEYS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_revision",
+    "train_file",
+    "validation_file",
+    "test_file",
+    *COLUMN_KEYS,
+    "drop_invalid",
+    "model_name_or_path",
+    "model_revision",
+    "max_length",
+    "long_text",
+    "trust_remote_code",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(given)
     _quiet_libraries()
     try:
-        parsed.verb(parsed)
+        return parsed.verb(parsed) or 0
     except InterruptedRunError as error:
         print(f"whetstone: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -41,7 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"whetstone: {sentence}", file=sys.stderr)
         return EXIT_ERROR
-    return 0
+
+
+def check(parsed: argparse.Namespace) -> int:
+    """`whetstone check RECIPE`, or `whetstone check --train_file FILE`"""
+    from training.check import check as check_data
+    from training.config import load_recipe
+
+    given = {key: value for key in DATA_KEYS if (value := getattr(parsed, key)) is not None}
+    recipe = load_recipe(parsed.recipe, {"name": "check", **given} if not parsed.recipe else given)
+    sound = check_data(recipe, strict=parsed.strict, json_file=parsed.json, plot_file=parsed.plot)
+    return 0 if sound else EXIT_ERROR
 
 
 def train(parsed: argparse.Namespace) -> None:
@@ -130,6 +156,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="verb", required=True)
 
+    command = _add_verb(verbs, check, "look at labelled text before training")
+    command.add_argument("recipe", type=Path, nargs="?", help="YAML file, or name the files below")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw the histograms as PNG")
+    command.add_argument("--strict", action="store_true", help="warnings end with status 1, too")
+    _add_data_keys(command)
+
     for verb, text in (
         (run, "train, export, evaluate and register: a recipe in, a measured package out"),
         (train, "fine-tune: a recipe in, a checkpoint out"),
@@ -174,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_verb(
-    verbs: Any, verb: Callable[[argparse.Namespace], None], text: str
+    verbs: Any, verb: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = verbs.add_parser(
         verb.__name__, help=text, description=text, allow_abbrev=False
@@ -185,6 +218,18 @@ def _add_verb(
 
 def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("package", type=Path, help="folder of a model package")
+
+
+def _add_data_keys(command: argparse.ArgumentParser) -> None:
+    """The keys of a recipe that say what is read, each as an option."""
+    from training.config import DataArguments, ModelArguments
+
+    for part in (DataArguments, ModelArguments):
+        for key in dataclasses.fields(part):
+            if key.name in DATA_KEYS:
+                flag = {"nargs": "?", "const": "true"} if key.default is False else {}
+                help_text = key.metadata["help"].replace("%", "%%")
+                command.add_argument(f"--{key.name}", help=help_text, **flag)
 
 
 def _add_columns(command: argparse.ArgumentParser, keys: Sequence[str]) -> None:

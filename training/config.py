@@ -161,13 +161,13 @@ def parse_overrides(arguments: list[str]) -> dict[str, str | list[str]]:
     return overrides
 
 
-def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
-    """Read, merge and check a recipe.
+def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> Recipe:
+    """Read, merge and check a recipe; without a file the overrides are all of it.
 
     Raises:
         RecipeError: the file cannot be read, or a key or its value is wrong.
     """
-    stated = _resolve_paths(_read_yaml(path), path.parent)
+    stated = _resolve_paths(_read_yaml(path), path.parent) if path is not None else {}
     _refuse_unknown(stated, f"in {path}")
     _refuse_unknown(overrides, "on the command line")
     _refuse_secrets([*stated, *overrides])
@@ -178,7 +178,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str | list[str]]) -> Recipe:
     values = {**stated, **overrides}
     own = {field.name for part in OWN_ARGUMENTS for field in dataclasses.fields(part)}
     data, model, export = _parse(OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own})
-    _check_name(data, path)
+    _check_name(data, str(path or "the command line"))
     _check_shape(data, model, export)
     output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
     given = {key: value for key, value in values.items() if key not in own}
@@ -281,15 +281,15 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
     return tuple(Parser(types, allow_abbrev=False).parse_args_into_dataclasses(args=words))
 
 
-def _check_name(data: DataArguments, path: Path) -> None:
+def _check_name(data: DataArguments, where: str) -> None:
     if data.name is None:
-        raise RecipeError(f"{path} has no `name`: add one, such as `name: support_tickets`")
+        raise RecipeError(f"{where} has no `name`: add one, such as `name: support_tickets`")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", data.name):
         raise RecipeError(
             f"name {data.name!r} cannot name a folder: use letters, digits, '.', '_' and '-'"
         )
     if data.train_file is None and data.dataset_name is None:
-        raise RecipeError(f"{path} names no data: add `train_file` or `dataset_name`")
+        raise RecipeError(f"{where} names no data: add `train_file` or `dataset_name`")
     if not 0 < data.validation_share < 1:
         raise RecipeError(f"validation_share is {data.validation_share}: it lies between 0 and 1")
 

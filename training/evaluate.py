@@ -6,7 +6,6 @@ Everything goes through `service.classifier.Classifier`, the code that serves.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ from training.data import Split
 from training.errors import DataError
 from training.layout import CONFUSION_FILE, LABELS_FILE
 from training.metrics import all_metrics
+from training.pictures import plain, save_figure
 from training.progress import progress
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.table import Table
 
 # Labels and cells of the picture stay readable up to here; beyond, it keeps the colours only.
@@ -151,7 +150,7 @@ def draw_labels(metrics: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = sorted(metrics["per_label"].items(), key=lambda item: item[1]["support"])
-    names = [f"{label} ({row['support']})".replace("$", r"\$") for label, row in rows]
+    names = [plain(f"{label} ({row['support']})") for label, row in rows]
     figure, axes = pyplot.subplots(
         figsize=(8, min(40.0, 2.0 + 0.4 * len(names))), layout="constrained"
     )
@@ -163,7 +162,7 @@ def draw_labels(metrics: dict[str, Any], path: Path) -> None:
     axes.set_xlim(0, 1)
     axes.set_title(f"micro-F1 {metrics['micro_f1']:.3f}, macro-F1 {metrics['macro_f1']:.3f}")
     figure.legend(loc="outside lower center", ncols=3)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(metrics: dict[str, Any], path: Path) -> None:
@@ -183,10 +182,9 @@ def draw_confusion(metrics: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("true")
     axes.set_title(f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}")
     small = len(labels) > READABLE_LABELS
-    # A `$` in a label is not mathematics.
-    plain = [label.replace("$", r"\$") for label in labels]
-    axes.set_xticks(range(len(labels)), plain, rotation=90, fontsize=6 if small else 9)
-    axes.set_yticks(range(len(labels)), plain, fontsize=6 if small else 9)
+    names = [plain(label) for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=6 if small else 9)
+    axes.set_yticks(range(len(labels)), names, fontsize=6 if small else 9)
     if not small:
         for row, column in np.argwhere(counts > 0):
             axes.text(
@@ -198,18 +196,4 @@ def draw_confusion(metrics: dict[str, Any], path: Path) -> None:
                 fontsize=8,
                 color="white" if shares[row, column] > 0.5 else "black",
             )
-    _save_figure(figure, path)
-
-
-def _save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        pyplot.close(figure)
+    save_figure(figure, path)

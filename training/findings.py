@@ -83,16 +83,21 @@ class Errors:
         """How many rows cannot be used."""
         return sum(finding.count for finding in self.findings if finding.rows)
 
+    def fatal(self, drop_invalid: bool) -> list[Finding]:
+        """What stops training: all of it, or what no dropping of rows can mend."""
+        return [finding for finding in self.findings if not finding.rows or not drop_invalid]
+
     def refuse(self, drop_invalid: bool) -> None:
-        """Raise DataError unless all of it can be dropped, and may be."""
-        fatal = [finding for finding in self.findings if not finding.rows or not drop_invalid]
+        """Raise DataError when anything stops training."""
+        fatal = self.fatal(drop_invalid)
         if not fatal:
             return
-        first = fatal[0]
         remedy = "correct the data"
-        if first.rows:
+        if fatal[0].rows:
             remedy += ", or drop such rows with `drop_invalid: true`"
-        raise DataError(f"{first.sentence()}: {remedy}")
+        if len(fatal) > 1:
+            remedy += f" ({len(fatal) - 1} more kinds of error: `whetstone check` shows all)"
+        raise DataError(f"{fatal[0].sentence()}: {remedy}")
 
 
 def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) -> Errors:

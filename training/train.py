@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from rich.console import Console
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -37,14 +38,26 @@ from service.model_package import write_text
 from training.base_models import BaseModel, resolve_base_model
 from training.calibrate import check_choices
 from training.callbacks import Progress, StopOnRequest
+from training.check import look_at
 from training.config import FILE_KEYS, ExportArguments, Recipe, parse_training_arguments
-from training.data import LabelledData, load_data
+from training.data import LabelledData, load_data, read_rows, usable_data
 from training.defaults import careful_defaults
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
-from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE, RUN_FILES, RUN_FOLDERS
+from training.findings import find_errors
+from training.layout import (
+    CHECKPOINT,
+    DATA_FILE,
+    FINDINGS_FILE,
+    RECORD,
+    REPORT,
+    RESOLVED_RECIPE,
+    RUN_FILES,
+    RUN_FOLDERS,
+)
 from training.losses import label_weights, weighted_loss
 from training.metrics import validation_metrics
+from training.preflight_report import draw_data, print_findings, write_findings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +100,9 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
         WhetstoneError: the data, base model or run folder cannot be used.
         InterruptedRunError: Ctrl-C; the last checkpoint is kept.
     """
-    data = load_data(recipe.data, recipe_seed(recipe))
+    rows = read_rows(recipe.data)
+    errors = find_errors(rows)
+    data = usable_data(rows, errors, recipe.data, recipe_seed(recipe))
     check_choices(recipe.export, data)
     weights = label_weights(recipe.data.class_weights, data)
     identity = run_identity(recipe, data)
@@ -102,10 +117,14 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model.num_parameters())
     provenance = base.provenance()
+    found = look_at(recipe, rows, errors, tokenizer)
+    print_findings(found, Console(stderr=True, markup=False, emoji=False))
     arguments = training_arguments(recipe, model.num_parameters(), data)
     # Only now, when nothing that was given can be refused any more.
     _claim_folder(recipe.output_dir, identity, overwrite)
     _write_resolved_recipe(recipe, arguments, reading)
+    write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
+    draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
     trainer = _make_trainer(model, tokenizer, data, arguments, reading, weights)
 
     started = time.monotonic()

@@ -1,0 +1,58 @@
+"""Look at the data before any training: what `whetstone check` does, and `train` first of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.base_models import resolve_base_model
+from training.config import Recipe
+from training.data import read_rows
+from training.findings import Errors, Rows, find_errors
+from training.preflight import Preflight, preflight
+from training.preflight_report import draw_data, print_findings, write_findings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Path | None) -> bool:
+    """Show what is wrong with a recipe's data; whether it can be trained on.
+
+    Args:
+        strict: warnings count as errors.
+        json_file: where the findings go as JSON.
+        plot_file: where the histograms go as PNG.
+
+    Raises:
+        WhetstoneError: a file or column cannot be read, or the tokenizer cannot be had.
+    """
+    rows = read_rows(recipe.data)
+    errors = find_errors(rows)
+    found = look_at(recipe, rows, errors, resolve_base_model(recipe.model).tokenizer())
+    print_findings(found)
+    if json_file is not None:
+        write_findings(found, json_file)
+    if plot_file is not None:
+        draw_data(found, plot_file, recipe.model.max_length)
+    if strict and found.findings:
+        return False
+    return not errors.fatal(recipe.data.drop_invalid)
+
+
+def look_at(
+    recipe: Recipe,
+    rows: Mapping[str, Rows],
+    errors: Errors,
+    tokenizer: PreTrainedTokenizerFast,
+) -> Preflight:
+    """Everything that is wrong with rows, as the base model's tokenizer reads them."""
+    return preflight(
+        rows,
+        errors,
+        tokenizer=tokenizer.backend_tokenizer,
+        unknown_id=tokenizer.unk_token_id,
+        max_length=recipe.model.max_length,
+        long_text=recipe.model.long_text,
+    )
