@@ -45,6 +45,15 @@ def label_weights(setting: str, data: LabelledData) -> list[float] | None:
     return [rows / (len(data.labels) * counts[label]) for label in data.labels]
 
 
+def label_odds(data: LabelledData, weights: list[float] | None) -> list[float]:
+    """Rows with each label over rows without it, as the loss weighs them."""
+    rows = len(data.train)
+    counts = Counter(label for labels in data.train.labels for label in labels)
+    # Half a row more on either side: a label may be on every row.
+    odds = [(counts[label] + 0.5) / (rows - counts[label] + 0.5) for label in data.labels]
+    return [weight * odd for weight, odd in zip(weights or [1.0] * len(odds), odds, strict=True)]
+
+
 def weighted_loss(weights: list[float], task: Task, label_smoothing: float) -> Loss:
     """The Trainer's `compute_loss_func`: cross-entropy, or binary with positive weights.
 

@@ -35,7 +35,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from service.decisions import aggregate_windows, probabilities
 from service.model_package import write_text
-from training.base_models import BaseModel, resolve_base_model
+from training.base_models import BaseModel, resolve_base_model, start_at_priors
 from training.calibrate import check_choices
 from training.callbacks import Progress, StopOnRequest
 from training.check import look_at
@@ -55,7 +55,7 @@ from training.layout import (
     RUN_FILES,
     RUN_FOLDERS,
 )
-from training.losses import label_weights, weighted_loss
+from training.losses import label_odds, label_weights, weighted_loss
 from training.metrics import validation_metrics
 from training.preflight_report import draw_data, print_findings, write_findings
 
@@ -114,6 +114,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     base = resolve_base_model(recipe.model)
     tokenizer = base.tokenizer()
     model = base.classifier(data.labels, data.task, recipe_seed(recipe))
+    if data.task == "multi_label":
+        start_at_priors(model, label_odds(data, weights))
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model.num_parameters())
     provenance = base.provenance()

@@ -1,0 +1,123 @@
+"""From logits to answers: the rules that training's metrics and the server share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from service.decisions import aggregate_windows, decide, margin, probabilities, sigmoid
+from service.model_package import Behaviour
+
+SEVERAL: dict[str, Any] = {
+    "task": "multi_label",
+    "labels": ("a", "b", "c"),
+    "max_length": 8,
+    "thresholds": {"a": 0.5, "b": 0.2, "c": 0.9},
+}
+BINARY: dict[str, Any] = {"labels": ("ham", "spam"), "max_length": 8, "thresholds": {"spam": 0.3}}
+
+
+def array(*rows: list[float]) -> np.ndarray:
+    return np.asarray(rows, dtype=np.float32)
+
+
+def test_sigmoid_is_exact_at_the_ends_and_in_the_middle() -> None:
+    assert sigmoid(array([-1e4, 0.0, 1e4])).tolist() == [[0.0, 0.5, 1.0]]
+    assert sigmoid(array([2.0]))[0, 0] == pytest.approx(1 / (1 + np.exp(-2.0)))
+
+
+def test_one_label_sums_to_one_and_several_do_not() -> None:
+    logits = array([2.0, 1.0, 3.0])
+    assert probabilities(logits, "single_label").sum() == pytest.approx(1)
+    assert probabilities(logits, "multi_label").sum() > 1.5
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=8),
+    st.sampled_from(["mean", "max"]),
+    st.sampled_from(["single_label", "multi_label"]),
+)
+def test_windows_are_aggregated_text_by_text(windows: list[int], how: Any, task: Any) -> None:
+    random = np.random.default_rng(sum(windows))
+    probs = probabilities(random.normal(size=(sum(windows), 3)).astype(np.float32), task)
+    found = aggregate_windows(probs, windows, task, how)
+    start = 0
+    for row, count in enumerate(windows):
+        own = probs[start : start + count]
+        expected = own.mean(axis=0) if how == "mean" else own.max(axis=0)
+        if how == "max" and task == "single_label":
+            expected = expected / expected.sum()
+        assert found[row] == pytest.approx(expected, abs=1e-6)
+        start += count
+    assert aggregate_windows(probs, windows, task, None) is probs
+
+
+def test_several_labels_are_those_past_their_own_thresholds() -> None:
+    one, none, edge = decide(
+        array([0.6, 0.7, 0.8], [0.4, 0.1, 0.5], [0.5, 0.1, 0.8]), Behaviour(**SEVERAL)
+    )
+    # The most probable label is not past its threshold, and is the label all the same.
+    assert (one.label, one.labels) == ("c", ("b", "a"))
+    assert one.score == pytest.approx(0.8)
+    assert (none.label, none.labels, none.abstained) == ("c", (), None)
+    # Exactly at its threshold a label is past it.
+    assert edge.labels == ("a",)
+
+
+def test_the_positive_label_is_answered_from_its_threshold_on() -> None:
+    answers = decide(array([0.65, 0.35], [0.75, 0.25], [0.1, 0.9]), Behaviour(**BINARY))
+    assert [answer.label for answer in answers] == ["spam", "ham", "spam"]
+    # The score is the answer's own probability, though the other one's is larger.
+    assert answers[0].score == pytest.approx(0.35)
+    assert all(answer.labels is None for answer in answers)
+
+
+def test_an_answer_below_the_abstain_threshold_keeps_its_label() -> None:
+    behaviour = Behaviour(labels=("a", "b"), max_length=8, abstain_threshold=0.8)
+    sure, unsure = decide(array([0.1, 0.9], [0.7, 0.3]), behaviour)
+    assert (sure.label, sure.abstained) == ("b", False)
+    assert (unsure.label, unsure.abstained) == ("a", True)
+
+
+def test_the_margin_is_the_distance_to_another_answer() -> None:
+    plain = Behaviour(labels=("a", "b", "c"), max_length=8)
+    assert margin(array([0.2, 0.5, 0.3])[0], plain) == pytest.approx(0.2)
+    assert margin(array([0.6, 0.4])[0], Behaviour(**BINARY)) == pytest.approx(0.1)
+    assert margin(array([0.1, 0.25, 0.1])[0], Behaviour(**SEVERAL)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "said"),
+    [
+        (SEVERAL, {"thresholds": {"a": 0.5}}, "a threshold for every label"),
+        (SEVERAL, {"thresholds": {"a": 0.5, "b": 0.2, "d": 0.9}}, "a label that is not there"),
+        (SEVERAL, {"abstain_threshold": 0.5}, "no abstain threshold"),
+        (BINARY, {"thresholds": {"ham": 0.3, "spam": 0.3}}, "for one of two labels"),
+        (BINARY, {"labels": ("ham", "spam", "eggs")}, "for one of two labels"),
+        (BINARY, {"thresholds": {"spam": 1.5}}, "less than or equal to 1"),
+        (BINARY, {"long_text": "window"}, "window_stride"),
+        (BINARY, {"window_stride": 2}, "window_stride"),
+        (BINARY, {"long_text": "window", "window_stride": 2}, "window_aggregation"),
+        (
+            BINARY,
+            {
+                "long_text": "window",
+                "window_stride": 2,
+                "window_aggregation": "max",
+                "text_columns": ("text", "text_pair"),
+            },
+            "single texts, not pairs",
+        ),
+    ],
+)
+def test_a_behaviour_that_contradicts_itself_is_refused(
+    base: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    Behaviour(**base)
+    with pytest.raises(ValidationError, match=said):
+        Behaviour(**{**base, **change})

@@ -1,0 +1,340 @@
+"""The data check: every code is found, counted in rows, and shown without a text."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from tests.conftest import ROOT, write_csv
+from training import near_duplicates
+from training.base_models import embedded_folder
+from training.cli import main
+from training.findings import Rows, find_errors
+from training.near_duplicates import find_near_duplicates
+from training.preflight import Preflight, preflight
+from training.preflight_report import draw_data, write_findings
+
+DATA = ROOT.parent / "shared" / "data"
+WARNINGS = {
+    "label_variants",
+    "duplicate_rows",
+    "conflicting_labels",
+    "split_overlap",
+    "near_duplicates",
+    "rare_labels",
+    "imbalance",
+    "truncation",
+    "unknown_tokens",
+    "markup",
+    "label_in_text",
+}
+
+
+def rows_of(pairs: Sequence[tuple[Any, Any]], multi_label: bool = False) -> Rows:
+    """Rows of (text, label), or of (text, labels) where there are several."""
+    labels = [found if multi_label else ((found,) if found else ()) for _, found in pairs]
+    return Rows("rows.csv", [text for text, _ in pairs], labels, multi_label)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The embedded base model's."""
+    return Tokenizer.from_file(str(embedded_folder() / "tokenizer.json"))
+
+
+def look(max_length: int = 256, long_text: str = "truncate", **splits: Rows) -> Preflight:
+    return preflight(
+        splits,
+        find_errors(splits),
+        tokenizer=tokenizer(),
+        unknown_id=tokenizer().token_to_id("[UNK]"),
+        max_length=max_length,
+        long_text=long_text,
+    )
+
+
+def counts(found: Preflight, code: str) -> dict[str, int]:
+    """Rows of a code by split."""
+    return {f.split: f.count for f in found.findings if f.code == code}
+
+
+def topics(count: int) -> list[tuple[str, str]]:
+    """Texts of two topics that are not alike: nothing to find."""
+    words = ["river", "engine", "garden", "window", "copper", "letter", "bridge", "violin"]
+    made = []
+    for n in range(count):
+        one, two, three = words[n % 8], words[n // 8 % 8], words[n // 64 % 8]
+        made.append((f"{one} {n * 7919 % 1000} beside {two} and {three}{n}", "ab"[n % 2]))
+    return made
+
+
+def test_sound_data_gives_nothing() -> None:
+    found = look(train=rows_of(topics(40)), test=rows_of([("quite another text", "a")]))
+    assert [f.code for f in found.findings if f.code != "near_duplicates"] == []
+    assert found.rows == {"train": 40, "test": 1}
+    assert found.label_counts["train"] == {"a": 20, "b": 20}
+    assert len(found.token_lengths["train"]) == 40
+
+
+def test_labels_that_differ_by_case_or_white_space() -> None:
+    train = [*topics(30), *((f"more {n} {n * n}", " A ") for n in range(3))]
+    found = look(train=rows_of(train), test=rows_of([("new", "a"), ("newer", "b")]))
+    assert counts(found, "label_variants") == {"train": 3}
+    (finding,) = [f for f in found.findings if f.code == "label_variants"]
+    assert finding.rows == (31, 32, 33)
+    assert "' A ' differs from 'a'" in finding.message
+
+
+# Each example copies a whole tokenizer.
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.sampled_from("pqr"), st.sampled_from("ab")), min_size=4, max_size=30),
+    st.lists(st.tuples(st.sampled_from("pqrs"), st.sampled_from("ab")), max_size=12),
+)
+def test_repeats_conflicts_and_overlap_are_counted_as_by_hand(
+    train: list[tuple[str, str]], test: list[tuple[str, str]]
+) -> None:
+    train = [*train, ("x", "a"), ("y", "a"), ("x2", "b"), ("y2", "b")]
+    test = [*test, ("z", "a")]
+    found = look(train=rows_of(train), test=rows_of(test))
+    for name, rows in (("train", train), ("test", test)):
+        repeats = sum(row in rows[:n] for n, row in enumerate(rows))
+        assert counts(found, "duplicate_rows").get(name, 0) == repeats
+        conflicts = 0
+        for text in {text for text, _ in rows}:
+            labels = [label for other, label in rows if other == text]
+            conflicts += len(labels) - 1 if len(set(labels)) > 1 else 0
+        assert counts(found, "conflicting_labels").get(name, 0) == conflicts
+    known = {text for text, _ in train}
+    overlap = sum(text in known for text, _ in test)
+    assert counts(found, "split_overlap").get("test", 0) == overlap
+
+
+def test_several_labels_conflict_as_sets() -> None:
+    rows = [("one text", ("a", "b")), ("one text", ("b", "a")), ("other", ("a",)), ("other", ())]
+    found = look(train=rows_of([*rows, ("third", ("b",))], multi_label=True))
+    assert counts(found, "duplicate_rows") == {"train": 1}
+    assert counts(found, "conflicting_labels") == {"train": 1}
+
+
+LONG = "where is the parcel that I ordered on Tuesday, it should have been here by now"
+
+
+def test_nearly_equal_texts_are_found_in_train_and_across_splits() -> None:
+    train = [*topics(20), (LONG, "a"), (LONG.upper() + "!", "a"), (LONG + " ok", "a")]
+    test = [(LONG + "?!", "a"), (LONG, "a"), ("nothing like it at all, by any means", "b")]
+    found = near({"train": train, "test": test})
+    # The first of its kind and the exact repetition do not count.
+    assert found == {"train": [21, 22], "test": [0]}
+
+
+def near(splits: dict[str, list[tuple[str, str]]]) -> dict[str, list[int]]:
+    texts = {name: [text for text, _ in rows] for name, rows in splits.items()}
+    given_rows = {name: (range(len(found)), found) for name, found in texts.items()}
+    return find_near_duplicates(given_rows).rows
+
+
+def test_a_test_row_near_another_test_row_is_no_leak() -> None:
+    test = [(LONG, "a"), (LONG + " ok", "a")]
+    assert near({"train": topics(4), "test": test})["test"] == []
+
+
+def test_near_duplicates_look_at_a_stated_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "SAMPLED_ROWS", 12)
+    train = [(f"{LONG} {n}", "ab"[n % 2]) for n in range(40)]
+    found = look(train=rows_of(train), test=rows_of([(LONG, "a"), ("entirely new words", "b")]))
+    messages = {f.split: f.message for f in found.findings if f.code == "near_duplicates"}
+    assert counts(found, "near_duplicates") == {"train": 9, "test": 1}
+    assert all("a sample of 12 rows" in message for message in messages.values())
+
+
+def test_rare_labels_and_imbalance() -> None:
+    train = [*topics(120), *((f"rare {n} {n * 31}", "c") for n in range(9))]
+    found = look(train=rows_of(train))
+    assert counts(found, "rare_labels") == {"train": 9}
+    assert counts(found, "imbalance") == {"train": 9}
+    message = next(f.message for f in found.findings if f.code == "imbalance")
+    assert "class_weights: balanced" in message
+    found = look(train=rows_of([*train, ("rare 9", "c"), ("rare 10", "c"), ("rare 11", "c")]))
+    assert counts(found, "rare_labels") == counts(found, "imbalance") == {}
+
+
+def test_truncation_names_the_length_that_would_do() -> None:
+    long = [(f"{n} " + "parcel " * 30, "ab"[n % 2]) for n in range(4)]
+    train = rows_of([*topics(36), *long])
+    found = look(max_length=16, train=train)
+    assert counts(found, "truncation") == {"train": 4}
+    (finding,) = [f for f in found.findings if f.code == "truncation"]
+    # The number, thirty words, [CLS] and [SEP].
+    assert "10.0% of the texts" in finding.message
+    assert "33 tokens cover 99%" in finding.message
+    assert finding.rows == (37, 38, 39, 40)
+    assert counts(look(max_length=16, long_text="window", train=train), "truncation") == {}
+    assert counts(look(max_length=33, train=train), "truncation") == {}
+
+
+def test_unknown_tokens_ask_about_the_language() -> None:
+    train = [*topics(20), ("ᠮᠣᠩᠭᠣᠯ ᠪᠢᠴᠢᠭ", "a"), ("ᠮᠣᠩᠭᠣᠯ ᠬᠡᠯᠡ", "b")]
+    assert counts(look(train=rows_of(train)), "unknown_tokens") == {"train": 2}
+    assert counts(look(train=rows_of(topics(20))), "unknown_tokens") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<b>late</b>",
+        "late &amp; lost",
+        "it &lt;#&gt; me",
+        "oil #39;s price",
+        "say quot;no",
+        "a\x07b",
+    ],
+)
+def test_markup(text: str) -> None:
+    assert counts(look(train=rows_of([*topics(20), (text, "a")])), "markup") == {"train": 1}
+
+
+@pytest.mark.parametrize("text", ["a < b and c > d", "AT&T; fine", "I <3 you", "tab\tand\nline"])
+def test_no_markup(text: str) -> None:
+    assert counts(look(train=rows_of([*topics(20), (text, "a")])), "markup") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "there"),
+    [
+        ("my Card-Arrival is late", "card_arrival", True),
+        ("my card_arrival is late", "card arrival", True),
+        ("discarded arrivals", "card_arrival", False),
+        ("what a b", "a", True),
+        ("??", "?", False),
+    ],
+)
+def test_the_labels_name_in_its_text(text: str, label: str, there: bool) -> None:
+    train = [*((f"x{n}", "zz") for n in range(4)), (text, label), (f"y{text[:1]}", label)]
+    assert counts(look(train=rows_of(train)), "label_in_text") == ({"train": 1} if there else {})
+
+
+def test_rows_with_errors_are_not_looked_at_again() -> None:
+    train = [*topics(20), ("<b>x</b>", ""), ("", "a"), ("<i>y</i>", "a")]
+    found = look(train=rows_of(train))
+    codes = {(f.code, f.severity): (f.count, f.rows) for f in found.findings}
+    assert codes[("missing_label", "error")] == (1, (21,))
+    assert codes[("empty_text", "error")] == (1, (22,))
+    assert codes[("markup", "warning")] == (1, (23,))
+
+
+def test_pairs_are_compared_whole() -> None:
+    train = [((text, f"second {text}"), label) for text, label in topics(10)]
+    train += [(("same", "one"), "a"), (("same", "two"), "b"), (("same", "one"), "a")]
+    found = look(train=rows_of(train))
+    assert counts(found, "duplicate_rows") == {"train": 1}
+    assert counts(found, "conflicting_labels") == {}
+
+
+# The command
+
+
+def messy(folder: Path) -> tuple[Path, Path]:
+    """A file with something of nearly everything, and a test file that repeats some of it."""
+    rows = [{"text": text, "label": label} for text, label in topics(130)]
+    rows += [rows[0], {"text": rows[2]["text"], "label": "b"}, {"text": LONG, "label": "b"}]
+    rows += [{"text": LONG + " ok", "label": "B"}, {"text": "<b>see</b> a &amp; b", "label": "a"}]
+    rows += [{"text": "ᠮᠣᠩᠭᠣᠯ ᠪᠢᠴᠢᠭ ᠬᠡᠯᠡ " * 30, "label": "B"}, {"text": "w" * 9, "label": "c"}]
+    rows += [{"text": "parcel " * 300, "label": "c"}]
+    return (
+        write_csv(folder / "train.csv", rows),
+        write_csv(folder / "test.csv", [rows[5], {"text": LONG + " now", "label": "b"}]),
+    )
+
+
+def test_check_finds_everything_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = messy(tmp_path)
+    words = ["check", "--train_file", str(train), "--test_file", str(test)]
+    json_file, plot = tmp_path / "made" / "findings.json", tmp_path / "made" / "data.png"
+    assert main([*words, "--json", str(json_file), "--plot", str(plot)]) == 0
+    found = json.loads(json_file.read_text("utf-8"))["findings"]
+    assert {finding["code"] for finding in found} == WARNINGS
+    keys = {"code", "severity", "split", "count", "rows", "message"}
+    assert all(set(finding) == keys for finding in found)
+    assert all(finding["count"] >= len(finding["rows"]) > 0 for finding in found)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "parcel" not in shown + json_file.read_text("utf-8")
+    # Warnings alone end with 0, and with 1 under --strict.
+    assert main([*words, "--strict"]) == 1
+
+
+def test_check_ends_with_1_on_an_error_unless_it_may_be_dropped(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in topics(40)]
+    path = write_csv(tmp_path / "train.csv", [*rows, {"text": " ", "label": "a"}])
+    json_file = tmp_path / "findings.json"
+    words = ["check", "--train_file", str(path), "--json", str(json_file)]
+    assert main(words) == 1
+    (found,) = [
+        f for f in json.loads(json_file.read_text("utf-8"))["findings"] if f["severity"] == "error"
+    ]
+    assert (found["code"], found["count"], found["rows"]) == ("empty_text", 1, [41])
+    assert main([*words, "--drop_invalid"]) == 0
+    one = write_csv(tmp_path / "one.csv", [row | {"label": "a"} for row in rows])
+    # Nothing that could be dropped makes a second label.
+    assert main(["check", "--train_file", str(one), "--drop_invalid"]) == 1
+
+
+def test_training_looks_first_and_keeps_what_it_found(tiny_run_folder: Path) -> None:
+    found = json.loads((tiny_run_folder / "report" / "findings.json").read_text("utf-8"))
+    assert {f["severity"] for f in found["findings"]} <= {"warning"}
+    assert (tiny_run_folder / "report" / "data.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_findings_are_written_whole(tmp_path: Path) -> None:
+    found = look(train=rows_of([*topics(20), ("Überraschung <b>", "ä"), ("<b> ä", "ä")]))
+    write_findings(found, tmp_path / "findings.json")
+    assert "\\u" not in (tmp_path / "findings.json").read_text("utf-8")
+    draw_data(found, tmp_path / "data.png", 256)
+    assert {path.name for path in tmp_path.iterdir()} == {"findings.json", "data.png"}
+
+
+# Real sets, whose README lists what is wrong with them
+
+
+def real(name: str, column: str = "label") -> dict[str, Rows]:
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    splits = {}
+    for split in ("train", "validation", "test"):
+        if (folder / f"{split}.csv").is_file():
+            with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as handle:
+                rows = list(csv.DictReader(handle))
+            several = column == "labels"
+            labels = [tuple(filter(None, row[column].split("|"))) for row in rows]
+            splits[split] = Rows(split, [row["text"] for row in rows], labels, several)
+    return splits
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "code", "expected"),
+    [
+        ("sms_spam", "label", "split_overlap", {"test": 120}),
+        ("sms_spam", "label", "duplicate_rows", {"train": 268, "test": 31}),
+        ("unfair_tos", "labels", "split_overlap", {"test": 226}),
+        ("unfair_tos", "labels", "duplicate_rows", {"train": 1133, "test": 369}),
+        ("cuad_clauses", "label", "conflicting_labels", {"train": 997, "test": 273}),
+    ],
+)
+def test_known_warts_of_real_sets_are_found(
+    name: str, column: str, code: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_duplicates, "SAMPLED_ROWS", 100)
+    assert counts(look(**real(name, column)), code) == expected
