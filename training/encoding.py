@@ -64,8 +64,9 @@ def usable_reading(
     limit = tokenizer.model_max_length
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        # RoBERTa counts positions from the one after the padding's.
-        offset = tokenizer.pad_token_id + 1 if "roberta" in config.model_type else 0
+        # RoBERTa and its kin count positions from the one after the padding's.
+        counted = any(kind in config.model_type for kind in ("roberta", "mpnet", "camembert"))
+        offset = tokenizer.pad_token_id + 1 if counted else 0
         limit = min(limit, positions - offset)
     special = tokenizer.num_special_tokens_to_add(pair=has_pairs)
     lowest = special + (2 if has_pairs else 1)

@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,12 +44,14 @@ from service.model_package import (
 from training.calibrate import DEFAULT_THRESHOLD, with_abstention, with_choices
 from training.card import model_card
 from training.encoding import make_targets
-from training.errors import ExportError
+from training.errors import BaseModelError, ExportError
 from training.evaluate import evaluate, headline
 from training.layout import PACKAGE
 from training.metrics import validation_metrics
 from training.progress import progress
-from training.train import TrainedRun
+
+if TYPE_CHECKING:
+    from training.train import TrainedRun
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +169,30 @@ def export_graph(run: TrainedRun, folder: Path) -> Path:
                 f"optimum cannot export {run.checkpoint}: {reason}: choose another base model"
             ) from error
     return folder / MODEL_FILE
+
+
+def refuse_unexportable_family(name: str, model_type: str) -> None:
+    """Refuse, before training, a kind of model that optimum has no exporter for.
+
+    Raises:
+        BaseModelError: optimum does not export `model_type` for text classification.
+    """
+    # Importing it registers the exporters.
+    import optimum.exporters.onnx.model_configs  # noqa: F401
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(
+            model_type.replace("_", "-"), "onnx", library_name="transformers"
+        )
+    except KeyError:
+        tasks = {}
+    if "text-classification" not in tasks:
+        raise BaseModelError(
+            f"{name} is of the kind {model_type!r}, which optimum cannot export to ONNX for text "
+            "classification: choose another base model, such as a BERT, RoBERTa, DeBERTa-v2, "
+            "ELECTRA, MPNet or ModernBERT"
+        )
 
 
 def quantise(fp32_folder: Path, target: Path) -> None:

@@ -44,6 +44,7 @@ from training.data import LabelledData, load_data, read_rows, usable_data
 from training.defaults import careful_defaults
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
+from training.export import refuse_unexportable_family
 from training.findings import find_errors
 from training.layout import (
     CHECKPOINT,
@@ -117,7 +118,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     if data.task == "multi_label":
         start_at_priors(model, label_odds(data, weights))
     reading = usable_reading(recipe, tokenizer, model.config)
-    refuse_unexportable(base, tokenizer, model.num_parameters())
+    refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
     found = look_at(recipe, rows, errors, tokenizer)
     print_findings(found, Console(stderr=True, markup=False, emoji=False))
@@ -195,9 +196,11 @@ def run_identity(recipe: Recipe, data: LabelledData) -> str:
 
 
 def refuse_unexportable(
-    base: BaseModel, tokenizer: PreTrainedTokenizerFast, parameters: int
+    base: BaseModel, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel
 ) -> None:
     """Refuse before training what could not become a package after it."""
+    refuse_unexportable_family(base.name, model.config.model_type)
+    parameters = model.num_parameters()
     if tokenizer.pad_token is None:
         raise BaseModelError(
             f"the tokenizer of {base.name} has no padding token, which batches need: choose a "
