@@ -383,3 +383,31 @@ def test_keys_that_the_data_cannot_be_asked_for_are_refused_before_training(
     with pytest.raises(RecipeError, match=said):
         train(load_recipe(recipe, keys | output))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_real_weights_learn_several_labels(tmp_path: Path) -> None:
+    """Two messages strung together have both their labels; one of the rest has none."""
+    labels = ("billing", "delivery", "praise", "returns")
+
+    def strung(split: str, step: int) -> list[Row]:
+        rows = example_rows(split, labels)[::step]
+        made = [{"text": row["text"], "label": row["label"]} for row in rows]
+        for one, two in zip(rows, rows[len(rows) // 3 :], strict=False):
+            both = "|".join(dict.fromkeys([one["label"], two["label"]]))
+            made.append({"text": f"{one['text']} {two['text']}", "label": both})
+        other = example_rows(split, ("technical_fault",))[::step]
+        return made + [{"text": row["text"], "label": ""} for row in other]
+
+    write_csv(tmp_path / "train.csv", strung("train", 3))
+    test_file = write_csv(tmp_path / "test.csv", strung("test", 2))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: several\ntrain_file: train.csv\nlabel_separator: '|'\nnum_train_epochs: 5\n", "utf-8"
+    )
+    package = export(train(load_recipe(recipe, {"output_dir": str(tmp_path / "run")})))
+    words = [str(package), str(test_file), "--output_dir", str(tmp_path)]
+    assert main(["evaluate", *words]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    assert metrics["average_precision"] >= 0.85
+    assert metrics["macro_f1"] >= 0.75
