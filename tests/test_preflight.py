@@ -275,7 +275,9 @@ def test_check_finds_everything_and_says_so(
     assert main([*words, "--strict"]) == 1
 
 
-def test_check_ends_with_1_on_an_error_unless_it_may_be_dropped(tmp_path: Path) -> None:
+def test_check_ends_with_1_on_an_error_unless_it_may_be_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"text": text, "label": label} for text, label in topics(40)]
     path = write_csv(tmp_path / "train.csv", [*rows, {"text": " ", "label": "a"}])
     json_file = tmp_path / "findings.json"
@@ -285,10 +287,34 @@ def test_check_ends_with_1_on_an_error_unless_it_may_be_dropped(tmp_path: Path) 
         f for f in json.loads(json_file.read_text("utf-8"))["findings"] if f["severity"] == "error"
     ]
     assert (found["code"], found["count"], found["rows"]) == ("empty_text", 1, [41])
+    capsys.readouterr()
     assert main([*words, "--drop_invalid"]) == 0
+    assert "will be dropped: 1" in capsys.readouterr().out
     one = write_csv(tmp_path / "one.csv", [row | {"label": "a"} for row in rows])
     # Nothing that could be dropped makes a second label.
     assert main(["check", "--train_file", str(one), "--drop_invalid"]) == 1
+
+
+def test_bytes_that_are_not_utf8_are_a_finding(tmp_path: Path) -> None:
+    path, json_file = tmp_path / "train.csv", tmp_path / "findings.json"
+    lines = [f"{text},{label}\n".encode() for text, label in topics(40)]
+    path.write_bytes(b"text,label\n" + b"".join(lines) + b"caf\xe9,a\n")
+    words = ["check", "--train_file", str(path), "--json", str(json_file)]
+    assert main(words) == 1
+    found = json.loads(json_file.read_text("utf-8"))["findings"]
+    assert [(f["code"], f["severity"], f["rows"]) for f in found[:1]] == [
+        ("undecodable", "error", [41])
+    ]
+
+
+def test_check_names_what_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_csv(tmp_path / "train.csv", [{"body": "a", "label": "b"}])
+    assert main(["check", "--train_file", str(path)]) == 1
+    assert "no column 'text', it has body, label" in capsys.readouterr().err
+    assert main(["check"]) == 1
+    assert "names no data" in capsys.readouterr().err
 
 
 def test_training_looks_first_and_keeps_what_it_found(tiny_run_folder: Path) -> None:

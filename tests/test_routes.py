@@ -175,3 +175,31 @@ def test_a_fault_of_ours_shows_neither_trace_nor_text(
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"inputs": []},
+        {"inputs": ""},
+        {"inputs": 7},
+        {"inputs": [["a"], []]},
+        {"inputs": [["a"], ["a", "b"]]},
+        {"inputs": [["a"]] * (MAX_TEXTS + 1)},
+        {"inputs": "a", "truncation_direction": "Left"},
+        {"inputs": "word " * 200, "truncate": False},
+    ],
+)
+def test_predict_refuses_in_its_own_schema(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"error", "error_type"}
+    assert answer.json()["error_type"] == "Validation"
+    assert "word" not in answer.text
+
+
+def test_a_text_that_was_cut_off_says_so(client: TestClient) -> None:
+    answer = client.post("/classify", json={"input": ["short", "word " * 200]}).json()
+    assert [item["truncated"] for item in answer["data"]] == [False, True]
+    assert client.post("/predict", json={"inputs": "word " * 200}).status_code == 200

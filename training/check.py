@@ -36,6 +36,8 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
         write_findings(found, json_file)
     if plot_file is not None:
         draw_data(found, plot_file, recipe.model.max_length)
+    if errors.rows and recipe.data.drop_invalid:
+        print(f"rows that cannot be used and will be dropped: {errors.rows}")
     if strict and found.findings:
         return False
     return not errors.fatal(recipe.data.drop_invalid)
