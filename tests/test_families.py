@@ -176,7 +176,9 @@ def distilled(sizes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+@pytest.mark.parametrize(
+    "pairs", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["texts", "pairs"]
+)
 @pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
 def test_a_family_ships_what_was_trained(family: Family, pairs: bool, tmp_path: Path) -> None:
     base = make_family(family, tmp_path / "base")

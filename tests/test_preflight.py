@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -329,6 +331,17 @@ def test_findings_are_written_whole(tmp_path: Path) -> None:
     assert "\\u" not in (tmp_path / "findings.json").read_text("utf-8")
     draw_data(found, tmp_path / "data.png", 256)
     assert {path.name for path in tmp_path.iterdir()} == {"findings.json", "data.png"}
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "benchmarks/check_data.py", "--rows", "3000", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = json.loads(out.read_text("utf-8"))
+    assert results["rows"] == 3000
+    assert results["cpu_seconds"] > 0
+    assert set(results["findings"]) == {"duplicate_rows", "conflicting_labels", "near_duplicates"}
 
 
 # Real sets, whose README lists what is wrong with them
