@@ -273,8 +273,10 @@ def test_check_finds_everything_and_says_so(
     assert plot.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "parcel" not in shown + json_file.read_text("utf-8")
-    # Warnings alone end with 0, and with 1 under --strict.
-    assert main([*words, "--strict"]) == 1
+    # Warnings alone end with 0; under --strict they are errors.
+    assert main([*words, "--strict", "--json", str(json_file)]) == 1
+    found = json.loads(json_file.read_text("utf-8"))["findings"]
+    assert {finding["severity"] for finding in found} == {"error"}
 
 
 def test_check_ends_with_1_on_an_error_unless_it_may_be_dropped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
     rows = read_rows(recipe.data)
     errors = find_errors(rows)
     found = look_at(recipe, rows, errors, resolve_base_model(recipe.model).tokenizer())
+    if strict:
+        strictly = [dataclasses.replace(finding, severity="error") for finding in found.findings]
+        found = dataclasses.replace(found, findings=strictly)
     print_findings(found)
     if json_file is not None:
         write_findings(found, json_file)
