@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.classifier import Prediction
 from service.model_package import Manifest
-from training.calibrate import choose_threshold, with_abstention
+from training.calibrate import choose_threshold, with_abstention, with_choices
 from training.config import ExportArguments
 from training.errors import ExportError
 
@@ -64,6 +64,28 @@ def answers(scores: list[float]) -> list[Prediction]:
 
 def manifest() -> Manifest:
     return Manifest.model_construct(labels=("a", "b"), max_length=8)
+
+
+def test_labels_with_few_rows_share_a_threshold() -> None:
+    names = ("many", "few", "none")
+    draft = Manifest.model_construct(
+        task="multi_label", labels=names, thresholds=dict.fromkeys(names, 0.5), max_length=8
+    )
+    probs = np.full((40, 3), 0.05, dtype=np.float32)
+    probs[:20, 0] = 0.7
+    # The one row of `few` scores low; alone it would draw its threshold down to 0.15.
+    probs[0, 1] = 0.2
+    probs[1:10, 2] = 0.1
+    truth = [("many", "few")] + [("many",)] * 19 + [()] * 20
+    given_answers = [
+        Prediction("many", 0.7, row, (), None, tokens=3, windows=1, truncated=False)
+        for row in probs
+    ]
+    chosen = with_choices(draft, ExportArguments(), truth, given_answers).thresholds
+    truths = np.asarray([["many" in x, "few" in x, False] for x in truth])
+    shared, _ = choose_threshold(truths.ravel(), probs.ravel(), None)
+    assert chosen["few"] == chosen["none"] == shared
+    assert chosen["many"] == choose_threshold(truths[:, 0], probs[:, 0], None)[0] != shared
 
 
 def test_abstention_keeps_as_many_answers_as_the_precision_allows() -> None:
