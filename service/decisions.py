@@ -83,7 +83,9 @@ def decide(probs: FloatArray, behaviour: Behaviour) -> list[Decision]:
         passed = probs >= np.asarray([behaviour.thresholds[name] for name in names])
     elif behaviour.positive_label is not None:
         positive = names.index(behaviour.positive_label)
-        is_positive = probs[:, positive] >= behaviour.thresholds[behaviour.positive_label]
+        # In float64, as the threshold was chosen: in float32 it may equal the score below it.
+        threshold = np.float64(behaviour.thresholds[behaviour.positive_label])
+        is_positive = probs[:, positive] >= threshold
         chosen = np.where(is_positive, positive, 1 - positive)
     decisions = []
     for row, best in enumerate(chosen):
@@ -92,8 +94,8 @@ def decide(probs: FloatArray, behaviour: Behaviour) -> list[Decision]:
         if passed is not None:
             ranked = np.argsort(-probs[row], kind="stable")
             labels = tuple(names[index] for index in ranked if passed[row, index])
-        threshold = behaviour.abstain_threshold
-        abstained = None if threshold is None else score < threshold
+        lowest = behaviour.abstain_threshold
+        abstained = None if lowest is None else score < lowest
         decisions.append(Decision(names[best], score, probs[row], labels, abstained))
     return decisions
 

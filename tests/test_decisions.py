@@ -77,6 +77,15 @@ def test_the_positive_label_is_answered_from_its_threshold_on() -> None:
     assert all(answer.labels is None for answer in answers)
 
 
+def test_the_positive_label_is_decided_in_the_precision_of_its_threshold() -> None:
+    # As a float32, 0.7 is a little less; the threshold lies between that and the next one.
+    below = np.float32(0.7)
+    above = np.nextafter(below, np.float32(1))
+    behaviour = Behaviour(**BINARY | {"thresholds": {"spam": 0.7}})
+    answers = decide(array([1 - above, above], [1 - below, below]), behaviour)
+    assert [answer.label for answer in answers] == ["spam", "ham"]
+
+
 def test_an_answer_below_the_abstain_threshold_keeps_its_label() -> None:
     behaviour = Behaviour(labels=("a", "b"), max_length=8, abstain_threshold=0.8)
     sure, unsure = decide(array([0.1, 0.9], [0.7, 0.3]), behaviour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 
 from tests.conftest import example_rows
 from training.base_models import resolve_base_model
-from training.config import ModelArguments
+from training.config import DataArguments, ExportArguments, ModelArguments, Recipe
 from training.data import Split
-from training.encoding import Reading, by_length, encode_split, make_targets
-from training.errors import BaseModelError
+from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.errors import BaseModelError, RecipeError
 from training.train import OrderedValidationTrainer
 
 
@@ -34,8 +35,9 @@ def test_targets_are_in_the_order_of_the_labels() -> None:
     assert make_targets(one, names, "single_label").tolist() == [2, 0]
 
 
-def test_windows_cover_a_text_and_share_the_stride(tokenizer: Any) -> None:
-    reading = Reading(max_length=12, window_stride=3, aggregation="mean")
+@pytest.mark.parametrize("stride", [0, 3, 9])
+def test_windows_cover_a_text_and_share_the_stride(tokenizer: Any, stride: int) -> None:
+    reading = Reading(max_length=12, window_stride=stride, aggregation="mean")
     encoded = encode_split(SEVERAL, tokenizer, ["a", "b", "c"], "multi_label", reading)
     targets = make_targets(SEVERAL, ["a", "b", "c"], "multi_label").tolist()
     rows = iter(encoded.table)
@@ -47,13 +49,25 @@ def test_windows_cover_a_text_and_share_the_stride(tokenizer: Any) -> None:
             ids = row["input_ids"][1:-1]
             assert len(row["input_ids"]) <= 12
             if number:
-                assert found[-3:] == ids[:3]
-                ids = ids[3:]
+                assert found[len(found) - stride :] == ids[:stride]
+                ids = ids[stride:]
             found += ids
         assert found == tokenizer(text)["input_ids"][1:-1]
     assert next(rows, None) is None
     assert encoded.windows[0] == 1
     assert encoded.windows[3] > 5
+
+
+def test_windows_belong_to_their_texts_also_in_a_large_split(tokenizer: Any) -> None:
+    # `datasets` encodes a thousand rows at a time.
+    texts: list[Any] = ["a " * (1 + n % 3 * 6) for n in range(1_200)]
+    split = Split(texts, [("ab"[n % 2],) for n in range(1_200)])
+    reading = Reading(max_length=8, window_stride=2, aggregation="mean")
+    encoded = encode_split(split, tokenizer, ["a", "b"], "single_label", reading)
+    # 1, 7 and 13 words, in windows of 6 of which 4 are new.
+    assert encoded.windows == [1, 2, 3] * 400
+    expected = [n % 2 for n in range(1_200) for _ in range(encoded.windows[n])]
+    assert encoded.table["labels"][:] == expected
 
 
 def test_a_truncated_text_is_one_row(tokenizer: Any) -> None:
@@ -68,6 +82,61 @@ def test_a_pair_is_one_row_of_both_texts(tokenizer: Any) -> None:
     assert encoded.table["input_ids"][0] == tokenizer("one text", "another")["input_ids"]
     assert set(encoded.table["token_type_ids"][0]) == {0, 1}
     assert encoded.table["labels"][:] == [0, 1]
+
+
+def read(tokenizer: Any, config: Any = None, **keys: Any) -> Reading:
+    pair = keys.pop("pair", None)
+    recipe = Recipe(
+        ModelArguments(**keys), DataArguments(text_pair_column=pair), ExportArguments(), {}, Path()
+    )
+    return usable_reading(recipe, tokenizer, config or SimpleNamespace(model_type="bert"))
+
+
+WINDOWS = {"long_text": "window", "window_aggregation": "max"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"max_length": 64}, Reading(64)),
+        ({"max_length": 3}, Reading(3)),
+        ({"max_length": 5, "pair": "second"}, Reading(5)),
+        ({"max_length": 32, **WINDOWS}, Reading(32, 7, "max")),
+        ({"max_length": 3, **WINDOWS}, Reading(3, 0, "max")),
+        ({"max_length": 32, "window_stride": 29, **WINDOWS}, Reading(32, 29, "max")),
+        ({"max_length": 32, "window_stride": 0, **WINDOWS}, Reading(32, 0, "max")),
+    ],
+)
+def test_what_a_model_can_read_is_taken(
+    tokenizer: Any, keys: dict[str, Any], expected: Reading
+) -> None:
+    assert read(tokenizer, **keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"max_length": 65}, "from 3 to 64 tokens"),
+        ({"max_length": 2}, "from 3 to 64 tokens"),
+        ({"max_length": 4, "pair": "second"}, "from 5 to 64 tokens"),
+        ({"max_length": 32, "window_stride": 30, **WINDOWS}, "choose a stride below 30"),
+    ],
+)
+def test_what_a_model_cannot_read_is_refused(
+    tokenizer: Any, keys: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((BaseModelError, RecipeError), match=said):
+        read(tokenizer, **keys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("bert", 20), ("roberta", 19), ("xlm-roberta", 19), ("mpnet", 19)]
+)
+def test_the_models_positions_are_a_limit_too(tokenizer: Any, kind: str, limit: int) -> None:
+    config = SimpleNamespace(model_type=kind, max_position_embeddings=20)
+    assert read(tokenizer, config, max_length=limit) == Reading(limit)
+    with pytest.raises(BaseModelError, match=f"to {limit} tokens"):
+        read(tokenizer, config, max_length=limit + 1)
 
 
 def test_rows_are_sorted_by_length_with_their_labels() -> None:

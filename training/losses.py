@@ -74,6 +74,9 @@ def weighted_loss(weights: list[float], task: Task, label_smoothing: float) -> L
             total = functional.cross_entropy(
                 logits, labels, weight=scale, label_smoothing=label_smoothing, reduction="sum"
             )
-        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return total / labels.numel()
+        # DataParallel: one number for each GPU, and the Trainer multiplies by how many there are.
+        return total / torch.as_tensor(num_items_in_batch).sum()
 
     return loss

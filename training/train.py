@@ -280,6 +280,9 @@ def _make_trainer(
         compute_metrics=metrics,
         callbacks=[Progress()],
     )
+    # ModernBERT takes any keyword, from which the Trainer concludes that it divides its loss by the
+    # items of a whole step: it does not, and accumulated gradients would be added up.
+    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
