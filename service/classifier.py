@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -45,8 +46,27 @@ GOLDEN_SCORE_TOLERANCE = 0.02
 GOLDEN_MARGIN = 0.05
 
 
+Device = Literal["cpu", "cuda"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
 class GoldenMismatchError(Exception):
     """This copy of the package does not answer as it did where it was made."""
+
+
+class DeviceError(Exception):
+    """The device that was asked for is not there; the message says what is."""
+
+
+class EncodedText(NamedTuple):
+    """A text as the model reads it.
+
+    `windows` holds token ids, not padded, at most `max_length` a window: more than one only where
+    the package reads long texts by windows. `truncated` says that the rest was cut off.
+    """
+
+    windows: tuple[Encoding, ...]
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +119,21 @@ class Classifier:
         # Padding happens per batch in `logits`, by the values the package states.
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._left_tokenizer: Tokenizer | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int | None = None) -> Classifier:
+    def load(
+        cls, folder: str | Path, *, threads: int | None = None, device: Device = "cpu"
+    ) -> Classifier:
         """Verify `folder` and load it.
 
         Args:
             folder: a model package.
             threads: batches of one call that run at once; all available cores when None.
+            device: where the model runs; only `onnxruntime-gpu` knows `cuda`.
 
         Raises:
+            DeviceError: ONNX Runtime does not run on `device` here.
             PackageError: the folder does not verify, or its files cannot be loaded.
         """
         folder = Path(folder)
@@ -125,13 +150,20 @@ class Classifier:
                 f"{folder / TOKENIZER_FILE} does not state its padding and truncation: "
                 "export the package again"
             )
+        provider = PROVIDERS[device]
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise DeviceError(
+                f"ONNX Runtime {onnxruntime.__version__} has no {provider} here, only "
+                f"{', '.join(available)}: install onnxruntime-gpu, or serve on the CPU"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(
-                str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
+                str(folder / MODEL_FILE), options, providers=[provider]
             )
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise PackageFileError(
@@ -140,16 +172,33 @@ class Classifier:
             ) from error
         return cls(manifest, tokenizer, session, threads or available_cores())
 
-    def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
-        """The windows of each text: token ids, not padded.
+    def encode(self, texts: Sequence[Text], *, keep_end: bool = False) -> list[EncodedText]:
+        """Each text, or pair, as token ids.
 
-        A window holds at most `max_length` tokens. A text has more than one only where the
-        package reads long texts by windows; else the rest of a long text is cut off.
+        Threads may call this side by side: a tokenizer is never changed once it is made.
+
+        Args:
+            texts: texts, or pairs where the package was made for pairs.
+            keep_end: cut off the beginning of a text that is too long, not its end.
         """
-        encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
-        if self.manifest.long_text == "truncate":
-            return [[encoding] for encoding in encodings]
-        return [[encoding, *encoding.overflowing] for encoding in encodings]
+        tokenizer = self._keeping_end() if keep_end else self._tokenizer
+        encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
+        if self.manifest.long_text == "window":
+            return [
+                EncodedText((encoding, *encoding.overflowing), truncated=False)
+                for encoding in encodings
+            ]
+        return [
+            EncodedText((encoding,), truncated=bool(encoding.overflowing)) for encoding in encodings
+        ]
+
+    def _keeping_end(self) -> Tokenizer:
+        """A copy of the tokenizer that truncates on the left."""
+        if self._left_tokenizer is None:
+            copy = Tokenizer.from_str(self._tokenizer.to_str())
+            copy.enable_truncation(**{**self._tokenizer.truncation, "direction": "left"})
+            self._left_tokenizer = copy
+        return self._left_tokenizer
 
     def logits(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Run one batch of windows, padded to its longest: shape (windows, labels), float32."""
@@ -172,18 +221,15 @@ class Classifier:
         feed = {name: columns[name] for name in self._input_names}
         return np.asarray(self._session.run(["logits"], feed)[0], dtype=np.float32)
 
-    def predictions(
-        self, encoded: Sequence[Sequence[Encoding]], logits: FloatArray
-    ) -> list[Prediction]:
+    def predictions(self, encoded: Sequence[EncodedText], logits: FloatArray) -> list[Prediction]:
         """Logits of all windows, of shape (windows, labels), as one answer a text, in order."""
         manifest = self.manifest
         probs = aggregate_windows(
             probabilities(logits, manifest.task),
-            [len(windows) for windows in encoded],
+            [len(text.windows) for text in encoded],
             manifest.task,
             manifest.window_aggregation,
         )
-        reads_on = manifest.long_text == "window"
         return [
             Prediction(
                 decision.label,
@@ -191,11 +237,11 @@ class Classifier:
                 decision.probs,
                 decision.labels,
                 decision.abstained,
-                tokens=sum(len(window) for window in windows),
-                windows=len(windows),
-                truncated=bool(windows[0].overflowing) and not reads_on,
+                tokens=sum(map(len, text.windows)),
+                windows=len(text.windows),
+                truncated=text.truncated,
             )
-            for decision, windows in zip(decide(probs, manifest), encoded, strict=True)
+            for decision, text in zip(decide(probs, manifest), encoded, strict=True)
         ]
 
     def classify(
@@ -217,8 +263,8 @@ class Classifier:
         if not texts:
             return []
         encoded = self.encode(texts)
-        windows = [window for windows in encoded for window in windows]
-        first = np.cumsum([0] + [len(windows) for windows in encoded])[:-1]
+        windows = [window for text in encoded for window in text.windows]
+        first = np.cumsum([0] + [len(text.windows) for text in encoded])[:-1]
         starts_text = np.zeros(len(windows), dtype=bool)
         starts_text[first] = True
         logits = np.empty((len(windows), len(self.manifest.labels)), dtype=np.float32)

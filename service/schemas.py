@@ -1,8 +1,8 @@
 """Request and response types of the HTTP interface; every limit on a request lives here.
 
-`/classify` has the schema that vLLM and SGLang serve, with `text_pair` and `top_k` added to the
-request, and `score`, `labels`, `abstained`, `truncated`, `windows` and `scores` to the response.
-`/predict` has the schema of text-embeddings-inference.
+`/classify` has the schema that vLLM and SGLang serve, with `text_pair`, `top_k`, `return_logits`
+and `truncate` added to the request, and `score`, `labels`, `abstained`, `truncated`, `windows`,
+`scores` and `logits` to the response. `/predict` has that of text-embeddings-inference.
 """
 
 from __future__ import annotations
@@ -13,11 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.model_package import Text
 
-MAX_BODY_BYTES = 1 << 20
-MAX_TEXTS = 256
-MAX_CHARACTERS = 100_000
-# Where long texts are read by windows: of all texts of a request together.
-MAX_WINDOWS = 512
+
+class Limits(BaseModel):
+    """What one request may ask for; the operator may change each by a setting of that name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_body_bytes: int = Field(1 << 20, ge=1, description="bytes of a request's body")
+    max_texts: int = Field(256, ge=1, description="texts of a request")
+    max_characters: int = Field(100_000, ge=1, description="characters of a text")
+    max_windows: int = Field(
+        512, ge=1, description="windows of a request, where a model reads long texts by windows"
+    )
+    timeout_ms: int = Field(
+        10_000, ge=1, description="milliseconds from a request's arrival to its deadline"
+    )
+    body_timeout_ms: int = Field(
+        10_000, ge=1, description="milliseconds in which a request's body must have come"
+    )
 
 
 class ClassifyRequest(BaseModel):
@@ -28,7 +41,7 @@ class ClassifyRequest(BaseModel):
     model: Annotated[str | None, Field(description="accepted, not checked")] = None
     input: Annotated[
         str | list[str],
-        Field(description=f"a text, or 1 to {MAX_TEXTS} texts", union_mode="left_to_right"),
+        Field(description="a text, or a list of texts", union_mode="left_to_right"),
     ]
     text_pair: Annotated[
         str | list[str] | None,
@@ -37,6 +50,10 @@ class ClassifyRequest(BaseModel):
     top_k: Annotated[
         int | None, Field(ge=1, description="return `scores` for that many labels")
     ] = None
+    return_logits: Annotated[bool, Field(description="return `logits`, in label order")] = False
+    truncate: Annotated[
+        bool, Field(description="read the beginning of a text that is too long; else refuse it")
+    ] = True
 
     @property
     def texts(self) -> list[Text]:
@@ -66,6 +83,7 @@ class Classification(BaseModel):
     probs: list[float]
     num_classes: int
     scores: dict[str, float] | None = None
+    logits: list[float] | None = None
 
 
 class Usage(BaseModel):
@@ -110,9 +128,36 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     inputs: str | list[str] | list[list[str]]
-    truncate: bool = True
-    truncation_direction: Literal["Right", "right"] = "Right"
+    truncate: bool | None = None
+    truncation_direction: Literal["Left", "left", "Right", "right"] = "Right"
     raw_scores: bool = False
+
+
+class PredictError(BaseModel):
+    """Body of every answer of `/predict` that is not a success."""
+
+    error: str
+    error_type: Literal[
+        "Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty", "Unauthorized"
+    ]
+
+
+class ModelCard(BaseModel):
+    """One model of `GET /v1/models`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["whetstone"] = "whetstone"
+    version: str
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """Body of the answer to `GET /v1/models`: the one model that is served."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
 
 
 class LabelScore(BaseModel):
@@ -131,7 +176,11 @@ class UnacceptableRequestError(Exception):
         self.param = param
 
 
-def parse_request(content: Any, *, has_pairs: bool) -> ClassifyRequest:
+class EmptyTextError(UnacceptableRequestError):
+    """A text, or the list of them, is empty."""
+
+
+def parse_request(content: Any, limits: Limits, *, has_pairs: bool) -> ClassifyRequest:
     """A decoded JSON body as a request to a model that reads texts, or pairs.
 
     Raises:
@@ -141,10 +190,10 @@ def parse_request(content: Any, *, has_pairs: bool) -> ClassifyRequest:
         raise UnacceptableRequestError("the body must be a JSON object", None)
     if "input" not in content:
         raise UnacceptableRequestError("input is missing: send a text or a list of texts", "input")
-    _check_texts(content["input"], "input")
+    _check_texts(content["input"], "input", limits)
     pair = content.get("text_pair")
     if has_pairs:
-        _check_pairs(content["input"], pair)
+        _check_pairs(content["input"], pair, limits)
     elif pair is not None:
         raise UnacceptableRequestError(
             "this model reads single texts: leave text_pair out", "text_pair"
@@ -155,7 +204,9 @@ def parse_request(content: Any, *, has_pairs: bool) -> ClassifyRequest:
         raise _first_problem(error) from None
 
 
-def parse_predict_request(content: Any, *, has_pairs: bool) -> tuple[PredictRequest, list[Text]]:
+def parse_predict_request(
+    content: Any, limits: Limits, *, has_pairs: bool
+) -> tuple[PredictRequest, list[Text]]:
     """A decoded JSON body as a request, and the texts or pairs it asks about.
 
     Raises:
@@ -163,6 +214,8 @@ def parse_predict_request(content: Any, *, has_pairs: bool) -> tuple[PredictRequ
     """
     if not isinstance(content, dict) or "inputs" not in content:
         raise UnacceptableRequestError("inputs is missing: send a text, a pair or a list", "inputs")
+    if content["inputs"] == []:
+        raise EmptyTextError("inputs is an empty list: send at least one text", "inputs")
     try:
         parsed = PredictRequest.model_validate(content)
     except ValidationError as error:
@@ -170,9 +223,10 @@ def parse_predict_request(content: Any, *, has_pairs: bool) -> tuple[PredictRequ
     inputs: Any = parsed.inputs
     batch = isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], list)
     items = inputs if batch else [[inputs] if isinstance(inputs, str) else inputs]
-    if len(items) > MAX_TEXTS:
+    if len(items) > limits.max_texts:
         raise UnacceptableRequestError(
-            f"inputs has {len(items)} texts, the limit is {MAX_TEXTS}: send several requests",
+            f"inputs has {len(items)} texts, the limit is {limits.max_texts}: "
+            "send several requests",
             "inputs",
         )
     wanted = 2 if has_pairs else 1
@@ -186,7 +240,7 @@ def parse_predict_request(content: Any, *, has_pairs: bool) -> tuple[PredictRequ
                 place,
             )
         for text in item:
-            _check_text(text, place)
+            _check_text(text, place, limits)
         texts.append((item[0], item[1]) if has_pairs else item[0])
     return parsed, texts
 
@@ -197,13 +251,13 @@ def _first_problem(error: ValidationError) -> UnacceptableRequestError:
     return UnacceptableRequestError(f"{field}: {first['msg']}", field)
 
 
-def _check_pairs(texts: Any, pairs: Any) -> None:
+def _check_pairs(texts: Any, pairs: Any, limits: Limits) -> None:
     """Refuse what is not one second text for each first one."""
     if pairs is None:
         raise UnacceptableRequestError(
             "text_pair is missing: this model reads pairs of input and text_pair", "text_pair"
         )
-    _check_texts(pairs, "text_pair")
+    _check_texts(pairs, "text_pair", limits)
     if isinstance(texts, str) != isinstance(pairs, str) or (
         isinstance(texts, list) and len(texts) != len(pairs)
     ):
@@ -212,32 +266,33 @@ def _check_pairs(texts: Any, pairs: Any) -> None:
         )
 
 
-def _check_texts(value: Any, field: str) -> None:
+def _check_texts(value: Any, field: str, limits: Limits) -> None:
     """Refuse what is not one text or a list of texts, naming the place."""
     if isinstance(value, str):
-        _check_text(value, field)
+        _check_text(value, field, limits)
         return
     if not isinstance(value, list):
         raise UnacceptableRequestError(f"{field} must be a text or a list of texts", field)
     if not value:
-        raise UnacceptableRequestError(f"{field} is an empty list: send at least one text", field)
-    if len(value) > MAX_TEXTS:
+        raise EmptyTextError(f"{field} is an empty list: send at least one text", field)
+    if len(value) > limits.max_texts:
         raise UnacceptableRequestError(
-            f"{field} has {len(value)} texts, the limit is {MAX_TEXTS}: send several requests",
+            f"{field} has {len(value)} texts, the limit is {limits.max_texts}: "
+            "send several requests",
             field,
         )
     for index, text in enumerate(value):
-        _check_text(text, f"{field}[{index}]")
+        _check_text(text, f"{field}[{index}]", limits)
 
 
-def _check_text(text: Any, place: str) -> None:
+def _check_text(text: Any, place: str, limits: Limits) -> None:
     if not isinstance(text, str):
         raise UnacceptableRequestError(f"{place} is not a string", place)
     if not text.strip():
-        raise UnacceptableRequestError(f"{place} is empty", place)
-    if len(text) > MAX_CHARACTERS:
+        raise EmptyTextError(f"{place} is empty", place)
+    if len(text) > limits.max_characters:
         raise UnacceptableRequestError(
-            f"{place} has {len(text)} characters, the limit is {MAX_CHARACTERS}", place
+            f"{place} has {len(text)} characters, the limit is {limits.max_characters}", place
         )
     try:
         text.encode()

@@ -6,8 +6,13 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
+
+from service.batching import QUEUE_TOKENS
+from service.classifier import Device
+from service.schemas import Limits
 
 PREFIX = "WHETSTONE_"
 
@@ -16,17 +21,42 @@ class SettingsError(Exception):
     """A variable is unknown or its value is impossible; the message names it."""
 
 
-class Settings(BaseModel):
-    """One field per variable: `package` is read from `WHETSTONE_PACKAGE`, and so on."""
+def _split(value: object) -> object:
+    """The items of a list separated by commas."""
+    if not isinstance(value, str):
+        return value
+    return tuple(item.strip() for item in value.split(",") if item.strip())
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+class Settings(Limits):
+    """One field per variable: `package` is read from `WHETSTONE_PACKAGE`, and so on."""
 
     package: Path | None = Field(
         None, description="folder of the model package to serve instead of the model store's"
     )
+    device: Device = Field("cpu", description="`cpu`, or `cuda` where onnxruntime-gpu is installed")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="requests classified at once; all available cores if unset"
+        None, ge=1, le=1024, description="batches at once; all available cores if unset, on a GPU 1"
     )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens of a batch, padding included; 128, on a GPU 16,384"
+    )
+    queue_tokens: int = Field(QUEUE_TOKENS, ge=1, description="tokens that may wait")
+    api_keys_file: Path | None = Field(
+        None, description="file with the SHA-256 of every API key, a line each; without it no key"
+    )
+    open_routes: CommaList = Field(
+        ("/livez", "/readyz", "/healthz", "/metrics"),
+        description="routes that need no API key, separated by commas",
+    )
+    cors_origins: CommaList = Field(
+        (), description="origins whose pages may call the service, separated by commas; none"
+    )
+    access_log: bool = Field(False, description="write a JSON line for every request; never text")
+    tracing: bool = Field(False, description="OpenTelemetry spans, by BentoML's `tracing` settings")
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:

@@ -1,4 +1,4 @@
-"""Real servers in real processes, for the tests that need one."""
+"""Real servers in real processes, for the tests that need one, and our routes without one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from service.api_keys import ApiKeys
+from service.batching import Engine
+from service.classifier import Classifier
+from service.routes import Routes
+from service.settings import Settings
 from tests.conftest import ROOT
 
 BENTOML = str(Path(sys.executable).with_name("bentoml"))
@@ -83,3 +88,21 @@ def classify(address: str, body: Any) -> Any:
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
+
+
+@contextmanager
+def routes_of(
+    classifier: Classifier, *, threads: int = 1, keys: ApiKeys | None = None, **settings: Any
+) -> Iterator[Routes]:
+    """Our routes in this process, serving `classifier` by a real engine."""
+    chosen = Settings(**settings)
+    routes = Routes(chosen, keys)
+    batch_tokens = chosen.batch_tokens or 128
+    engine = Engine(
+        classifier, threads=threads, batch_tokens=batch_tokens, queue_tokens=chosen.queue_tokens
+    )
+    routes.attach(classifier, engine)
+    try:
+        yield routes
+    finally:
+        routes.close()

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from service.asgi import SWALLOWED_BODIES
 from service.classifier import Classifier
-from service.routes import MAX_SWALLOWED_BYTES, attach, make_app
-from service.schemas import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_TEXTS
+from service.routes import Routes
+from service.schemas import Limits
+from service.settings import Settings
+from tests.servers import routes_of
 
 LABELS = ["delivery", "praise", "returns"]
+LIMITS = Limits()
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +29,8 @@ def classifier(tiny_package: Path) -> Classifier:
 
 @pytest.fixture(scope="module")
 def client(classifier: Classifier) -> Iterator[TestClient]:
-    app = make_app()
-    attach(app, classifier, threads=2)
-    yield TestClient(app)
-    app.state.executor.shutdown()
+    with routes_of(classifier, threads=2) as routes:
+        yield TestClient(routes)
 
 
 def post(client: TestClient, body: bytes, content_type: str = "application/json") -> Any:
@@ -107,26 +109,28 @@ def test_what_cannot_be_classified_is_refused(
 
 
 def test_too_many_texts_are_refused_whole(client: TestClient) -> None:
-    assert client.post("/classify", json={"input": ["a"] * MAX_TEXTS}).status_code == 200
-    answer = client.post("/classify", json={"input": ["a"] * (MAX_TEXTS + 1)})
+    assert client.post("/classify", json={"input": ["a"] * LIMITS.max_texts}).status_code == 200
+    answer = client.post("/classify", json={"input": ["a"] * (LIMITS.max_texts + 1)})
     assert answer.status_code == 422
-    assert str(MAX_TEXTS) in answer.json()["error"]["message"]
+    assert str(LIMITS.max_texts) in answer.json()["error"]["message"]
 
 
 def test_a_text_beyond_the_limit_is_refused(client: TestClient) -> None:
-    assert client.post("/classify", json={"input": "a" * MAX_CHARACTERS}).status_code == 200
-    answer = client.post("/classify", json={"input": ["a", "a" * (MAX_CHARACTERS + 1)]})
+    assert client.post("/classify", json={"input": "a" * LIMITS.max_characters}).status_code == 200
+    answer = client.post("/classify", json={"input": ["a", "a" * (LIMITS.max_characters + 1)]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[1]")
 
 
-@pytest.mark.parametrize("size", [MAX_BODY_BYTES + 1, MAX_SWALLOWED_BYTES + MAX_BODY_BYTES])
+@pytest.mark.parametrize(
+    "size", [LIMITS.max_body_bytes + 1, (SWALLOWED_BODIES + 1) * LIMITS.max_body_bytes]
+)
 def test_a_body_beyond_the_limit_is_answered_413(client: TestClient, size: int) -> None:
     assert post(client, b" " * size).status_code == 413
 
 
 def test_a_body_at_the_limit_is_read(client: TestClient) -> None:
     body = json.dumps({"input": "hello"}).encode()
-    assert post(client, body.ljust(MAX_BODY_BYTES)).status_code == 200
+    assert post(client, body.ljust(LIMITS.max_body_bytes)).status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "", "application/x-www-form-urlencoded"])
@@ -144,7 +148,7 @@ def test_another_method_is_refused_in_the_same_schema(client: TestClient) -> Non
 
 
 def test_before_a_model_is_attached_nothing_is_classified() -> None:
-    client = TestClient(make_app())
+    client = TestClient(Routes(Settings()))
     assert client.post("/classify", json={"input": "a"}).status_code == 503
 
 
@@ -152,7 +156,7 @@ def test_info_tells_what_is_served(client: TestClient, classifier: Classifier) -
     answer = client.get("/info").json()
     assert answer["labels"] == LABELS
     assert answer["version"] == classifier.manifest.version
-    assert answer["limits"]["texts"] == MAX_TEXTS
+    assert answer["limits"]["texts"] == LIMITS.max_texts
     assert answer["provenance"]["dataset"]["train_rows"] > 0
 
 
@@ -160,34 +164,37 @@ def test_a_fault_of_ours_shows_neither_trace_nor_text(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Classifier):
-        def encode(self, texts: Any) -> Any:
+        def encode(self, texts: Any, **_: Any) -> Any:
             raise RuntimeError(f"cannot classify {texts}")
 
     broken = Broken.__new__(Broken)
     broken.__dict__.update(classifier.__dict__)
-    app = make_app()
-    attach(app, broken, threads=1)
-    with caplog.at_level(logging.DEBUG):
+    with routes_of(broken) as routes, caplog.at_level(logging.DEBUG):
         # What escaped the application would be raised here, and logged by a server.
-        answer = TestClient(app).post("/classify", json={"input": "a secret text"})
-    app.state.executor.shutdown()
+        answer = TestClient(routes).post("/classify", json={"input": "a secret text"})
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("inputs", [[], "", " ", [["a"], [""]]])
+def test_predict_refuses_what_is_empty_as_the_server_it_follows(
+    client: TestClient, inputs: Any
+) -> None:
+    answer = client.post("/predict", json={"inputs": inputs})
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "Empty")
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {},
-        {"inputs": []},
-        {"inputs": ""},
         {"inputs": 7},
         {"inputs": [["a"], []]},
         {"inputs": [["a"], ["a", "b"]]},
-        {"inputs": [["a"]] * (MAX_TEXTS + 1)},
-        {"inputs": "a", "truncation_direction": "Left"},
+        {"inputs": [["a"]] * (LIMITS.max_texts + 1)},
+        {"inputs": "a", "truncation_direction": "Up"},
         {"inputs": "word " * 200, "truncate": False},
     ],
 )

@@ -40,11 +40,12 @@ def test_serving_needs_neither_torch_nor_transformers(tiny_package: Path) -> Non
     code = WITHOUT_TORCH + "\n".join(
         [
             *(f"import service.{module}" for module in modules if module != "__init__"),
-            "from service.service import app, TextClassifier",
+            "from service.service import routes, TextClassifier",
             "TextClassifier.inner()",
             "from starlette.testclient import TestClient",
-            "answer = TestClient(app).post('/classify', json={'input': 'hello'})",
+            "answer = TestClient(routes).post('/classify', json={'input': 'hello'})",
             "print(answer.status_code)",
+            "routes.close()",
         ]
     )
     done = subprocess.run(
@@ -67,7 +68,7 @@ def test_a_folder_is_served_with_an_empty_model_store(tiny_package: Path, tmp_pa
         classify(address, {"input": "hello"})
         status, metrics = get(address, "/metrics")
         assert status == 200
-        assert 'endpoint="/classify"' in metrics
+        assert 'whetstone_requests_total{route="/classify",status="200"} 1.0' in metrics
         expected = Classifier.load(tiny_package).classify(["where is my parcel"])[0]
         (item,) = classify(address, {"input": "where is my parcel"})["data"]
         assert item["label"] == expected.label

@@ -266,7 +266,7 @@ def check_parity(run: TrainedRun, classifier: Classifier) -> dict[str, Any]:
     # Some tokenizers give what their model does not take.
     taken = set(inspect.signature(model.forward).parameters)
     texts = parity_texts(run.data.validation.texts, run.record["max_length"])
-    encodings = [window for windows in classifier.encode(texts) for window in windows]
+    encodings = [window for text in classifier.encode(texts) for window in text.windows]
     pairs = [text[1] for text in texts if isinstance(text, tuple)]
     expected_ids = tokenizer(
         [text if isinstance(text, str) else text[0] for text in texts],
@@ -469,10 +469,7 @@ def _seal(folder: Path, manifest: Manifest) -> Manifest:
 def _profile(run: TrainedRun, classifier: Classifier, answers: list[Prediction]) -> Profile:
     """Label priors and token lengths of the training split, confidences on validation."""
     counts = Counter(label for labels in run.data.train.labels for label in labels)
-    lengths = [
-        sum(len(window) for window in windows)
-        for windows in classifier.encode(run.data.train.texts)
-    ]
+    lengths = [sum(map(len, text.windows)) for text in classifier.encode(run.data.train.texts)]
     length_counts, length_edges = np.histogram(
         lengths, bins=LENGTH_BINS, range=(0, max(classifier.manifest.max_length, max(lengths)))
     )

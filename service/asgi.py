@@ -1,0 +1,192 @@
+"""What every route needs of HTTP: a request's body and headers in, one answer out.
+
+Plain ASGI, without a framework's request and response objects: on the way of every request they
+cost more than the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, NamedTuple, NoReturn
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from service.schemas import Limits
+
+# A client that is still sending does not read: swallow this many times the limit of a body that is
+# too large, so that it gets its 413 rather than a reset.
+SWALLOWED_BODIES = 32
+SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+CLOSE = ((b"connection", b"close"),)
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class RequestError(Exception):
+    """Answer this request with `status`; the message never holds a part of the request."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, headers: Headers = ()
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+
+class ClientGoneError(Exception):
+    """The caller has closed the connection: there is nobody to answer."""
+
+
+class Answer(NamedTuple):
+    """Status, body and the headers that are not those of every answer."""
+
+    status: int
+    body: bytes
+    headers: Headers = ()
+    media_type: bytes = b"application/json"
+
+
+@dataclass(slots=True)
+class Request:
+    """One HTTP request; `deadline` is on the clock of `time.monotonic`."""
+
+    scope: Scope
+    receive: Receive
+    headers: dict[bytes, bytes]
+    id: str
+    started: float
+    deadline: float = 0.0
+    # For the log and the Server-Timing header: counts, and seconds by name.
+    texts: int = 0
+    tokens: int = 0
+    timing: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive) -> Request:
+        """The request of an ASGI scope; its id is the caller's where that is sane."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        name = given.decode() if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        return cls(scope, receive, headers, name, monotonic())
+
+    def set_deadline(self, limits: Limits) -> None:
+        """The operator's time, or less where the caller asks for less.
+
+        Raises:
+            RequestError: the caller's header is not a number of milliseconds.
+        """
+        milliseconds = limits.timeout_ms
+        asked = self.headers.get(b"x-request-timeout-ms")
+        if asked is not None:
+            # Not more digits than a sane number has: int() takes long over a megabyte of them.
+            if not re.fullmatch(rb"0*[1-9][0-9]{0,8}", asked[:64]):
+                raise RequestError(
+                    422,
+                    "X-Request-Timeout-Ms must be a whole number of milliseconds from 1 on",
+                    "X-Request-Timeout-Ms",
+                )
+            milliseconds = min(milliseconds, int(asked[:64]))
+        self.deadline = self.started + milliseconds / 1000
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; negative past it."""
+        return self.deadline - monotonic()
+
+    async def json(self, limits: Limits) -> Any:
+        """The body, decoded.
+
+        Raises:
+            RequestError: another content type, a body that is too large, too slow or not JSON.
+            ClientGoneError: the caller left before the body had come.
+        """
+        content_type = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if content_type != b"application/json":
+            raise RequestError(415, "send the request as Content-Type: application/json")
+        return parse_json(await self._body(limits))
+
+    async def _body(self, limits: Limits) -> bytes:
+        received = 0
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(limits.body_timeout_ms / 1000):
+                while True:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    chunk: bytes = message.get("body", b"")
+                    received += len(chunk)
+                    if received <= limits.max_body_bytes:
+                        chunks.append(chunk)
+                    elif received > SWALLOWED_BODIES * limits.max_body_bytes:
+                        break
+                    if not message.get("more_body"):
+                        break
+        except TimeoutError:
+            if received <= limits.max_body_bytes:
+                raise RequestError(
+                    408,
+                    f"the body did not come within {limits.body_timeout_ms} ms",
+                    headers=CLOSE,
+                ) from None
+        if received > limits.max_body_bytes:
+            raise RequestError(
+                413,
+                f"the body is larger than {limits.max_body_bytes} bytes: send several requests",
+                headers=CLOSE,
+            )
+        return b"".join(chunks)
+
+
+def parse_json(body: bytes) -> Any:
+    """A body decoded, as RFC 8259 has it: of keys that come twice, the last one counts.
+
+    Raises:
+        RequestError: it is not UTF-8, or not JSON; NaN and Infinity are not.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    # orjson refuses a lone surrogate, which is well-formed JSON and an unacceptable text. It also
+    # does not say why it refuses.
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise RequestError(400, "the body is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the body is not JSON") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def to_json(content: Any) -> bytes:
+    """JSON of plain values and numpy's; a float32 is written with the digits it needs."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+async def send_answer(send: Send, request: Request, answer: Answer) -> None:
+    """Send an answer, with the headers that each has."""
+    headers = [
+        (b"content-type", answer.media_type),
+        (b"content-length", str(len(answer.body)).encode()),
+        (b"x-request-id", request.id.encode()),
+        *answer.headers,
+    ]
+    if request.timing:
+        timing = ", ".join(
+            f"{name};dur={seconds * 1000:.2f}" for name, seconds in request.timing.items()
+        )
+        headers.append((b"server-timing", timing.encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

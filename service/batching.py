@@ -1,0 +1,367 @@
+"""Token-budget micro-batching: windows of many callers → batches for idle threads → answers.
+
+    engine = Engine(classifier, threads=2)
+    job = engine.submit(encoded, on_done=answer)   # `answer(job)` is called when it is done
+
+A queue in front of one ONNX Runtime session that several threads share. A thread that is idle
+takes a batch at once, so that texts are batched only while all threads are busy and no text waits
+for others to come. A batch is bounded by its tokens, padding included, and by the share of them
+that is padding.
+
+**Whose turn it is.** Every window is due at the arrival of its text plus a time that grows with the
+tokens of the request up to it, and the window that is due first goes first, together with others
+of like length. A short text thus overtakes a long one that came before it, and the windows of one
+large request take turns with everybody else's. A window can be overtaken only by what arrives
+within that time after it, so nothing starves: it is deadline-driven scheduling (Liu and Layland,
+"Scheduling Algorithms for Multiprogramming in a Hard-Real-Time Environment", JACM 20(1), 1973,
+section 7), the deadline being what the work itself would justify.
+
+**What is refused.** The time that a token takes is measured all the time. A request is refused at
+once when the work before it and its own would take it past its deadline, or when the queue holds
+as many tokens as it may.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic, perf_counter
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Encoding
+
+from service.classifier import EncodedText
+from service.decisions import FloatArray
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cpu": 128, "cuda": 16_384}
+QUEUE_TOKENS = 65_536
+# Of a batch's tokens, at most this share is padding.
+MAX_PADDING = 0.1
+# A text is due after so many times the time that its tokens take a thread: large, and long texts
+# wait for short ones that come later; small, and the queue becomes first in, first out.
+PATIENCE = 8.0
+# Refuse what would be ready only after this share of the time it has: work that comes later may
+# be due before it, and the measured time per token is a mean.
+USABLE_TIME = 0.7
+# How fast the measured time per token follows a change: the weight of 1,000 new tokens.
+FOLLOWING = 0.1
+# Before anything was measured: seconds per token of a small encoder on one core.
+FIRST_SECONDS_PER_TOKEN = 2e-4
+
+
+class EngineError(Exception):
+    """A request that the engine does not take.
+
+    EngineError
+    ├── OverloadedError      the queue is full, or the deadline could not be met
+    └── ClosedError          the engine is shutting down
+    """
+
+
+class OverloadedError(EngineError):
+    """Come again after `retry_after` seconds; `hopeless`: it would be too much even then."""
+
+    def __init__(self, retry_after: float, *, hopeless: bool) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+        self.hopeless = hopeless
+
+
+class ClosedError(EngineError):
+    """The engine takes no more work."""
+
+
+class Model(Protocol):
+    """What the engine runs: `service.classifier.Classifier`, or a stand-in for a measurement."""
+
+    def logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Shape (windows, labels)."""
+
+
+class Job:
+    """One request in the engine: `logits` of shape (windows, labels) once it is done.
+
+    `error` is the exception instead, where inference failed. `queued` and `inference` are seconds:
+    waiting for the first batch, and from there to the end of the last one.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_first_taken",
+        "_on_done",
+        "_submitted",
+        "_unfinished",
+        "_waiting_tokens",
+        "_waiting_windows",
+        "error",
+        "inference",
+        "logits",
+        "queued",
+    )
+
+    def __init__(self, windows: int, tokens: int, on_done: Callable[[Job], object]) -> None:
+        self.logits: FloatArray | None = None
+        self.error: Exception | None = None
+        self.queued = 0.0
+        self.inference = 0.0
+        self._on_done = on_done
+        self._submitted = monotonic()
+        self._first_taken = 0.0
+        self._unfinished = windows
+        self._waiting_windows = windows
+        self._waiting_tokens = tokens
+        # Answered, failed or cancelled: what is left of it in the queue is passed over.
+        self._closed = False
+
+
+# When it is due, its number (which makes tuples compare before jobs do), the job, its place in the
+# job, its token ids.
+_Entry = tuple[float, int, Job, int, Encoding]
+
+
+class Engine:
+    """The queue and its threads; every method may be called from any thread.
+
+    Args:
+        model: what runs a batch; called by several threads at once.
+        threads: batches that run side by side.
+        batch_tokens: tokens of a batch at most, padding included; a longer text is a batch alone.
+        queue_tokens: tokens that may wait; one request alone may be larger.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int,
+        batch_tokens: int = BATCH_TOKENS["cpu"],
+        queue_tokens: int = QUEUE_TOKENS,
+    ) -> None:
+        self.threads = threads
+        self.batch_tokens = batch_tokens
+        self.queue_tokens = queue_tokens
+        self._model = model
+        self._lock = threading.Lock()
+        self._work_came = threading.Condition(self._lock)
+        # Entries by length, each list a heap: the first one is due first.
+        self._waiting: dict[int, list[_Entry]] = {}
+        self._waiting_windows = 0
+        self._waiting_tokens = 0
+        self._running_tokens = 0
+        self._idle = 0
+        self._number = 0
+        self._closing = False
+        self._seconds_per_token = FIRST_SECONDS_PER_TOKEN
+        self._seen_tokens = 0
+        # Totals since the start, for measurements.
+        self.batches = 0
+        self.tokens = 0
+        self.padded_tokens = 0
+        self._workers = [
+            threading.Thread(target=self._serve, name=f"inference-{index}", daemon=True)
+            for index in range(threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def delay(self) -> float:
+        """Seconds after which new work would be started, by what is waiting and running."""
+        with self._lock:
+            return self._seconds(self._waiting_tokens + self._running_tokens)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens in the queue."""
+        return self._waiting_tokens
+
+    def submit(
+        self,
+        texts: Sequence[EncodedText],
+        on_done: Callable[[Job], object],
+        *,
+        seconds: float | None = None,
+    ) -> Job:
+        """Queue all windows of a request.
+
+        Args:
+            texts: at least one.
+            on_done: called once from one of the threads, unless the job was cancelled before.
+            seconds: from now to the deadline; without one only the queue's size counts.
+
+        Raises:
+            OverloadedError: it could not be done in time, or the queue is full.
+            ClosedError: the engine is shutting down.
+        """
+        windows = [window for text in texts for window in text.windows]
+        lengths = [len(window) for window in windows]
+        tokens = sum(lengths)
+        with self._lock:
+            if self._closing:
+                raise ClosedError("the engine is shutting down")
+            ahead = self._waiting_tokens + self._running_tokens
+            usable = math.inf if seconds is None else seconds * USABLE_TIME
+            late = self._seconds(ahead + tokens) > usable
+            full = self._waiting_tokens + tokens > self.queue_tokens
+            if late or (full and self._waiting_tokens):
+                raise OverloadedError(
+                    self._seconds(ahead), hopeless=late and self._seconds(tokens) > usable
+                )
+            job = Job(len(windows), tokens, on_done)
+            patience = self._seconds_per_token * PATIENCE
+            read = 0
+            for place, (window, length) in enumerate(zip(windows, lengths, strict=True)):
+                read += length
+                self._number += 1
+                entry = (job._submitted + patience * read, self._number, job, place, window)
+                heapq.heappush(self._waiting.setdefault(length, []), entry)
+            self._waiting_windows += len(windows)
+            self._waiting_tokens += tokens
+            if self._idle:
+                self._work_came.notify(min(self._idle, len(windows)))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Drop what is left of a job; `on_done` is not called any more."""
+        with self._lock:
+            self._close_job(job)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more work, finish what is queued, end the threads."""
+        with self._lock:
+            self._closing = True
+            self._work_came.notify_all()
+        for worker in self._workers:
+            worker.join(timeout)
+
+    def _seconds(self, tokens: int) -> float:
+        return tokens * self._seconds_per_token / self.threads
+
+    def _close_job(self, job: Job) -> bool:
+        """Pass over what is left of `job`; whether it was open. With the lock held."""
+        if job._closed:
+            return False
+        job._closed = True
+        self._waiting_windows -= job._waiting_windows
+        self._waiting_tokens -= job._waiting_tokens
+        return True
+
+    def _serve(self) -> None:
+        """What each thread does."""
+        while True:
+            with self._lock:
+                while not self._waiting_windows:
+                    if self._closing:
+                        return
+                    self._idle += 1
+                    self._work_came.wait()
+                    self._idle -= 1
+                batch, width = self._take()
+                self._running_tokens += width * len(batch)
+            self._run(batch, width)
+
+    def _take(self) -> tuple[list[_Entry], int]:
+        """The next batch and its padded width, with the lock held and something waiting."""
+        first: _Entry | None = None
+        width = 0
+        for length in list(self._waiting):
+            entry = self._first_of(length)
+            if entry is not None and (first is None or entry < first):
+                first, width = entry, length
+        # What waits is shared with the threads that are idle, too.
+        share = -(-self._waiting_windows // (self._idle + 1))
+        budget = max(self.batch_tokens, width)
+        batch: list[_Entry] = []
+        used = 0
+        for length in sorted(self._waiting, key=lambda length: abs(length - width)):
+            wider = max(width, length)
+            while len(batch) < share and self._first_of(length) is not None:
+                padded = wider * (len(batch) + 1)
+                if padded > budget or padded - used - length > MAX_PADDING * padded:
+                    break
+                entry = heapq.heappop(self._waiting[length])
+                batch.append(entry)
+                used += length
+                width = wider
+                job = entry[2]
+                job._waiting_windows -= 1
+                job._waiting_tokens -= length
+            if len(batch) == share or width * (len(batch) + 1) > budget:
+                break
+        self._waiting_windows -= len(batch)
+        self._waiting_tokens -= used
+        return batch, width
+
+    def _first_of(self, length: int) -> _Entry | None:
+        """The entry of that length which is due first; those of closed jobs are dropped."""
+        entries = self._waiting[length]
+        while entries:
+            if not entries[0][2]._closed:
+                return entries[0]
+            heapq.heappop(entries)
+        del self._waiting[length]
+        return None
+
+    def _run(self, batch: list[_Entry], width: int) -> None:
+        """Answer one batch; an error is the answer of those in it, and of nobody else."""
+        started = monotonic()
+        clock = perf_counter()
+        logits: FloatArray | None = None
+        error: Exception | None = None
+        try:
+            logits = self._model.logits([entry[4] for entry in batch])
+        except Exception as raised:  # noqa: BLE001 - whatever it was, the thread goes on
+            error = raised
+            # No message and no trace: either may hold a part of a text.
+            logger.error("inference failed for a batch: %s", type(raised).__name__)
+        took = perf_counter() - clock
+        done: list[Job] = []
+        padded = width * len(batch)
+        with self._lock:
+            self._running_tokens -= padded
+            self.batches += 1
+            self.padded_tokens += padded
+            self.tokens += sum(len(entry[4]) for entry in batch)
+            if error is None:
+                self._learn(took, padded)
+            for row, (_, _, job, place, _) in enumerate(batch):
+                if job._closed:
+                    continue
+                if not job._first_taken:
+                    job._first_taken = started
+                    job.queued = started - job._submitted
+                if logits is None:
+                    job.error = error
+                    self._close_job(job)
+                    done.append(job)
+                    continue
+                if job.logits is None:
+                    rows = job._unfinished
+                    job.logits = np.empty((rows, logits.shape[1]), dtype=np.float32)
+                job.logits[place] = logits[row]
+                job._unfinished -= 1
+                if not job._unfinished:
+                    self._close_job(job)
+                    done.append(job)
+        ended = monotonic()
+        for job in done:
+            job.inference = ended - job._first_taken
+            try:
+                job._on_done(job)
+            except Exception as raised:  # noqa: BLE001 - a caller's fault must not end the thread
+                logger.error("a caller could not be told: %s", type(raised).__name__)
+
+    def _learn(self, took: float, tokens: int) -> None:
+        """Move the measured seconds per token towards those of one batch, by its tokens."""
+        measured = took / tokens
+        if not self._seen_tokens:
+            self._seconds_per_token = measured
+        weight = 1 - (1 - FOLLOWING) ** (tokens / 1000)
+        self._seconds_per_token += weight * (measured - self._seconds_per_token)
+        self._seen_tokens += tokens

@@ -1,0 +1,185 @@
+"""The OpenAPI document of the routes, with the limits and the labels of what is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.model_package import Manifest
+from service.schemas import (
+    ClassifyRequest,
+    ClassifyResponse,
+    ErrorResponse,
+    LabelScore,
+    ModelList,
+    PredictError,
+    PredictRequest,
+)
+from service.settings import Settings
+
+MODELS: tuple[type[BaseModel], ...] = (
+    ClassifyRequest,
+    ClassifyResponse,
+    ErrorResponse,
+    LabelScore,
+    ModelList,
+    PredictError,
+    PredictRequest,
+)
+REFUSALS = {
+    400: "the body is not UTF-8 or not JSON",
+    401: "no API key, or a wrong one",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    415: "another content type than application/json",
+    422: "JSON that cannot be classified; `param` names field and index",
+    429: "more work than can be done in time; `Retry-After` says when to come again",
+    500: "a fault of the server",
+    503: "the server is starting or shutting down",
+    504: "the deadline passed",
+}
+# Of a request without a body and without work.
+GET_REFUSALS = (401, 503)
+
+
+def document(manifest: Manifest, settings: Settings, *, with_keys: bool) -> dict[str, Any]:
+    """The document for a server of `manifest`, as JSON values."""
+    _, found = models_json_schema(
+        [(model, "validation") for model in MODELS], ref_template="#/components/schemas/{model}"
+    )
+    schemas = found["$defs"]
+    _state_limits(schemas, manifest, settings)
+    components: dict[str, Any] = {"schemas": schemas}
+    content: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": manifest.name,
+            "version": manifest.version,
+            "description": f"Text classifier, {len(manifest.labels)} labels.",
+        },
+        "servers": [{"url": "."}],
+        "paths": {
+            "/classify": {"post": _classify("classify")},
+            "/v1/classify": {"post": _classify("classify_v1")},
+            "/predict": {"post": _predict()},
+            "/v1/models": {"get": _get("models", "The model that is served", "ModelList")},
+            "/info": {"get": _get("info", "What is served, and within which limits", None)},
+            "/docs.json": {"get": _get("docs", "This document", None)},
+            "/livez": {"get": _probe("livez", "Whether the process lives")},
+            "/readyz": {"get": _probe("readyz", "Whether requests are answered")},
+            "/metrics": {"get": _probe("metrics", "Metrics for Prometheus")},
+        },
+        "components": components,
+    }
+    if with_keys:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in content["paths"].items():
+            if path not in settings.open_routes:
+                next(iter(operations.values()))["security"] = [{"key": []}]
+    return content
+
+
+def _state_limits(schemas: dict[str, Any], manifest: Manifest, settings: Settings) -> None:
+    """Put into the schemas what the checks of `service.schemas` ask for beyond types."""
+    text = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": settings.max_characters,
+        "pattern": r"\S",
+    }
+    texts = {"type": "array", "items": text, "minItems": 1, "maxItems": settings.max_texts}
+    request = schemas["ClassifyRequest"]
+    fields = request["properties"]
+    fields["input"]["anyOf"] = [text, texts]
+    if manifest.has_pairs:
+        fields["text_pair"]["anyOf"] = [text, texts]
+        fields["text_pair"].pop("default", None)
+        request["required"].append("text_pair")
+    else:
+        del fields["text_pair"]
+    pair = {"type": "array", "items": text, "minItems": 2, "maxItems": 2}
+    one = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
+    item = pair if manifest.has_pairs else one
+    batch = {"type": "array", "items": item, "minItems": 1, "maxItems": settings.max_texts}
+    alone = [pair] if manifest.has_pairs else [text, one]
+    inputs = schemas["PredictRequest"]["properties"]["inputs"]
+    inputs["anyOf"] = [*alone, batch]
+
+
+def _classify(name: str) -> dict[str, Any]:
+    return _post(name, "Classify texts", "ClassifyRequest", _reference("ClassifyResponse"))
+
+
+def _predict() -> dict[str, Any]:
+    answer = {"type": "array", "items": _reference("LabelScore")}
+    operation = _post(
+        "predict",
+        "Classify texts, in the schema of text-embeddings-inference",
+        "PredictRequest",
+        {"anyOf": [answer, {"type": "array", "items": answer}]},
+    )
+    responses = operation["responses"]
+    responses["424"] = responses.pop("500")
+    for status, response in responses.items():
+        if status != "200":
+            response["content"] = _json(_reference("PredictError"))
+    return operation
+
+
+def _post(name: str, summary: str, request: str, answer: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": [
+            {
+                "name": "X-Request-Timeout-Ms",
+                "in": "header",
+                "description": "give up after so many milliseconds, if the server would not before",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+            }
+        ],
+        "requestBody": {"required": True, "content": _json(_reference(request))},
+        "responses": {"200": _success(answer), **_refusals(tuple(REFUSALS))},
+    }
+
+
+def _get(name: str, summary: str, answer: str | None) -> dict[str, Any]:
+    schema = _reference(answer) if answer else {"type": "object"}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {"200": _success(schema), **_refusals(GET_REFUSALS)},
+    }
+
+
+def _probe(name: str, summary: str) -> dict[str, Any]:
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {
+            "200": {"description": "yes", "content": text},
+            "503": {"description": "no", "content": text},
+        },
+    }
+
+
+def _refusals(statuses: tuple[int, ...]) -> dict[str, Any]:
+    content = _json(_reference("ErrorResponse"))
+    return {
+        str(status): {"description": REFUSALS[status], "content": content} for status in statuses
+    }
+
+
+def _success(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": "the answer", "content": _json(schema)}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _reference(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}

@@ -1,0 +1,368 @@
+"""The engine: every answer is its own, whatever waits beside it; bounds, fairness, faults."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batching import MAX_PADDING, ClosedError, Engine, Job, OverloadedError
+from service.classifier import Classifier, EncodedText
+
+SECONDS = 30
+
+
+class Window(list[int]):
+    """Token ids: all that the engine asks of an encoding is its length."""
+
+
+class Gate:
+    """A model that answers each window with its first id, and stops where it is told to.
+
+    While the gate is shut a batch waits inside; `batches` has the ids of each, in the order in
+    which they were taken.
+    """
+
+    def __init__(self, *, is_open: bool = True, fails_on: int | None = None) -> None:
+        self.batches: list[list[Window]] = []
+        self.inside = threading.Semaphore(0)
+        self._gate = threading.Semaphore(0)
+        self._is_open = is_open
+        self._fails_on = fails_on
+
+    def logits(self, encodings: Sequence[Any]) -> Any:
+        self.batches.append(list(encodings))
+        self.inside.release()
+        if not self._is_open:
+            assert self._gate.acquire(timeout=SECONDS)
+        if any(window[0] == self._fails_on for window in encodings):
+            raise RuntimeError("a text of somebody")
+        return np.asarray([[window[0], len(window)] for window in encodings], dtype=np.float32)
+
+    def let_one_batch_go(self) -> None:
+        self._gate.release()
+
+    def open(self) -> None:
+        self._is_open = True
+        for _ in range(1000):
+            self._gate.release()
+
+    def wait_until_busy(self) -> None:
+        assert self.inside.acquire(timeout=SECONDS)
+
+
+class Caller:
+    """Submits requests and keeps what came back."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._done = threading.Condition()
+        self.order: list[Job] = []
+
+    def ask(self, *windows: Window, seconds: float | None = None) -> Job:
+        texts = [EncodedText((window,), truncated=False) for window in windows]
+        return self.engine.submit(texts, self._tell, seconds=seconds)
+
+    def _tell(self, job: Job) -> None:
+        with self._done:
+            self.order.append(job)
+            self._done.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self._done:
+            assert self._done.wait_for(lambda: len(self.order) >= count, timeout=SECONDS)
+
+
+def window(number: int, length: int = 4) -> Window:
+    return Window([number] * length)
+
+
+@contextmanager
+def engine_of(model: Any, **arguments: Any) -> Iterator[Engine]:
+    engine = Engine(model, **{"threads": 1, **arguments})
+    try:
+        yield engine
+    finally:
+        if isinstance(model, Gate):
+            model.open()
+        engine.close(SECONDS)
+
+
+def ids(batch: Sequence[Window]) -> list[int]:
+    return [each[0] for each in batch]
+
+
+def test_a_request_gets_its_rows_in_its_order() -> None:
+    with engine_of(Gate(), threads=2, batch_tokens=16) as engine:
+        caller = Caller(engine)
+        windows = [window(number, 1 + number % 7) for number in range(40)]
+        job = caller.ask(*windows)
+        caller.wait_for(1)
+        assert job.error is None and job.logits is not None
+        assert job.logits.tolist() == [[each[0], len(each)] for each in windows]
+        assert job.queued >= 0 and job.inference > 0
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=12), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.sampled_from([1, 16, 64, 1000]),
+    st.sets(st.integers(0, 11)),
+)
+def test_whatever_waits_together_each_gets_its_own_rows(
+    requests: list[list[int]], threads: int, batch_tokens: int, left: set[int]
+) -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, threads=threads, batch_tokens=batch_tokens) as engine:
+        caller = Caller(engine)
+        jobs = []
+        number = 0
+        for lengths in requests:
+            windows = [window(number + place, length) for place, length in enumerate(lengths)]
+            number += len(lengths)
+            jobs.append((caller.ask(*windows), windows))
+        for index in left & set(range(len(jobs))):
+            engine.cancel(jobs[index][0])
+        gate.open()
+        stay = [pair for index, pair in enumerate(jobs) if index not in left]
+        caller.wait_for(len(stay))
+        for job, windows in stay:
+            assert job.logits is not None
+            assert job.logits.tolist() == [[each[0], len(each)] for each in windows]
+        engine.close(SECONDS)
+        assert len(caller.order) == len(stay)
+        assert engine.waiting_tokens == 0
+        assert engine.delay == 0
+    for batch in gate.batches:
+        widest = max(map(len, batch))
+        padded = widest * len(batch)
+        assert padded <= max(batch_tokens, widest)
+        assert padded - sum(map(len, batch)) <= MAX_PADDING * padded
+
+
+def test_texts_are_batched_while_all_threads_are_busy_and_only_then() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=16) as engine:
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        for number in range(1, 7):
+            caller.ask(window(number))
+        gate.open()
+        caller.wait_for(7)
+    # Four windows of four tokens fill a batch.
+    assert [ids(batch) for batch in gate.batches] == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_what_waits_is_shared_with_a_thread_that_is_idle() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, threads=2) as engine:
+        caller = Caller(engine)
+        caller.ask(*(window(number) for number in range(8)))
+        gate.wait_until_busy()
+        gate.wait_until_busy()
+        assert sorted(map(len, gate.batches)) == [4, 4]
+
+
+def test_windows_of_like_length_go_together() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=1000) as engine:
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        for number, length in enumerate([20, 40, 19, 41, 20, 100], start=1):
+            caller.ask(window(number, length))
+        gate.open()
+        caller.wait_for(7)
+    assert [sorted(ids(batch)) for batch in gate.batches] == [[0], [1, 3, 5], [2, 4], [6]]
+
+
+def test_a_short_text_overtakes_long_ones_that_came_before() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=100) as engine:
+        caller = Caller(engine)
+        long = caller.ask(*(window(number, 100) for number in range(10)))
+        gate.wait_until_busy()
+        short = caller.ask(window(99))
+        gate.open()
+        caller.wait_for(2)
+    assert caller.order == [short, long]
+    # It waited for the batch that ran, and for no other.
+    assert ids(gate.batches[1]) == [99]
+
+
+def test_what_is_old_enough_is_not_overtaken() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=100) as engine:
+        # So fast a model that what came before is always due before.
+        engine._seconds_per_token = 1e-12
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        caller.ask(window(1, 100))
+        caller.ask(window(2))
+        gate.open()
+        caller.wait_for(3)
+    assert [ids(batch) for batch in gate.batches] == [[0], [1], [2]]
+
+
+def test_an_error_is_the_answer_of_its_own_batch_only(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(is_open=False, fails_on=2)
+    with engine_of(gate, batch_tokens=8) as engine:
+        caller = Caller(engine)
+        first = caller.ask(window(0))
+        gate.wait_until_busy()
+        jobs = [caller.ask(window(number)) for number in (1, 2, 3)]
+        many = caller.ask(window(4), window(5))
+        gate.open()
+        caller.wait_for(5)
+        errors = [type(job.error) for job in (first, *jobs, many)]
+        assert errors == [type(None), RuntimeError, RuntimeError, type(None), type(None)]
+        # The thread goes on, and nothing is left behind.
+        again = caller.ask(window(6))
+        caller.wait_for(6)
+        assert again.error is None
+        engine.close(SECONDS)
+        assert (engine.waiting_tokens, engine.delay) == (0, 0)
+    assert "RuntimeError" in caplog.text
+    assert "somebody" not in caplog.text
+
+
+def test_a_failed_request_is_told_once_and_its_rest_is_dropped() -> None:
+    gate = Gate(fails_on=0)
+    with engine_of(gate, batch_tokens=4) as engine:
+        caller = Caller(engine)
+        job = caller.ask(*(window(number) for number in range(20)))
+        caller.wait_for(1)
+        engine.close(SECONDS)
+        assert caller.order == [job]
+        assert len(gate.batches) == 1
+
+
+def test_the_work_of_a_caller_who_left_is_dropped() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=4) as engine:
+        caller = Caller(engine)
+        gone = caller.ask(*(window(number) for number in range(20)))
+        gate.wait_until_busy()
+        stays = caller.ask(window(99))
+        engine.cancel(gone)
+        engine.cancel(gone)
+        assert engine.waiting_tokens == 4
+        gate.open()
+        caller.wait_for(1)
+        engine.close(SECONDS)
+    assert caller.order == [stays]
+    assert [ids(batch) for batch in gate.batches] == [[0], [99]]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, queue_tokens=40) as engine:
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        for number in range(10):
+            caller.ask(window(number))
+        with pytest.raises(OverloadedError) as refused:
+            caller.ask(window(99))
+        assert refused.value.retry_after == pytest.approx(44 * engine._seconds_per_token)
+        assert not refused.value.hopeless
+
+
+def test_one_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, queue_tokens=40) as engine:
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        caller.ask(window(1, 100))
+        with pytest.raises(OverloadedError):
+            caller.ask(window(2))
+
+
+def test_what_cannot_be_done_by_its_deadline_is_refused_at_once() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        engine._seconds_per_token = 0.01
+        caller = Caller(engine)
+        caller.ask(window(0, 50), seconds=1)
+        gate.wait_until_busy()
+        with pytest.raises(OverloadedError) as later:
+            caller.ask(window(1, 50), seconds=1)
+        with pytest.raises(OverloadedError) as never:
+            caller.ask(window(1, 200), seconds=1)
+        caller.ask(window(1, 50), seconds=2)
+        caller.ask(window(1, 5000))
+    assert (later.value.hopeless, never.value.hopeless) == (False, True)
+    assert later.value.retry_after == pytest.approx(0.5)
+
+
+def test_the_time_of_a_token_is_measured() -> None:
+    with engine_of(Gate()) as engine:
+        caller = Caller(engine)
+        for number in range(20):
+            caller.ask(window(number, 10))
+        caller.wait_for(20)
+        engine.close(SECONDS)
+        # A stand-in that only copies numbers is a thousand times as fast as an encoder.
+        assert 0 < engine._seconds_per_token < 1e-4
+        assert (engine.tokens, engine.padded_tokens) == (200, 200)
+
+
+def test_a_closed_engine_finishes_what_waits_and_takes_no_more() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=4) as engine:
+        caller = Caller(engine)
+        for number in range(5):
+            caller.ask(window(number))
+        gate.wait_until_busy()
+        closing = threading.Thread(target=engine.close, args=(SECONDS,))
+        closing.start()
+        while not engine._closing:
+            pass
+        with pytest.raises(ClosedError):
+            caller.ask(window(9))
+        gate.open()
+        closing.join(SECONDS)
+        assert len(caller.order) == 5
+
+
+def test_a_caller_that_fails_does_not_stop_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_job: Job) -> None:
+        raise RuntimeError("a text of somebody")
+
+    with engine_of(Gate()) as engine:
+        engine.submit([EncodedText((window(0),), truncated=False)], fail)  # type: ignore[arg-type]
+        caller = Caller(engine)
+        caller.ask(window(1))
+        caller.wait_for(1)
+    assert "somebody" not in caplog.text
+
+
+def test_answers_are_those_of_the_classifier(tiny_package: Path) -> None:
+    classifier = Classifier.load(tiny_package, threads=1)
+    texts = [("word " * (1 + index % 13)).strip() for index in range(50)]
+    expected = classifier.classify(texts)
+    with engine_of(classifier, threads=2) as engine:
+        caller = Caller(engine)
+        jobs = [
+            engine.submit(classifier.encode(texts[start : start + 5]), caller._tell)
+            for start in range(0, 50, 5)
+        ]
+        caller.wait_for(10)
+    for start, job in zip(range(0, 50, 5), jobs, strict=True):
+        encoded = classifier.encode(texts[start : start + 5])
+        assert job.logits is not None
+        for answer, alone in zip(
+            classifier.predictions(encoded, job.logits), expected[start : start + 5], strict=True
+        ):
+            assert answer.probs == pytest.approx(alone.probs, abs=1e-5)
