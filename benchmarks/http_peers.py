@@ -68,7 +68,7 @@ class Typed:
     """BentoML's typed API with its default settings."""
 
     @bentoml.api(route="/classify")
-    async def classify(self, input: str) -> ClassifyResponse:  # noqa: A002 - the contract's name
+    async def classify(self, input: str) -> ClassifyResponse:
         """The same answer."""
         return ClassifyResponse.model_validate(answer([input]))
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from service.asgi import SWALLOWED_BODIES
+from service.batching import ClosedError
 from service.classifier import Classifier
-from service.routes import Routes
+from service.routes import ROUTES, Routes
 from service.schemas import Limits
 from service.settings import Settings
 from tests.servers import routes_of
@@ -210,3 +215,275 @@ def test_a_text_that_was_cut_off_says_so(client: TestClient) -> None:
     answer = client.post("/classify", json={"input": ["short", "word " * 200]}).json()
     assert [item["truncated"] for item in answer["data"]] == [False, True]
     assert client.post("/predict", json={"inputs": "word " * 200}).status_code == 200
+
+
+def test_a_text_that_is_too_long_is_refused_where_truncation_is(client: TestClient) -> None:
+    texts = ["short", "word " * 200]
+    answer = client.post("/classify", json={"input": texts, "truncate": False})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[1]")
+    assert "32 tokens" in answer.json()["error"]["message"]
+    assert "word" not in answer.text
+    short = client.post("/classify", json={"input": texts[:1], "truncate": False})
+    assert short.status_code == 200
+
+
+def test_one_requests_truncation_is_not_the_next_ones(
+    client: TestClient, classifier: Classifier
+) -> None:
+    text = "lovely " * 40 + "parcel " * 40
+    before = client.post("/predict", json={"inputs": text}).json()
+    left = client.post("/predict", json={"inputs": text, "truncation_direction": "Left"}).json()
+    assert client.post("/predict", json={"inputs": text}).json() == before
+    assert left != before
+    # Its end is what a text of that end alone gets.
+    end = client.post("/predict", json={"inputs": "parcel " * 30}).json()
+    assert [item["label"] for item in left] == [item["label"] for item in end]
+    for item, other in zip(left, end, strict=True):
+        assert item["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_logits_come_when_asked_for(client: TestClient, classifier: Classifier) -> None:
+    item = client.post("/classify", json={"input": "hello", "return_logits": True}).json()["data"][
+        0
+    ]
+    (encoded,) = classifier.encode(["hello"])
+    assert item["logits"] == pytest.approx(classifier.logits(encoded.windows)[0], abs=1e-5)
+
+
+def test_the_model_list_names_what_is_served(client: TestClient, classifier: Classifier) -> None:
+    answer = client.get("/v1/models").json()
+    (card,) = answer["data"]
+    assert answer["object"] == "list"
+    assert (card["id"], card["object"]) == ("tiny", "model")
+    assert (card["version"], card["max_model_len"]) == (classifier.manifest.version, 32)
+    made = datetime.fromisoformat(classifier.manifest.created_at)
+    assert card["created"] == int(made.timestamp())
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("order-7.a:b_c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("é", False)],
+)
+def test_a_sane_request_id_is_the_callers(client: TestClient, given: str, kept: bool) -> None:
+    headers = {"X-Request-Id": given.encode()}
+    answer = client.post("/classify", json={"input": "a"}, headers=headers)
+    used = answer.headers["x-request-id"]
+    assert (used == given) == kept
+    assert answer.json()["id"] == f"classify-{used}"
+    refused = client.post("/classify", json={}, headers=headers)
+    assert ("x-request-id" in refused.headers) and (
+        refused.headers["x-request-id"] == given
+    ) == kept
+
+
+def test_the_answer_tells_where_its_time_went(client: TestClient) -> None:
+    timing = client.post("/classify", json={"input": "a"}).headers["server-timing"]
+    parts = dict(part.split(";dur=") for part in timing.split(", "))
+    assert list(parts) == ["tokenize", "queue", "inference"]
+    assert all(float(milliseconds) >= 0 for milliseconds in parts.values())
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "1.5", "soon", "", "9" * 100])
+def test_a_deadline_that_is_none_is_refused(client: TestClient, asked: str) -> None:
+    headers = {"X-Request-Timeout-Ms": asked}
+    answer = client.post("/classify", json={"input": "a"}, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "X-Request-Timeout-Ms"
+
+
+def test_unknown_routes_and_methods_are_refused_in_the_schema(client: TestClient) -> None:
+    for path in ("/nowhere", "/classify/", "/v1", "/metrics/x"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found")
+    for method, path, allowed in (
+        ("GET", "/classify", "POST"),
+        ("DELETE", "/info", "GET, HEAD"),
+        ("POST", "/livez", "GET, HEAD"),
+    ):
+        answer = client.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (405, 405)
+        assert answer.headers["allow"] == allowed
+
+
+class Slow(Classifier):
+    """The classifier, but its model waits until it is let go."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.__dict__.update(classifier.__dict__)
+        self.inside = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+        self.batches = 0
+
+    def logits(self, encodings: Any) -> Any:
+        self.batches += 1
+        self.inside.release()
+        assert self.gate.acquire(timeout=30)
+        return super().logits(encodings)
+
+
+async def ask(
+    routes: Routes,
+    content: Any,
+    *,
+    path: str = "/classify",
+    headers: dict[str, str] | None = None,
+    leave: asyncio.Event | None = None,
+) -> tuple[int, dict[str, str], Any]:
+    """Call the application as a server does; the caller leaves when `leave` is set."""
+    body: Message = {"type": "http.request", "body": json.dumps(content).encode()}
+    waiting = [body]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if waiting:
+            return waiting.pop()
+        await (leave or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    given = {"content-type": "application/json", **(headers or {})}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+    }
+    await routes(scope, receive, send)
+    if not sent:
+        return 0, {}, None
+    names = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], names, json.loads(sent[1]["body"])
+
+
+async def busy(slow: Slow) -> None:
+    assert await asyncio.to_thread(slow.inside.acquire, timeout=30)
+
+
+def test_past_its_deadline_a_request_is_answered_and_dropped(classifier: Classifier) -> None:
+    slow = Slow(classifier)
+
+    async def scenario(routes: Routes) -> None:
+        first = asyncio.create_task(ask(routes, {"input": "a"}))
+        await busy(slow)
+        late = {"x-request-timeout-ms": "150"}
+        status, _, body = await ask(routes, {"input": "b"}, headers=late)
+        assert (status, body["error"]["type"]) == (504, "deadline_exceeded")
+        status, _, body = await ask(routes, {"inputs": "b"}, path="/predict", headers=late)
+        assert (status, body["error_type"]) == (504, "Backend")
+        slow.gate.release()
+        assert (await first)[0] == 200
+
+    with routes_of(slow) as routes:
+        asyncio.run(scenario(routes))
+    # Neither of the late ones was computed.
+    assert slow.batches == 1
+
+
+def test_a_full_queue_is_answered_at_once_with_when_to_come_again(classifier: Classifier) -> None:
+    slow = Slow(classifier)
+
+    async def scenario(routes: Routes) -> None:
+        first = asyncio.create_task(ask(routes, {"input": "a"}))
+        await busy(slow)
+        second = asyncio.create_task(ask(routes, {"input": "b " * 6}))
+        await asyncio.sleep(0)
+        status, headers, body = await ask(routes, {"input": "c"})
+        assert (status, body["error"]["type"]) == (429, "overloaded")
+        assert int(headers["retry-after"]) >= 1
+        status, headers, body = await ask(routes, {"inputs": "c"}, path="/predict")
+        assert (status, body["error_type"]) == (429, "Overloaded")
+        assert int(headers["retry-after"]) >= 1
+        slow.gate.release(2)
+        assert [(await task)[0] for task in (first, second)] == [200, 200]
+
+    with routes_of(slow, queue_tokens=10) as routes:
+        asyncio.run(scenario(routes))
+
+
+def test_the_work_of_a_caller_who_left_is_dropped(classifier: Classifier) -> None:
+    slow = Slow(classifier)
+
+    async def scenario(routes: Routes) -> None:
+        leave = asyncio.Event()
+        first = asyncio.create_task(ask(routes, {"input": "a"}))
+        await busy(slow)
+        gone = asyncio.create_task(ask(routes, {"input": "b"}, leave=leave))
+        await asyncio.sleep(0.01)
+        leave.set()
+        assert (await gone)[0] == 0
+        slow.gate.release()
+        assert (await first)[0] == 200
+
+    with routes_of(slow) as routes:
+        asyncio.run(scenario(routes))
+    assert slow.batches == 1
+
+
+def test_a_fault_of_the_model_is_its_own_requests(classifier: Classifier) -> None:
+    class Broken(Slow):
+        def logits(self, encodings: Any) -> Any:
+            if len(encodings[0]) > 10:
+                raise RuntimeError("a text of somebody")
+            return Classifier.logits(self, encodings)
+
+    with routes_of(Broken(classifier)) as routes:
+        client = TestClient(routes)
+        answer = client.post("/classify", json={"input": "word " * 20})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
+        refused = client.post("/predict", json={"inputs": "word " * 20})
+        assert (refused.status_code, refused.json()["error_type"]) == (424, "Backend")
+        assert "somebody" not in answer.text + refused.text
+        assert client.post("/classify", json={"input": "word"}).status_code == 200
+
+
+def test_after_closing_nothing_more_is_taken(classifier: Classifier) -> None:
+    with routes_of(classifier) as routes:
+        routes.close()
+        client = TestClient(routes)
+        answer = client.post("/classify", json={"input": "a"})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "unavailable")
+        answer = client.post("/predict", json={"inputs": "a"})
+        assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
+        with pytest.raises(ClosedError):
+            routes._loaded[1].submit(classifier.encode(["a"]), print)  # type: ignore[index]
+
+
+def test_many_long_texts_are_tokenized_beside_the_others(
+    client: TestClient, classifier: Classifier
+) -> None:
+    texts = [f"{index} " + "word " * 1000 for index in range(20)] + ["short"]
+    answer = client.post("/classify", json={"input": texts}).json()
+    for item, expected in zip(answer["data"], classifier.classify(texts), strict=True):
+        assert item["probs"] == pytest.approx(expected.probs.tolist(), abs=1e-5)
+
+
+def test_limits_are_the_operators(classifier: Classifier) -> None:
+    limits = {"max_texts": 2, "max_characters": 10, "max_body_bytes": 200}
+    with routes_of(classifier, **limits) as routes:
+        client = TestClient(routes)
+        assert client.post("/classify", json={"input": ["a", "b"]}).status_code == 200
+        assert client.post("/classify", json={"input": ["a", "b", "c"]}).status_code == 422
+        assert client.post("/predict", json={"inputs": [["a"], ["b"], ["c"]]}).status_code == 422
+        assert client.post("/classify", json={"input": "a" * 11}).status_code == 422
+        assert client.post("/classify", json={"input": "a", "more": "x" * 200}).status_code == 413
+        assert client.get("/info").json()["limits"]["texts"] == 2
+        text = client.get("/docs.json").json()["components"]["schemas"]["ClassifyRequest"]
+        assert text["properties"]["input"]["anyOf"][1]["maxItems"] == 2
+
+
+def test_the_openapi_document_is_that_of_the_model(client: TestClient) -> None:
+    content = client.get("/docs.json").json()
+    assert set(ROUTES) <= set(content["paths"])
+    request = content["components"]["schemas"]["ClassifyRequest"]
+    # This model reads single texts.
+    assert set(request["properties"]) == {
+        "model",
+        "input",
+        "top_k",
+        "return_logits",
+        "truncate",
+    }
+    assert "429" in content["paths"]["/classify"]["post"]["responses"]
+    assert "424" in content["paths"]["/predict"]["post"]["responses"]

@@ -1,0 +1,175 @@
+"""What the engine costs and gains, in process: CPU-milliseconds per text against the raw loop.
+
+    make bench-batching
+
+The raw loop calls the classifier with one text, or with 32, at a time; the engine gets single
+texts, 16 or 64 of them at once, and answers them with a thread per core. Short texts, mixed lengths
+(log-normal, median 20 tokens) and long ones (400 tokens). Interleaved in rounds; the figures are
+the median round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.load import ROOT, machine, write_result
+from service.batching import BATCH_TOKENS, Engine, Job
+from service.classifier import Classifier, available_cores
+
+SEED = 0
+LONG = 400
+SENTENCE = (
+    "the parcel that I ordered last week has not arrived and nobody answers when I call about my "
+    "money please tell me where it is or send another one to the same address before Friday"
+)
+
+
+def texts_of(lengths: Sequence[int]) -> list[str]:
+    """Texts of about so many tokens each: every word here is one token, and two frame the text."""
+    generator = np.random.default_rng(SEED)
+    words = SENTENCE.split()
+    return [" ".join(generator.choice(words, max(1, length - 2))) for length in lengths]
+
+
+def workloads(most: int) -> dict[str, list[str]]:
+    """Texts of each kind; `most` is how many tokens the model reads."""
+    generator = np.random.default_rng(SEED)
+    mixed = np.clip(generator.lognormal(np.log(20), 0.8, 300), 4, most).astype(int)
+    return {
+        "short": texts_of([14] * 600),
+        "mixed": texts_of(mixed.tolist()),
+        "long": texts_of([min(LONG, most)] * 30),
+    }
+
+
+def raw(classifier: Classifier, texts: list[str], batch: int) -> None:
+    """Every text, so many at a time, one thread."""
+    for start in range(0, len(texts), batch):
+        classifier.classify(texts[start : start + batch], batch_size=batch)
+
+
+class Callers:
+    """So many callers, each with one text in the engine at a time."""
+
+    def __init__(self, classifier: Classifier, engine: Engine, texts: list[str]) -> None:
+        self._classifier = classifier
+        self._engine = engine
+        self._texts = iter(texts)
+        self._left = len(texts)
+        self._lock = threading.Lock()
+        self._all_done = threading.Event()
+
+    def run(self, callers: int) -> None:
+        """Until every text is answered."""
+        for _ in range(callers):
+            self._ask()
+        self._all_done.wait()
+
+    def _ask(self) -> None:
+        with self._lock:
+            text = next(self._texts, None)
+        if text is not None:
+            encoded = self._classifier.encode([text])
+            self._engine.submit(encoded, lambda job: self._answered(encoded, job))
+
+    def _answered(self, encoded: list, job: Job) -> None:
+        if job.logits is None:
+            raise SystemExit(f"inference failed: {job.error}")
+        self._classifier.predictions(encoded, job.logits)
+        self._ask()
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self._all_done.set()
+
+
+def measure(work: Callable[[], object], texts: int) -> tuple[float, float]:
+    """CPU and wall milliseconds per text."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    used = time.process_time() - cpu, time.perf_counter() - wall
+    return used[0] / texts * 1000, used[1] / texts * 1000
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--package", type=Path, default=ROOT / "runs/bench/package")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/batching.json")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS["cpu"])
+    arguments = parser.parse_args()
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    classifier = Classifier.load(arguments.package, threads=1)
+    threads = available_cores()
+    kinds = workloads(classifier.manifest.max_length)
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {} for kind in kinds}
+    padding: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
+
+    def engine(kind: str, texts: list[str], callers: int) -> None:
+        running = Engine(classifier, threads=threads, batch_tokens=arguments.batch_tokens)
+        name = f"engine, {callers} callers"
+        work = Callers(classifier, running, texts)
+        found[kind].setdefault(name, []).append(measure(lambda: work.run(callers), len(texts)))
+        running.close()
+        padding[kind][name] = round(1 - running.tokens / running.padded_tokens, 4)
+
+    with tqdm(total=arguments.rounds * len(kinds), desc="rounds", unit="kind") as bar:
+        for _ in range(arguments.rounds):
+            for kind, texts in kinds.items():
+                for batch in (1, 32):
+                    times = measure(lambda t=texts, b=batch: raw(classifier, t, b), len(texts))
+                    found[kind].setdefault(f"raw loop, {batch} at a time", []).append(times)
+                for callers in (16, 64):
+                    engine(kind, texts, callers)
+                bar.update()
+
+    result = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "model": {
+            "name": classifier.manifest.name,
+            "version": classifier.manifest.version,
+            "precision": classifier.manifest.precision,
+        },
+        "threads": threads,
+        "batch_tokens": arguments.batch_tokens,
+        "rounds": arguments.rounds,
+        "mean_tokens": {
+            kind: round(float(np.mean([len(e.windows[0]) for e in classifier.encode(texts)])), 1)
+            for kind, texts in kinds.items()
+        },
+        "cpu_ms_per_text": _medians(found, 0),
+        "wall_ms_per_text": _medians(found, 1),
+        "share_of_padding": padding,
+    }
+    print(json.dumps(result, indent=2))
+    write_result(arguments.out, result)
+
+
+def _medians(
+    found: dict[str, dict[str, list[tuple[float, float]]]], which: int
+) -> dict[str, dict[str, float]]:
+    return {
+        kind: {
+            name: round(statistics.median(times[which] for times in rounds), 3)
+            for name, rounds in ways.items()
+        }
+        for kind, ways in found.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
