@@ -40,6 +40,8 @@ REFUSALS = {
     503: "the server is starting or shutting down",
     504: "the deadline passed",
 }
+# Something besides what `str.strip` takes for white space: \s differs from engine to engine.
+NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 # Of a request without a body and without work.
 GET_REFUSALS = (401, 503)
 
@@ -87,7 +89,7 @@ def _state_limits(schemas: dict[str, Any], manifest: Manifest, settings: Setting
         "type": "string",
         "minLength": 1,
         "maxLength": settings.max_characters,
-        "pattern": r"\S",
+        "pattern": NOT_BLANK,
     }
     texts = {"type": "array", "items": text, "minItems": 1, "maxItems": settings.max_texts}
     request = schemas["ClassifyRequest"]
@@ -132,14 +134,10 @@ def _post(name: str, summary: str, request: str, answer: dict[str, Any]) -> dict
     return {
         "operationId": name,
         "summary": summary,
-        "parameters": [
-            {
-                "name": "X-Request-Timeout-Ms",
-                "in": "header",
-                "description": "give up after so many milliseconds, if the server would not before",
-                "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
-            }
-        ],
+        # Not a parameter: who generates requests from this would ask for a millisecond, get his
+        # 504, and take it for a fault.
+        "description": "The header `X-Request-Timeout-Ms` asks for an earlier deadline, "
+        "`X-Request-Id` names the request.",
         "requestBody": {"required": True, "content": _json(_reference(request))},
         "responses": {"200": _success(answer), **_refusals(tuple(REFUSALS))},
     }

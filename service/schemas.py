@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.model_package import Text
 
@@ -33,6 +33,11 @@ class Limits(BaseModel):
     )
 
 
+def _whole(value: object) -> object:
+    """A JSON number such as 3.0 is a whole one; Python's reader makes a float of it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class ClassifyRequest(BaseModel):
     """Body of `POST /classify`. Unknown fields are ignored, as the servers it follows do."""
 
@@ -48,7 +53,9 @@ class ClassifyRequest(BaseModel):
         Field(description="the second text of each input, for a model that reads pairs"),
     ] = None
     top_k: Annotated[
-        int | None, Field(ge=1, description="return `scores` for that many labels")
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(_whole),
+        Field(description="return `scores` for that many labels"),
     ] = None
     return_logits: Annotated[bool, Field(description="return `logits`, in label order")] = False
     truncate: Annotated[

@@ -36,15 +36,23 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    target: str, environment: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+    target: str,
+    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+    *,
+    log: Path | None = None,
 ) -> Iterator[str]:
-    """`bentoml serve TARGET ARGUMENTS`, in its own process; yields its address, ends it after."""
+    """`bentoml serve TARGET ARGUMENTS`, in its own process; yields its address, ends it after.
+
+    What it prints goes to the file `log` where there is one.
+    """
     port = free_port()
+    output = log.open("w", encoding="utf-8") if log else None
     server = subprocess.Popen(
         [BENTOML, "serve", target, "--host", "127.0.0.1", "--port", str(port), *arguments],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
+        stdout=output or subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
@@ -55,6 +63,8 @@ def serving(
     finally:
         server.terminate()
         server.communicate(timeout=60)
+        if output:
+            output.close()
 
 
 def _wait_until_ready(server: subprocess.Popen[str], address: str) -> None:

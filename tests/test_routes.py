@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,6 +20,7 @@ from starlette.types import Message
 from service.asgi import SWALLOWED_BODIES
 from service.batching import ClosedError
 from service.classifier import Classifier
+from service.openapi import NOT_BLANK
 from service.routes import ROUTES, Routes
 from service.schemas import Limits
 from service.settings import Settings
@@ -487,3 +490,9 @@ def test_the_openapi_document_is_that_of_the_model(client: TestClient) -> None:
     }
     assert "429" in content["paths"]["/classify"]["post"]["responses"]
     assert "424" in content["paths"]["/predict"]["post"]["responses"]
+
+
+def test_the_documents_blank_text_is_the_routes_blank_text() -> None:
+    pattern = re.compile(NOT_BLANK)
+    for code in range(sys.maxunicode + 1):
+        assert (pattern.search(chr(code)) is None) == (not chr(code).strip()), hex(code)

@@ -1,0 +1,435 @@
+"""The contract over the wire: a real server, other servers' documented requests, every refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import bentoml
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from service.classifier import Classifier
+from service.model_package import read_manifest
+from service.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
+from tests.servers import serving
+
+SERVICE = "service.service:TextClassifier"
+KEY = "a-key-of-this-test-0123456789"
+# Far above what the tiny model takes; below what a person would wait.
+SECONDS = 30
+
+
+class Server:
+    """A running server and its log."""
+
+    def __init__(self, address: str, log: Path) -> None:
+        self.log = log
+        self.address = address
+        parts = urlsplit(address)
+        self.host, self.port = str(parts.hostname), int(parts.port or 0)
+
+    def ask(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, decoded body and headers; `body` is bytes, or is sent as JSON."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
+        try:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            given = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, content if method == "POST" else None, given)
+            answer = connection.getresponse()
+            read = answer.read()
+            try:
+                decoded = json.loads(read)
+            except ValueError:
+                decoded = read.decode()
+            return answer.status, decoded, {k.lower(): v for k, v in answer.getheaders()}
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "WHETSTONE_ACCESS_LOG": "1",
+        "WHETSTONE_BODY_TIMEOUT_MS": "1500",
+        "WHETSTONE_CORS_ORIGINS": "https://shop.example",
+    }
+    with serving(SERVICE, environment, log=log) as address:
+        yield Server(address, log)
+
+
+PROMPTS = [
+    "Hello, my name is",
+    "The president of the United States is",
+    "The capital of France is",
+    "The future of AI is",
+]
+
+
+def test_the_example_client_of_vllm(server: Server) -> None:
+    # docs.vllm.ai/en/latest/examples/pooling/classify: the model list, a list of prompts, one.
+    headers = {"accept": "application/json"}
+    status, models, _ = server.ask("/v1/models", method="GET", headers=headers)
+    assert status == 200
+    ModelList.model_validate(models)
+    model = models["data"][0]["id"]
+    for body, count in (
+        ({"model": model, "input": PROMPTS}, 4),
+        ({"model": model, "input": PROMPTS[0]}, 1),
+    ):
+        status, answer, _ = server.ask("/classify", body, headers=headers)
+        assert status == 200
+        assert [item["index"] for item in answer["data"]] == list(range(count))
+        assert all(len(item["probs"]) == item["num_classes"] == 3 for item in answer["data"])
+        assert all(sum(item["probs"]) == pytest.approx(1) for item in answer["data"])
+    # Its token ids belong to its tokenizer, not to this one.
+    status, answer, _ = server.ask("/classify", {"model": model, "input": [101, 7592, 102]})
+    assert (status, answer["error"]["param"]) == (422, "input[0]")
+
+
+def test_the_documented_request_of_sglang(server: Server) -> None:
+    # docs.sglang.io, "Classification API".
+    body = {"model": "model_name", "input": "text to classify", "user": "u", "rid": "r"}
+    status, answer, _ = server.ask("/v1/classify", {**body, "priority": 1})
+    assert status == 200
+    assert {"id", "object", "created", "model", "data", "usage"} <= set(answer)
+    assert answer["id"].startswith("classify-") and answer["object"] == "list"
+    assert {"index", "label", "probs", "num_classes"} <= set(answer["data"][0])
+    assert {"prompt_tokens", "total_tokens"} <= set(answer["usage"])
+    ClassifyResponse.model_validate(answer)
+
+
+def test_the_documented_request_of_infinity(server: Server) -> None:
+    body = {"model": "default/not-specified", "input": ["a sentence"], "raw_scores": False}
+    assert server.ask("/classify", body)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "shape"),
+    [
+        ({"inputs": "I like you."}, "one"),
+        ({"inputs": "I like you.", "truncate": None, "raw_scores": False}, "one"),
+        ({"inputs": ["I like you."]}, "one"),
+        ({"inputs": [["I like you."], ["I hate pineapples"]]}, "batch"),
+        ({"inputs": [["I like you."]], "truncation_direction": "Left"}, "batch"),
+    ],
+)
+def test_the_documented_requests_of_text_embeddings_inference(
+    server: Server, body: Any, shape: str
+) -> None:
+    status, answer, _ = server.ask("/predict", body)
+    assert status == 200
+    answers = answer if shape == "batch" else [answer]
+    assert len(answers) == (len(body["inputs"]) if shape == "batch" else 1)
+    for found in answers:
+        scores = [item["score"] for item in found]
+        assert scores == sorted(scores, reverse=True) and len(found) == 3
+        assert all(set(item) == {"label", "score"} for item in found)
+
+
+def test_bentomls_own_client_knows_the_route(server: Server, tiny_package: Path) -> None:
+    expected = Classifier.load(tiny_package).classify(PROMPTS)
+    with bentoml.SyncHTTPClient(server.address) as client:
+        answer = client.classify(input=PROMPTS, top_k=1)
+        assert [item["label"] for item in answer["data"]] == [each.label for each in expected]
+        assert [len(item["scores"]) for item in answer["data"]] == [1] * 4
+        assert len(client.classify(input=PROMPTS[0])["data"]) == 1
+        # It leaves that to the garbage collector, with a warning.
+        client._temp_dir.cleanup()
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b'{"input": NaN}', b"\xff\xfe", b"[" * 5000])
+def test_what_is_not_json_is_400(server: Server, body: bytes) -> None:
+    for path, kind in (("/classify", ErrorResponse), ("/predict", PredictError)):
+        status, answer, _ = server.ask(path, body)
+        assert status == 400
+        kind.model_validate(answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        ("/classify", {"input": "a"}, {"Content-Type": "text/plain"}, 415),
+        ("/classify", {}, {}, 422),
+        ("/classify", {"input": ["a"] * 257}, {}, 422),
+        ("/classify", b'{"input": "\\ud800"}', {}, 422),
+        ("/classify", b'{"input": "a", "input": ""}', {}, 422),
+        ("/classify", b'{"input": "", "input": "a"}', {}, 200),
+        ("/classify", b'{"input": "a\\u0000b"}', {}, 200),
+        ("/classify", {"input": "a"}, {"X-Request-Timeout-Ms": "never"}, 422),
+        ("/nowhere", {"input": "a"}, {}, 404),
+        ("/rerank", {"query": "a", "texts": ["b"]}, {}, 404),
+        ("/info", {"input": "a"}, {}, 405),
+        ("/readyz", {"input": "a"}, {}, 405),
+    ],
+)
+def test_refusals_are_in_the_one_schema(
+    server: Server, path: str, body: Any, headers: dict[str, str], status: int
+) -> None:
+    found, answer, _ = server.ask(path, body, headers=headers)
+    assert found == status
+    if status != 200:
+        ErrorResponse.model_validate(answer)
+        assert answer["error"]["code"] == status
+
+
+def test_a_body_that_is_too_large_is_answered_while_it_is_still_sent(server: Server) -> None:
+    for size in ((1 << 20) + 1, 20 << 20):
+        status, answer, _ = server.ask("/classify", b" " * size)
+        assert (status, answer["error"]["type"]) == (413, "body_too_large")
+
+
+def test_a_body_that_trickles_in_is_given_up_and_delays_nobody(server: Server) -> None:
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    slow = [server.connect() for _ in range(20)]
+    try:
+        for connection in slow:
+            connection.sendall(head + b"Content-Length: 1000\r\n\r\n{")
+        for _ in range(5):
+            for connection in slow:
+                connection.sendall(b" ")
+            assert server.ask("/classify", {"input": "a"})[0] == 200
+        for connection in slow:
+            answer = connection.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"connection: close" in answer.lower()
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_callers_who_vanish_leave_nothing_behind(server: Server) -> None:
+    body = json.dumps({"input": ["where is my parcel " * 20] * 200}).encode()
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    for cut in (len(body), len(body) // 2, 0):
+        for _ in range(10):
+            connection = server.connect()
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:cut])
+            connection.close()
+    assert server.ask("/classify", {"input": "a"})[0] == 200
+
+
+def test_a_short_deadline_is_kept(server: Server) -> None:
+    texts = ["where is my parcel " * 4000] * 10
+    started = time.monotonic()
+    status, answer, _ = server.ask(
+        "/classify", {"input": texts}, headers={"X-Request-Timeout-Ms": "1"}
+    )
+    assert status in (429, 504)
+    ErrorResponse.model_validate(answer)
+    assert time.monotonic() - started < SECONDS
+
+
+def test_a_page_of_a_named_origin_may_call_and_another_may_not(server: Server) -> None:
+    for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
+        headers = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        }
+        status, _, found = server.ask("/classify", method="OPTIONS", headers=headers)
+        assert (status == 200) == allowed
+        _, _, found = server.ask("/classify", {"input": "a"}, headers={"Origin": origin})
+        assert (found.get("access-control-allow-origin") == origin) == allowed
+
+
+def test_the_log_has_every_request_and_no_text(server: Server) -> None:
+    text_of_customer = "the secret of this customer"
+    headers = {"X-Request-Id": "log-me"}
+    assert server.ask("/classify", {"input": text_of_customer}, headers=headers)[0] == 200
+    assert server.ask("/classify", {"input": [text_of_customer, ""]}, headers=headers)[0] == 422
+    assert server.ask("/classify", text_of_customer.encode(), headers=headers)[0] == 400
+    deadline = time.monotonic() + SECONDS
+    lines: list[dict[str, Any]] = []
+    while len(lines) < 3 and time.monotonic() < deadline:
+        text = server.log.read_text("utf-8")
+        lines = [json.loads(line) for line in text.splitlines() if '"log-me"' in line]
+    assert [line["status"] for line in lines] == [200, 422, 400]
+    assert lines[0]["route"] == "/classify" and lines[0]["texts"] == 1
+    assert lines[0]["tokens"] > 0 and lines[0]["milliseconds"] > 0
+    assert "secret" not in text and "customer" not in text
+
+
+def test_a_stranger_makes_no_series(server: Server) -> None:
+    for index in range(20):
+        assert server.ask(f"/nowhere/{index}", {})[0] == 404
+    _, metrics, _ = server.ask("/metrics", method="GET")
+    assert "nowhere" not in metrics
+    assert 'whetstone_requests_total{route="/classify",status="200"}' in metrics
+
+
+def test_info_names_the_version(server: Server, tiny_package: Path) -> None:
+    status, answer, _ = server.ask("/info", method="GET")
+    assert (status, answer["version"]) == (200, read_manifest(tiny_package).version)
+
+
+def test_the_served_document_is_kept_to(server: Server) -> None:
+    """Schemathesis generates valid and invalid requests; answers must be as documented."""
+    schema = schemathesis.openapi.from_url(f"{server.address}/docs.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) >= 9
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=40,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        def check(case: schemathesis.Case) -> None:
+            case.call_and_validate()
+
+        check()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=8,
+)
+texts = st.text() | st.lists(st.text() | json_values, max_size=5)
+bodies = (
+    st.binary()
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries(
+        {"input": texts | json_values},
+        optional={
+            "top_k": json_values,
+            "text_pair": texts | json_values,
+            "truncate": json_values,
+            "return_logits": json_values,
+            "model": json_values,
+        },
+    ).map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries(
+        {"inputs": texts | st.lists(texts, max_size=4) | json_values},
+        optional={
+            "truncate": json_values,
+            "raw_scores": json_values,
+            "truncation_direction": st.sampled_from(["Left", "Right"]) | json_values,
+        },
+    ).map(lambda value: json.dumps(value).encode())
+)
+
+
+def fuzz(server: Server, examples: int) -> None:
+    """Any body: an answer in the schema, no fault of ours, no hang."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=SECONDS)
+
+    @settings(
+        max_examples=examples,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(["/classify", "/v1/classify", "/predict"]), bodies)
+    def check(path: str, body: bytes) -> None:
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content = json.loads(answer.read())
+        assert answer.status in (200, 400, 422), (answer.status, path, body)
+        if answer.status == 200 and path != "/predict":
+            ClassifyResponse.model_validate(content)
+        elif answer.status != 200:
+            (PredictError if path == "/predict" else ErrorResponse).model_validate(content)
+
+    with closing(connection):
+        check()
+
+
+def test_any_body_is_answered(server: Server) -> None:
+    fuzz(server, 500)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_bodies_are_answered(server: Server) -> None:
+    fuzz(server, 100_000)
+
+
+def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()} test\n", "utf-8")
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "WHETSTONE_API_KEYS_FILE": str(keys),
+    }
+    with serving(SERVICE, environment) as address:
+        server = Server(address, tmp_path)
+        assert server.ask("/readyz", method="GET")[0] == 200
+        assert server.ask("/metrics", method="GET")[0] == 200
+        for path in ("/info", "/docs.json", "/", "/schema.json"):
+            assert server.ask(path, method="GET")[0] == 401
+        assert server.ask("/classify", {"input": "a"})[0] == 401
+        headers = {"Authorization": f"Bearer {KEY}"}
+        assert server.ask("/classify", {"input": "a"}, headers=headers)[0] == 200
+        assert server.ask("/schema.json", method="GET", headers=headers)[0] == 200
+        other = "another-key-0123456789"
+        keys.write_text(f"sha256:{hashlib.sha256(other.encode()).hexdigest()}\n", "utf-8")
+        new = {"Authorization": f"Bearer {other}"}
+        deadline = time.monotonic() + SECONDS
+        while server.ask("/info", method="GET", headers=new)[0] != 200:
+            assert time.monotonic() < deadline
+        assert server.ask("/classify", {"input": "a"}, headers=headers)[0] == 401
+
+
+def test_a_traced_request_is_answered_alike(tiny_package: Path, tmp_path: Path) -> None:
+    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_TRACING": "1"}
+    with serving(SERVICE, environment) as address:
+        server = Server(address, tmp_path)
+        assert server.ask("/classify", {"input": "a"})[0] == 200
+        assert server.ask("/classify", {"input": ""})[0] == 422
+        assert server.ask("/info", method="GET")[0] == 200
+        assert server.ask("/nowhere", method="GET")[0] == 404
+        # BentoML's own middlewares were on the way.
+        _, metrics, _ = server.ask("/metrics", method="GET")
+        assert 'endpoint="/classify"' in metrics
+
+
+def test_callers_side_by_side_get_what_they_get_alone(server: Server, tiny_package: Path) -> None:
+    classifier = Classifier.load(tiny_package)
+
+    @settings(max_examples=15, suppress_health_check=list(HealthCheck), database=None)
+    @given(
+        st.lists(
+            st.lists(st.text(st.characters(codec="ascii"), min_size=1, max_size=200), min_size=1),
+            min_size=1,
+            max_size=12,
+        )
+    )
+    def check(requests: list[list[str]]) -> None:
+        asked = [[text for text in texts if text.strip()] or ["a"] for texts in requests]
+        with ThreadPoolExecutor(len(asked)) as callers:
+            answers = callers.map(
+                lambda body: server.ask("/classify", body)[1], [{"input": texts} for texts in asked]
+            )
+            for texts, answer in zip(asked, answers, strict=True):
+                expected = [classifier.classify([text])[0] for text in texts]
+                for item, alone in zip(answer["data"], expected, strict=True):
+                    assert item["probs"] == pytest.approx(alone.probs.tolist(), abs=1e-5)
+
+    check()
