@@ -8,13 +8,13 @@ takes a batch at once, so that texts are batched only while all threads are busy
 for others to come. A batch is bounded by its tokens, padding included, and by the share of them
 that is padding.
 
-**Whose turn it is.** Every window is due at the arrival of its text plus a time that grows with the
-tokens of the request up to it, and the window that is due first goes first, together with others
-of like length. A short text thus overtakes a long one that came before it, and the windows of one
-large request take turns with everybody else's. A window can be overtaken only by what arrives
-within that time after it, so nothing starves: it is deadline-driven scheduling (Liu and Layland,
-"Scheduling Algorithms for Multiprogramming in a Hard-Real-Time Environment", JACM 20(1), 1973,
-section 7), the deadline being what the work itself would justify.
+**Whose turn it is.** Every window is due at its arrival plus a time that grows with the tokens of
+the request up to it, and the window that is due first goes first, together with others of like
+length. A short text thus overtakes a long one that came before it, and the windows of one large
+request take turns with everybody else's. A window can be overtaken only by what arrives within that
+time after it, so nothing starves. It is deadline-driven scheduling (Liu and Layland, "Scheduling
+Algorithms for Multiprogramming in a Hard-Real-Time Environment", JACM 20(1), 1973, section 7): the
+deadline is what the work itself would justify, or the request's own where that is tighter.
 
 **What is refused.** The time that a token takes is measured all the time. A request is refused at
 once when the work before it and its own would take it past its deadline, or when the queue holds
@@ -28,7 +28,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -46,9 +46,11 @@ MAX_PADDING = 0.1
 # A text is due after so many times the time that its tokens take a thread: large, and long texts
 # wait for short ones that come later; small, and the queue becomes first in, first out.
 PATIENCE = 8.0
-# Refuse what would be ready only after this share of the time it has: work that comes later may
-# be due before it, and the measured time per token is a mean.
-USABLE_TIME = 0.7
+# Refuse what would be ready only after this share of the time it has, less what answers were late
+# by recently: the measured time per token is a mean, and batches are not taken strictly in turn.
+USABLE_TIME = 0.8
+# In so many seconds, half of a lateness is forgotten.
+LATENESS_HALF_LIFE = 2.0
 # How fast the measured time per token follows a change: the weight of 1,000 new tokens.
 FOLLOWING = 0.1
 # Before anything was measured: seconds per token of a small encoder on one core.
@@ -93,6 +95,7 @@ class Job:
 
     __slots__ = (
         "_closed",
+        "_expected",
         "_first_taken",
         "_on_done",
         "_submitted",
@@ -112,6 +115,7 @@ class Job:
         self.inference = 0.0
         self._on_done = on_done
         self._submitted = monotonic()
+        self._expected = 0.0
         self._first_taken = 0.0
         self._unfinished = windows
         self._waiting_windows = windows
@@ -159,6 +163,8 @@ class Engine:
         self._closing = False
         self._seconds_per_token = FIRST_SECONDS_PER_TOKEN
         self._seen_tokens = 0
+        self._lateness = 0.0
+        self._lateness_at = monotonic()
         # Totals since the start, for measurements.
         self.batches = 0
         self.tokens = 0
@@ -207,30 +213,56 @@ class Engine:
                 raise ClosedError("the engine is shutting down")
             ahead = self._waiting_tokens + self._running_tokens
             usable = math.inf if seconds is None else seconds * USABLE_TIME
-            late = self._seconds(ahead + tokens) > usable
+            spare = usable - self._margin(usable) - self._seconds(ahead)
+            # A window is one thread's work, and the last one may be the longest.
+            last = max(lengths) * self._seconds_per_token
+            own = max(self._seconds(tokens), last)
+            late = own > spare
             full = self._waiting_tokens + tokens > self.queue_tokens
             if late or (full and self._waiting_tokens):
-                raise OverloadedError(
-                    self._seconds(ahead), hopeless=late and self._seconds(tokens) > usable
-                )
+                raise OverloadedError(self._seconds(ahead), hopeless=late and own > usable)
             job = Job(len(windows), tokens, on_done)
-            patience = self._seconds_per_token * PATIENCE
+            # Seconds per token by which others may go before: as long as the work itself justifies,
+            # and no longer than the deadline leaves.
+            pace = min(self._seconds_per_token * PATIENCE, max(0.0, spare - last) / tokens)
             read = 0
             for place, (window, length) in enumerate(zip(windows, lengths, strict=True)):
                 read += length
                 self._number += 1
-                entry = (job._submitted + patience * read, self._number, job, place, window)
+                entry = (job._submitted + pace * read, self._number, job, place, window)
                 heapq.heappush(self._waiting.setdefault(length, []), entry)
+            # What is due later by design is not late when it comes later.
+            job._expected = job._submitted + max(self._seconds(ahead) + own, pace * tokens + last)
             self._waiting_windows += len(windows)
             self._waiting_tokens += tokens
             if self._idle:
                 self._work_came.notify(min(self._idle, len(windows)))
         return job
 
+    def run(self, texts: Sequence[EncodedText]) -> FloatArray:
+        """Answer a request and wait for it: logits of shape (windows, labels).
+
+        Raises:
+            EngineError: as `submit`.
+            Exception: whatever inference raised.
+        """
+        done = threading.Event()
+        job = self.submit(texts, lambda _job: done.set())
+        done.wait()
+        if job.logits is None:
+            raise job.error or RuntimeError("no logits and no error")
+        return job.logits
+
     def cancel(self, job: Job) -> None:
         """Drop what is left of a job; `on_done` is not called any more."""
         with self._lock:
             self._close_job(job)
+            self._learn_lateness(job)
+
+    def answered(self, job: Job) -> None:
+        """Say that a job's answer has reached its caller; how late counts for what comes next."""
+        with self._lock:
+            self._learn_lateness(job)
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more work, finish what is queued, end the threads."""
@@ -243,6 +275,19 @@ class Engine:
     def _seconds(self, tokens: int) -> float:
         return tokens * self._seconds_per_token / self.threads
 
+    def _margin(self, usable: float) -> float:
+        """Seconds to allow for lateness; never more than half, or one stall would refuse it all."""
+        age = monotonic() - self._lateness_at
+        return min(self._lateness * math.exp2(-age / LATENESS_HALF_LIFE), usable / 2)
+
+    def _learn_lateness(self, job: Job) -> None:
+        """Keep the largest lateness of recent answers; with the lock held."""
+        now = monotonic()
+        lateness = now - job._expected
+        age = now - self._lateness_at
+        if lateness > self._lateness * math.exp2(-age / LATENESS_HALF_LIFE):
+            self._lateness, self._lateness_at = lateness, now
+
     def _close_job(self, job: Job) -> bool:
         """Pass over what is left of `job`; whether it was open. With the lock held."""
         if job._closed:
@@ -254,6 +299,9 @@ class Engine:
 
     def _serve(self) -> None:
         """What each thread does."""
+        # A batch is timed from the end of the one before it, where there was work all the time:
+        # what passes between two batches is lost to those who wait, too.
+        began = monotonic()
         while True:
             with self._lock:
                 while not self._waiting_windows:
@@ -262,9 +310,10 @@ class Engine:
                     self._idle += 1
                     self._work_came.wait()
                     self._idle -= 1
+                    began = monotonic()
                 batch, width = self._take()
                 self._running_tokens += width * len(batch)
-            self._run(batch, width)
+            began = self._run(batch, width, began)
 
     def _take(self) -> tuple[list[_Entry], int]:
         """The next batch and its padded width, with the lock held and something waiting."""
@@ -308,10 +357,12 @@ class Engine:
         del self._waiting[length]
         return None
 
-    def _run(self, batch: list[_Entry], width: int) -> None:
-        """Answer one batch; an error is the answer of those in it, and of nobody else."""
+    def _run(self, batch: list[_Entry], width: int, began: float) -> float:
+        """Answer one batch, and return when that was done.
+
+        An error is the answer of those in it, and of nobody else.
+        """
         started = monotonic()
-        clock = perf_counter()
         logits: FloatArray | None = None
         error: Exception | None = None
         try:
@@ -320,7 +371,7 @@ class Engine:
             error = raised
             # No message and no trace: either may hold a part of a text.
             logger.error("inference failed for a batch: %s", type(raised).__name__)
-        took = perf_counter() - clock
+        ended = monotonic()
         done: list[Job] = []
         padded = width * len(batch)
         with self._lock:
@@ -329,7 +380,7 @@ class Engine:
             self.padded_tokens += padded
             self.tokens += sum(len(entry[4]) for entry in batch)
             if error is None:
-                self._learn(took, padded)
+                self._learn(ended - began, padded)
             for row, (_, _, job, place, _) in enumerate(batch):
                 if job._closed:
                     continue
@@ -349,19 +400,17 @@ class Engine:
                 if not job._unfinished:
                     self._close_job(job)
                     done.append(job)
-        ended = monotonic()
         for job in done:
             job.inference = ended - job._first_taken
             try:
                 job._on_done(job)
             except Exception as raised:  # noqa: BLE001 - a caller's fault must not end the thread
                 logger.error("a caller could not be told: %s", type(raised).__name__)
+        return ended
 
     def _learn(self, took: float, tokens: int) -> None:
         """Move the measured seconds per token towards those of one batch, by its tokens."""
-        measured = took / tokens
-        if not self._seen_tokens:
-            self._seconds_per_token = measured
-        weight = 1 - (1 - FOLLOWING) ** (tokens / 1000)
-        self._seconds_per_token += weight * (measured - self._seconds_per_token)
         self._seen_tokens += tokens
+        # The mean of everything until there is enough of it to forget the oldest.
+        weight = max(1 - (1 - FOLLOWING) ** (tokens / 1000), tokens / self._seen_tokens)
+        self._seconds_per_token += weight * (took / tokens - self._seconds_per_token)

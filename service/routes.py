@@ -412,6 +412,7 @@ class Routes:
                 timer.cancel()
             if watcher is not None:
                 watcher.cancel()
+        engine.answered(job)
         request.timing["queue"] = job.queued
         request.timing["inference"] = job.inference
         if job.logits is None:

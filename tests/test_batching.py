@@ -306,6 +306,52 @@ def test_what_cannot_be_done_by_its_deadline_is_refused_at_once() -> None:
     assert later.value.retry_after == pytest.approx(0.5)
 
 
+def test_lateness_is_allowed_for_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.batching.monotonic", lambda: now)
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        engine._seconds_per_token = 0.01
+        caller = Caller(engine)
+        # By what is known it is ready after 0.8 s at most, 0.4 of which others may take.
+        job = caller.ask(window(0, 40), seconds=1)
+        gate.wait_until_busy()
+        engine.cancel(caller.ask(window(1, 35), seconds=1))
+        now += 0.9
+        engine.cancel(job)
+        # It was late by 0.1 s, so 0.35 s after the 0.4 s of the one that runs are too much.
+        with pytest.raises(OverloadedError):
+            caller.ask(window(1, 35), seconds=1)
+        # However late it was, half of the time counts as usable.
+        engine._lateness = 100.0
+        assert caller.ask(window(1, 20), seconds=2) is not None
+        now += 60
+        assert engine._margin(1.0) < 1e-3
+
+
+def test_no_lateness_is_seen_in_what_is_due_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.batching.monotonic", lambda: now)
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        engine._seconds_per_token = 0.01
+        caller = Caller(engine)
+        job = caller.ask(window(0, 40), seconds=60)
+        gate.wait_until_busy()
+        # Others may go before it for eight times the time that it takes.
+        now += 3
+        engine.answered(job)
+        assert engine._margin(10) == 0
+
+
+def test_an_answer_can_be_waited_for() -> None:
+    text = EncodedText((window(3),), truncated=False)  # type: ignore[arg-type]
+    with engine_of(Gate()) as engine:
+        assert engine.run([text]).tolist() == [[3, 4]]
+    with engine_of(Gate(fails_on=3)) as engine, pytest.raises(RuntimeError):
+        engine.run([text])
+
+
 def test_the_time_of_a_token_is_measured() -> None:
     with engine_of(Gate()) as engine:
         caller = Caller(engine)
