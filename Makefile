@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all lint clean bench-http bench-batching
 
 help:
 	@echo "make setup     create .venv and install everything, once"
 	@echo "make demo      labelled text -> trained, exported, built, served, three answers"
 	@echo "make test      style, types and the fast tests"
 	@echo "make test-all  every test, the whole chain on real weights too"
+	@echo "make bench-http      what HTTP costs the server       -> benchmarks/results/http.json"
+	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
 	@echo "make clean     remove .venv and runs"
 
 setup: $(VENV)/.installed
@@ -33,6 +35,19 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -q
+
+# The example's model as it would be served: int8, reading up to 512 tokens.
+BENCH_KEYS := --output_dir runs/bench --max_length 512 --precision int8
+
+runs/bench/package/manifest.json: | setup
+	$(BIN)/whetstone train examples/support_tickets/recipe.yaml $(BENCH_KEYS)
+	$(BIN)/whetstone export examples/support_tickets/recipe.yaml $(BENCH_KEYS)
+
+bench-http: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.bench_http
+
+bench-batching: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.bench_batching
 
 clean:
 	rm -rf $(VENV) runs

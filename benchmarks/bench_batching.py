@@ -6,6 +6,9 @@ The raw loop calls the classifier with one text, or with 32, at a time; the engi
 texts, 16 or 64 of them at once, and answers them with a thread per core. Short texts, mixed lengths
 (log-normal, median 20 tokens) and long ones (400 tokens). Interleaved in rounds; the figures are
 the median round.
+
+Then overload: requests come at three times the rate that the engine managed, whatever is answered.
+Of those that it accepts, how many are answered after their deadline?
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.batching import BATCH_TOKENS, Engine, Job
+from service.batching import BATCH_TOKENS, Engine, Job, OverloadedError
 from service.classifier import Classifier, available_cores
 
 SEED = 0
+OVERLOAD = 3
+OVERLOAD_SECONDS = 8
+DEADLINES = (0.2, 1.0, 10.0)
 LONG = 400
 SENTENCE = (
     "the parcel that I ordered last week has not arrived and nobody answers when I call about my "
@@ -94,6 +100,41 @@ class Callers:
                 self._all_done.set()
 
 
+def overload(engine: Engine, encoded: list, rate: float, deadline: float) -> dict[str, float]:
+    """Send requests at `rate` a second, each with `deadline` seconds, and count what came back."""
+    generator = np.random.default_rng(SEED)
+    took: list[float] = []
+    refused = 0
+    started = due = time.monotonic()
+    index = 0
+    while due < started + OVERLOAD_SECONDS:
+        time.sleep(max(0.0, due - time.monotonic()))
+        asked = time.monotonic()
+
+        def answered(job: Job, asked: float = asked) -> None:
+            took.append(time.monotonic() - asked)
+            engine.answered(job)
+
+        try:
+            engine.submit(encoded[index % len(encoded)], answered, seconds=deadline)
+        except OverloadedError:
+            refused += 1
+        index += 1
+        due += generator.exponential(1 / rate)
+    engine.close()
+    late = sum(seconds > deadline for seconds in took)
+    return {
+        "offered_per_second": round(index / OVERLOAD_SECONDS),
+        "accepted": len(took),
+        "refused": refused,
+        "late": late,
+        "late_share_of_accepted": round(late / len(took), 5),
+        "answered_per_second": round(len(took) / (time.monotonic() - started)),
+        "p50_ms": round(float(np.percentile(took, 50)) * 1000, 1),
+        "p99_ms": round(float(np.percentile(took, 99)) * 1000, 1),
+    }
+
+
 def measure(work: Callable[[], object], texts: int) -> tuple[float, float]:
     """CPU and wall milliseconds per text."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -136,6 +177,19 @@ def main() -> None:
                     engine(kind, texts, callers)
                 bar.update()
 
+    overloaded: dict[str, dict[str, dict[str, float]]] = {}
+    runs = [(kind, deadline) for kind in ("short", "mixed") for deadline in DEADLINES]
+    for kind, deadline in tqdm(runs, desc="overload", unit="run"):
+        running = Engine(classifier, threads=threads, batch_tokens=arguments.batch_tokens)
+        encoded = [classifier.encode([text]) for text in kinds[kind]]
+        for texts in encoded[:50]:
+            running.run(texts)
+        wall = statistics.median(times[1] for times in found[kind]["engine, 64 callers"])
+        rate = OVERLOAD * 1000 / wall
+        overloaded.setdefault(kind, {})[f"{deadline:g} s"] = overload(
+            running, encoded, rate, deadline
+        )
+
     result = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -154,6 +208,7 @@ def main() -> None:
         "cpu_ms_per_text": _medians(found, 0),
         "wall_ms_per_text": _medians(found, 1),
         "share_of_padding": padding,
+        "overload_by_deadline": overloaded,
     }
     print(json.dumps(result, indent=2))
     write_result(arguments.out, result)

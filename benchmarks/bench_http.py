@@ -1,25 +1,29 @@
-"""What HTTP costs, without a model: CPU-milliseconds of the server per request.
+"""What HTTP costs: CPU-milliseconds of the server per request.
 
     make bench-http
 
-The routes of the service with a classifier that computes nothing (requests still pass the checks,
-the queue and an inference thread), beside a bare uvicorn + Starlette route that parses and answers
-the same JSON, and BentoML's typed API with its default settings. Interleaved in rounds; the figure
-is the median round.
+Without a model: the routes of the service with a classifier that computes nothing (requests still
+pass the checks, the queue and an inference thread), beside a bare uvicorn + Starlette route that
+parses and answers the same JSON, and BentoML's typed API with its default settings. With one: the
+service over 1 and 16 connections, beside the classifier called in a loop with the same texts, one
+at a time. Interleaved in rounds; the figures are the median round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
+import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.bench_batching import texts_of
 from benchmarks.load import (
     HOST,
     ROOT,
@@ -31,10 +35,14 @@ from benchmarks.load import (
     server,
     write_result,
 )
+from service.classifier import Classifier
 
 CONNECTIONS = 16
+TOKENS = 14
 BODY = json.dumps({"input": "where is my parcel, it should have been here on Tuesday"}).encode()
 BIN = Path(sys.executable).parent
+# The service as it is; the others compute nothing.
+MODEL = "whetstone with its model"
 
 
 def commands(port: int) -> dict[str, list[str]]:
@@ -43,6 +51,7 @@ def commands(port: int) -> dict[str, list[str]]:
     where = ["--host", HOST, "--port", str(port)]
     quiet = ["--log-level", "warning", "--no-access-log"]
     return {
+        MODEL: [*bentoml, "service.service:TextClassifier", *where],
         "whetstone": [*bentoml, "benchmarks.http_peers:Whetstone", *where],
         "bare": [str(BIN / "uvicorn"), "benchmarks.http_peers:bare", *where, *quiet],
         "bentoml": [*bentoml, "benchmarks.http_peers:Typed", *where],
@@ -58,34 +67,46 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000, help="of each server in a round")
     arguments = parser.parse_args()
 
-    requests = [post("/classify", BODY)] * arguments.requests
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    classifier = Classifier.load(arguments.package, threads=1)
+    texts = texts_of([TOKENS] * 300)
+    asked = [post("/classify", json.dumps({"input": text}).encode()) for text in texts]
+    same = [post("/classify", BODY)] * arguments.requests
     cpu: dict[str, list[float]] = {}
     median: dict[str, list[float]] = {}
+
+    def note(name: str, used: float, latency: float) -> None:
+        cpu.setdefault(name, []).append(used * 1000)
+        median.setdefault(name, []).append(latency * 1000)
+
     with ExitStack() as servers:
         running = {}
         for name in commands(0):
             port = free_port()
             environment = {"PYTHONPATH": str(ROOT), "BENTOML_DO_NOT_TRACK": "True"}
-            if name == "whetstone":
+            if name.startswith("whetstone"):
                 environment["WHETSTONE_PACKAGE"] = str(arguments.package.resolve())
             pid = servers.enter_context(server(commands(port)[name], port, environment))
             running[name] = (port, pid)
-            drive(port, requests[:1000], CONNECTIONS)
+            drive(port, asked, CONNECTIONS)
         for _ in tqdm(range(arguments.rounds), desc="rounds", unit="round"):
+            note("the raw loop", *_raw(classifier, texts))
             for name, (port, pid) in running.items():
+                requests = asked if name == MODEL else same
                 before = cpu_seconds(pid)
                 load = drive(port, requests, CONNECTIONS)
                 used = cpu_seconds(pid) - before
                 if set(load.statuses) != {200}:
                     raise SystemExit(f"{name} answered {dict(load.statuses)}")
-                cpu.setdefault(name, []).append(used / len(requests) * 1000)
-                alone = drive(port, requests[: len(requests) // 10], 1)
-                median.setdefault(name, []).append(alone.percentile(0.5) * 1000)
+                alone = drive(port, requests[:300], 1)
+                note(name, used / len(requests), alone.percentile(0.5))
     result = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "connections": CONNECTIONS,
         "requests_per_round": arguments.requests,
+        "requests_per_round_with_model": len(texts),
+        "tokens_with_model": TOKENS,
         "rounds": arguments.rounds,
         "cpu_ms_per_request": {
             name: round(statistics.median(values), 4) for name, values in cpu.items()
@@ -95,13 +116,29 @@ def main() -> None:
                 statistics.median(a / b for a, b in zip(values, cpu["bare"], strict=True)), 2
             )
             for name, values in cpu.items()
+            if name in ("whetstone", "bare", "bentoml")
         },
+        "cpu_ratio_to_raw_loop": round(
+            statistics.median(a / b for a, b in zip(cpu[MODEL], cpu["the raw loop"], strict=True)),
+            2,
+        ),
         "p50_ms_one_connection": {
             name: round(statistics.median(values), 3) for name, values in median.items()
         },
     }
     print(json.dumps(result, indent=2))
     write_result(arguments.out, result)
+
+
+def _raw(classifier: Classifier, texts: list[str]) -> tuple[float, float]:
+    """CPU seconds per text, and the median text's wall seconds, one text at a time."""
+    latencies = []
+    before = time.process_time()
+    for text in texts:
+        started = time.perf_counter()
+        classifier.classify([text])
+        latencies.append(time.perf_counter() - started)
+    return (time.process_time() - before) / len(texts), statistics.median(latencies)
 
 
 if __name__ == "__main__":
