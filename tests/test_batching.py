@@ -264,6 +264,20 @@ def test_the_work_of_a_caller_who_left_is_dropped() -> None:
     assert [ids(batch) for batch in gate.batches] == [[0], [99]]
 
 
+def test_who_left_while_the_batch_ran_is_not_told() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        caller = Caller(engine)
+        gone = caller.ask(window(0))
+        gate.wait_until_busy()
+        engine.cancel(gone)
+        stays = caller.ask(window(1))
+        gate.open()
+        caller.wait_for(1)
+        engine.close(SECONDS)
+    assert caller.order == [stays]
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     gate = Gate(is_open=False)
     with engine_of(gate, queue_tokens=40) as engine:

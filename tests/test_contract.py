@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +25,10 @@ from hypothesis import strategies as st
 from service.classifier import Classifier
 from service.model_package import read_manifest
 from service.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
+from tests.conftest import ROOT
 from tests.servers import serving
 
 SERVICE = "service.service:TextClassifier"
-KEY = "a-key-of-this-test-0123456789"
 # Far above what the tiny model takes; below what a person would wait.
 SECONDS = 30
 
@@ -372,8 +374,18 @@ def test_a_hundred_thousand_bodies_are_answered(server: Server) -> None:
 
 
 def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text(f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()} test\n", "utf-8")
+    # As the README makes one.
+    readme = (ROOT / "README.md").read_text("utf-8")
+    making = re.findall(r"^(?:KEY=|echo \"sha256:).*$", readme, re.MULTILINE)
+    assert len(making) == 2
+    key = subprocess.run(
+        ["bash", "-ec", "\n".join([*making, 'printf %s "$KEY"'])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    keys = tmp_path / "api-keys"
     environment = {
         "WHETSTONE_PACKAGE": str(tiny_package),
         "WHETSTONE_API_KEYS_FILE": str(keys),
@@ -385,7 +397,7 @@ def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: 
         for path in ("/info", "/docs.json", "/", "/schema.json"):
             assert server.ask(path, method="GET")[0] == 401
         assert server.ask("/classify", {"input": "a"})[0] == 401
-        headers = {"Authorization": f"Bearer {KEY}"}
+        headers = {"Authorization": f"Bearer {key}"}
         assert server.ask("/classify", {"input": "a"}, headers=headers)[0] == 200
         assert server.ask("/schema.json", method="GET", headers=headers)[0] == 200
         other = "another-key-0123456789"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
 import re
 import tomllib
 from collections import Counter
@@ -147,3 +148,23 @@ def test_the_readmes_variables_are_the_settings() -> None:
 def test_the_readme_counts_the_examples_rows() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert f"{len(rows('train')):,} to train on and {len(rows('test'))} to" in readme
+
+
+def test_the_readmes_figures_are_those_of_the_benchmarks() -> None:
+    results = ROOT / "benchmarks" / "results"
+    http = json.loads((results / "http.json").read_text("utf-8"))
+    batching = json.loads((results / "batching.json").read_text("utf-8"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.split("## How fast it is")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    cpu, p50 = http["cpu_ms_per_request"], http["p50_ms_one_connection"]
+    for name in cpu:
+        assert any(row.endswith(f"| {cpu[name]:.2f} | {p50[name]:.2f} |") for row in rows), name
+    kinds = batching["cpu_ms_per_text"]
+    for name in kinds["short"]:
+        short, mixed, long = (kinds[kind][name] for kind in ("short", "mixed", "long"))
+        end = f"| {short:.2f} | {mixed:.2f} | {long:.1f} |"
+        assert any(row.endswith(end) for row in rows), name
+    for kind in ("mixed", "short"):
+        share = batching["overload_by_deadline"][kind]["1 s"]["late_share_of_accepted"]
+        assert f"{share:.3%}" in section
