@@ -96,6 +96,20 @@ def available_cores() -> int:
     return max(1, cores or 1)
 
 
+def check_device(device: Device) -> None:
+    """Refuse a device that this ONNX Runtime was not built for.
+
+    Raises:
+        DeviceError: the message says what is there and what to install.
+    """
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[device] not in available:
+        raise DeviceError(
+            f"ONNX Runtime {onnxruntime.__version__} has no {PROVIDERS[device]} here, only "
+            f"{', '.join(available)}: install onnxruntime-gpu, or serve on the CPU"
+        )
+
+
 class Classifier:
     """A verified package, ready to answer.
 
@@ -150,13 +164,8 @@ class Classifier:
                 f"{folder / TOKENIZER_FILE} does not state its padding and truncation: "
                 "export the package again"
             )
+        check_device(device)
         provider = PROVIDERS[device]
-        available = onnxruntime.get_available_providers()
-        if provider not in available:
-            raise DeviceError(
-                f"ONNX Runtime {onnxruntime.__version__} has no {provider} here, only "
-                f"{', '.join(available)}: install onnxruntime-gpu, or serve on the CPU"
-            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1

@@ -164,7 +164,7 @@ class Routes:
             await self._bentoml(scope, receive, send)
             return
         path: str = scope["path"]
-        if path in ROUTES and not self.settings.tracing:
+        if path in ROUTES and self.settings.tracing_url is None:
             await self.serve(scope, receive, send)
             return
         request = Request.of(scope, receive)

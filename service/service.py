@@ -27,7 +27,13 @@ from starlette.types import ASGIApp
 
 from service.api_keys import ApiKeys, ApiKeysError
 from service.batching import BATCH_TOKENS, Engine
-from service.classifier import Classifier, DeviceError, GoldenMismatchError, available_cores
+from service.classifier import (
+    Classifier,
+    DeviceError,
+    GoldenMismatchError,
+    available_cores,
+    check_device,
+)
 from service.metrics import Metrics
 from service.model_package import MODEL_STORE_NAME, PackageError, read_golden, verify_package
 from service.routes import Routes, TracedRoutes, access_logger
@@ -91,7 +97,8 @@ def sound_model(tag: str) -> BentoModel:
 try:
     settings = read_settings()
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
-except (SettingsError, ApiKeysError) as error:
+    check_device(settings.device)
+except (SettingsError, ApiKeysError, DeviceError) as error:
     raise BentoMLException(str(error)) from None
 
 routes = Routes(settings, keys)
@@ -101,12 +108,21 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
     """BentoML's service with our routes in front of its middlewares.
 
     Those cost several times what a route does: an access log, spans and metrics by raw path. With
-    `WHETSTONE_TRACING` requests go through them all the same.
+    `WHETSTONE_TRACING_URL` requests go through them all the same.
     """
+
+    def schema(self) -> dict[str, Any]:
+        """What BentoML's clients read; BentoML makes "a text" of "a text or a list of texts"."""
+        content: dict[str, Any] = super().schema()
+        for route in content["routes"]:
+            if route["route"] == "/classify":
+                route["input"] |= ClassifyRequest.model_json_schema()
+                route["output"] |= ClassifyResponse.model_json_schema()
+        return content
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """What the worker runs."""
-        if settings.tracing:
+        if settings.tracing_url:
             self.add_asgi_middleware(TracedRoutes, routes=routes)
         routes.bentoml = super().to_asgi(is_main=is_main)
         if not settings.cors_origins:
@@ -120,12 +136,24 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
         )
 
 
+def tracing() -> dict[str, Any]:
+    """BentoML's settings of OpenTelemetry; nothing is collected without an address."""
+    if settings.tracing_url is None:
+        return {}
+    return {
+        "exporter_type": "otlp",
+        "sample_rate": settings.tracing_sample_rate,
+        "otlp": {"protocol": "http", "endpoint": settings.tracing_url},
+    }
+
+
 @bentoml.service(
     name="text-classifier",
     service_class=ThinService,
     # Ours is by switch and knows the request's id; the deadline of a request is ours, too.
     logging={"access": {"enabled": False}},
     traffic={"timeout": 86_400},
+    tracing=tracing(),
 )
 class TextClassifier:
     """Classifies text: `POST /classify`, `GET /info`."""

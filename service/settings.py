@@ -56,7 +56,12 @@ class Settings(Limits):
         (), description="origins whose pages may call the service, separated by commas; none"
     )
     access_log: bool = Field(False, description="write a JSON line for every request; never text")
-    tracing: bool = Field(False, description="OpenTelemetry spans, by BentoML's `tracing` settings")
+    tracing_url: str | None = Field(
+        None, pattern="^https?://", description="OTLP/HTTP address that OpenTelemetry spans go to"
+    )
+    tracing_sample_rate: float = Field(
+        1.0, ge=0, le=1, description="share of requests traced, where the caller has not decided"
+    )
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:

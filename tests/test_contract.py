@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import json
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import bentoml
@@ -409,17 +412,46 @@ def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: 
         assert server.ask("/classify", {"input": "a"}, headers=headers)[0] == 401
 
 
-def test_a_traced_request_is_answered_alike(tiny_package: Path, tmp_path: Path) -> None:
-    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_TRACING": "1"}
-    with serving(SERVICE, environment) as address:
-        server = Server(address, tmp_path)
-        assert server.ask("/classify", {"input": "a"})[0] == 200
-        assert server.ask("/classify", {"input": ""})[0] == 422
-        assert server.ask("/info", method="GET")[0] == 200
-        assert server.ask("/nowhere", method="GET")[0] == 404
-        # BentoML's own middlewares were on the way.
-        _, metrics, _ = server.ask("/metrics", method="GET")
-        assert 'endpoint="/classify"' in metrics
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what an OTLP exporter sends."""
+
+    received: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        zipped = self.headers.get("Content-Encoding") == "gzip"
+        self.received.append(gzip.decompress(body) if zipped else body)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_traced_requests_are_answered_alike_and_seen(tiny_package: Path, tmp_path: Path) -> None:
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "WHETSTONE_TRACING_URL": f"http://127.0.0.1:{collector.server_port}/v1/traces",
+    }
+    try:
+        with serving(SERVICE, environment) as address:
+            server = Server(address, tmp_path)
+            assert server.ask("/classify", {"input": "somebody's text"})[0] == 200
+            assert server.ask("/classify", {"input": ""})[0] == 422
+            assert server.ask("/info", method="GET")[0] == 200
+            assert server.ask("/nowhere", method="GET")[0] == 404
+            deadline = time.monotonic() + SECONDS
+            while b"/classify" not in b"".join(Collector.received):
+                assert time.monotonic() < deadline, "no span came"
+                time.sleep(0.1)
+        spans = b"".join(Collector.received)
+        assert b"text-classifier" in spans
+        assert b"somebody" not in spans
+    finally:
+        collector.shutdown()
+        collector.server_close()
 
 
 def test_callers_side_by_side_get_what_they_get_alone(server: Server, tiny_package: Path) -> None:

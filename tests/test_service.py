@@ -96,6 +96,8 @@ def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path)
     [
         ({"WHETSTONE_PACKAGE": "/nowhere"}, "/nowhere is not a model package"),
         ({"WHETSTONE_PACKGE": "x"}, "did you mean WHETSTONE_PACKAGE"),
+        ({"WHETSTONE_DEVICE": "cuda"}, "has no CUDAExecutionProvider here"),
+        ({"WHETSTONE_API_KEYS_FILE": "/nowhere"}, "/nowhere cannot be read"),
     ],
 )
 def test_what_cannot_be_served_ends_with_one_sentence(
