@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -43,13 +44,14 @@ from service.schemas import (
     parse_predict_request,
     parse_request,
 )
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 
 logger = logging.getLogger("bentoml.service")
 access_logger = logging.getLogger("whetstone.access")
 
-# Texts of so many characters together are tokenized where they came: less than a millisecond, and
-# handing them to a thread would cost more. More go to threads, in parts of so many.
+# So few texts of so few characters together are tokenized where they came: less than a millisecond,
+# and handing them to a thread would cost more. More go to threads, in parts of so many.
+INLINE_TEXTS = 32
 INLINE_CHARACTERS = 2_000
 PART_CHARACTERS = 10_000
 # So many characters may wait for those threads.
@@ -116,11 +118,22 @@ class Routes:
         settings: limits, and what else the operator decides.
         keys: who may ask; everybody when None.
         bentoml: the application that has BentoML's own routes.
+
+    Raises:
+        SettingsError: a route that is to be open is none.
     """
 
     def __init__(
         self, settings: Settings, keys: ApiKeys | None = None, bentoml: ASGIApp | None = None
     ) -> None:
+        known = [*ROUTES, *sorted(BENTOML_ROUTES)]
+        for route in settings.open_routes:
+            if route not in known:
+                nearest = difflib.get_close_matches(route, known, n=1, cutoff=0.0)[0]
+                raise SettingsError(
+                    f"WHETSTONE_OPEN_ROUTES names {route}, which is no route: "
+                    f"did you mean {nearest}?"
+                )
         self.settings = settings
         self.bentoml = bentoml
         self._keys = keys
@@ -337,7 +350,7 @@ class Routes:
         classifier, _ = self._serving()
         sizes = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
         total = sum(sizes)
-        if total <= INLINE_CHARACTERS:
+        if total <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS:
             return classifier.encode(texts, keep_end=keep_end)
         if self._tokenizing and self._tokenizing + total > TOKENIZER_QUEUE_CHARACTERS:
             raise _overloaded(1.0)

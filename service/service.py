@@ -98,10 +98,9 @@ try:
     settings = read_settings()
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
     check_device(settings.device)
+    routes = Routes(settings, keys)
 except (SettingsError, ApiKeysError, DeviceError) as error:
     raise BentoMLException(str(error)) from None
-
-routes = Routes(settings, keys)
 
 
 class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed

@@ -98,6 +98,7 @@ def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path)
         ({"WHETSTONE_PACKGE": "x"}, "did you mean WHETSTONE_PACKAGE"),
         ({"WHETSTONE_DEVICE": "cuda"}, "has no CUDAExecutionProvider here"),
         ({"WHETSTONE_API_KEYS_FILE": "/nowhere"}, "/nowhere cannot be read"),
+        ({"WHETSTONE_OPEN_ROUTES": "/livez,/metric"}, "did you mean /metrics?"),
     ],
 )
 def test_what_cannot_be_served_ends_with_one_sentence(
