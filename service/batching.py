@@ -14,7 +14,9 @@ length. A short text thus overtakes a long one that came before it, and the wind
 request take turns with everybody else's. A window can be overtaken only by what arrives within that
 time after it, so nothing starves. It is deadline-driven scheduling (Liu and Layland, "Scheduling
 Algorithms for Multiprogramming in a Hard-Real-Time Environment", JACM 20(1), 1973, section 7): the
-deadline is what the work itself would justify, or the request's own where that is tighter.
+deadline is what the work itself would justify, or the request's own where that is tighter. Where
+long texts are late, that alone would put all of them before a short one; so after a batch of a long
+text the short ones have a turn of as many tokens, and wait for one such batch, not for many.
 
 **What is refused.** The time that a token takes is measured all the time. A request is refused at
 once when the work before it and its own would take it past its deadline, or when the queue holds
@@ -48,9 +50,9 @@ MAX_PADDING = 0.1
 PATIENCE = 8.0
 # Refuse what would be ready only after this share of the time it has, less what answers were late
 # by recently: the measured time per token is a mean, and batches are not taken strictly in turn.
-USABLE_TIME = 0.8
+USABLE_TIME = 0.75
 # In so many seconds, half of a lateness is forgotten.
-LATENESS_HALF_LIFE = 2.0
+LATENESS_HALF_LIFE = 5.0
 # How fast the measured time per token follows a change: the weight of 1,000 new tokens.
 FOLLOWING = 0.1
 # Before anything was measured: seconds per token of a small encoder on one core.
@@ -158,6 +160,8 @@ class Engine:
         self._waiting_windows = 0
         self._waiting_tokens = 0
         self._running_tokens = 0
+        # Tokens that short texts may take before the next long one.
+        self._short_turn = 0
         self._idle = 0
         self._number = 0
         self._closing = False
@@ -317,12 +321,10 @@ class Engine:
 
     def _take(self) -> tuple[list[_Entry], int]:
         """The next batch and its padded width, with the lock held and something waiting."""
-        first: _Entry | None = None
-        width = 0
-        for length in list(self._waiting):
-            entry = self._first_of(length)
-            if entry is not None and (first is None or entry < first):
-                first, width = entry, length
+        heads = [(self._first_of(length), length) for length in list(self._waiting)]
+        waiting = [(entry, length) for entry, length in heads if entry is not None]
+        short = [(entry, length) for entry, length in waiting if not self._is_long(length)]
+        _, width = min(short if short and self._short_turn > 0 else waiting)
         # What waits is shared with the threads that are idle, too.
         share = -(-self._waiting_windows // (self._idle + 1))
         budget = max(self.batch_tokens, width)
@@ -345,7 +347,16 @@ class Engine:
                 break
         self._waiting_windows -= len(batch)
         self._waiting_tokens -= used
+        padded = width * len(batch)
+        if self._is_long(width):
+            self._short_turn = padded
+        else:
+            self._short_turn = max(0, self._short_turn - padded)
         return batch, width
+
+    def _is_long(self, length: int) -> bool:
+        """Whether a text leaves no room for others in its batch."""
+        return length > self.batch_tokens // 2
 
     def _first_of(self, length: int) -> _Entry | None:
         """The entry of that length which is due first; those of closed jobs are dropped."""

@@ -179,6 +179,13 @@ class Classifier:
                 f"{folder / MODEL_FILE} cannot be loaded by ONNX Runtime "
                 f"{onnxruntime.__version__}: export the package again"
             ) from error
+        # ONNX Runtime falls back to the CPU without an error (onnxruntime#23372).
+        active = session.get_providers()[0]
+        if active != provider:
+            raise DeviceError(
+                f"ONNX Runtime could not start {provider} and fell back to {active}: check the "
+                "driver and the CUDA libraries"
+            )
         return cls(manifest, tokenizer, session, threads or available_cores())
 
     def encode(self, texts: Sequence[Text], *, keep_end: bool = False) -> list[EncodedText]:

@@ -214,6 +214,33 @@ def test_what_is_old_enough_is_not_overtaken() -> None:
     assert [ids(batch) for batch in gate.batches] == [[0], [1], [2]]
 
 
+def test_short_texts_have_their_turn_between_long_ones_that_are_late() -> None:
+    gate = Gate(is_open=False)
+    with engine_of(gate, batch_tokens=16) as engine:
+        # So fast a model that everything is due in the order in which it came.
+        engine._seconds_per_token = 1e-12
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        for number in range(1, 5):
+            caller.ask(window(number, 12))
+        for number in range(5, 17):
+            caller.ask(window(number))
+        gate.open()
+        caller.wait_for(17)
+    # Twelve tokens of long text, then at least as many of short ones: four in a batch.
+    assert [ids(batch) for batch in gate.batches] == [
+        [0],
+        [1],
+        [5, 6, 7, 8],
+        [2],
+        [9, 10, 11, 12],
+        [3],
+        [13, 14, 15, 16],
+        [4],
+    ]
+
+
 def test_an_error_is_the_answer_of_its_own_batch_only(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate(is_open=False, fails_on=2)
     with engine_of(gate, batch_tokens=8) as engine:
@@ -327,15 +354,15 @@ def test_lateness_is_allowed_for_and_forgotten(monkeypatch: pytest.MonkeyPatch) 
     with engine_of(gate) as engine:
         engine._seconds_per_token = 0.01
         caller = Caller(engine)
-        # By what is known it is ready after 0.8 s at most, 0.4 of which others may take.
+        # By what is known it is ready after 0.75 s at most, 0.35 of which others may take.
         job = caller.ask(window(0, 40), seconds=1)
         gate.wait_until_busy()
-        engine.cancel(caller.ask(window(1, 35), seconds=1))
+        engine.cancel(caller.ask(window(1, 30), seconds=1))
         now += 0.9
         engine.cancel(job)
-        # It was late by 0.1 s, so 0.35 s after the 0.4 s of the one that runs are too much.
+        # It was late by 0.15 s, so 0.3 s after the 0.4 s of the one that runs are too much.
         with pytest.raises(OverloadedError):
-            caller.ask(window(1, 35), seconds=1)
+            caller.ask(window(1, 30), seconds=1)
         # However late it was, half of the time counts as usable.
         engine._lateness = 100.0
         assert caller.ask(window(1, 20), seconds=2) is not None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from service.classifier import (
     BATCH_TOKENS,
     Classifier,
+    DeviceError,
     GoldenMismatchError,
     available_cores,
     length_sorted_batches,
@@ -157,3 +159,19 @@ def test_softmax_survives_large_logits() -> None:
 
 def test_there_is_at_least_one_core() -> None:
     assert available_cores() >= 1
+
+
+def test_a_device_that_is_not_there_is_refused_before_and_after_loading(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DeviceError, match="has no CUDAExecutionProvider here"):
+        Classifier.load(tiny_package, device="cuda")
+    # A build for CUDA on a machine without its libraries: ONNX Runtime falls back, and says so
+    # only in its log.
+    claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: claimed)
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(DeviceError, match="fell back to CPUExecutionProvider"),
+    ):
+        Classifier.load(tiny_package, device="cuda")

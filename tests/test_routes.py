@@ -384,6 +384,20 @@ def test_past_its_deadline_a_request_is_answered_and_dropped(classifier: Classif
     assert slow.batches == 1
 
 
+def test_nobody_gets_more_time_than_the_operator_gives(classifier: Classifier) -> None:
+    slow = Slow(classifier)
+
+    async def scenario(routes: Routes) -> None:
+        asked = asyncio.create_task(
+            ask(routes, {"input": "a"}, headers={"x-request-timeout-ms": "600000"})
+        )
+        assert (await asyncio.wait_for(asked, 30))[0] == 504
+        slow.gate.release()
+
+    with routes_of(slow, timeout_ms=150) as routes:
+        asyncio.run(scenario(routes))
+
+
 def test_a_full_queue_is_answered_at_once_with_when_to_come_again(classifier: Classifier) -> None:
     slow = Slow(classifier)
 
