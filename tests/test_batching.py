@@ -366,7 +366,7 @@ def test_lateness_is_allowed_for_and_forgotten(monkeypatch: pytest.MonkeyPatch) 
         # However late it was, half of the time counts as usable.
         engine._lateness = 100.0
         assert caller.ask(window(1, 20), seconds=2) is not None
-        now += 60
+        now += 120
         assert engine._margin(1.0) < 1e-3
 
 
