@@ -190,7 +190,7 @@ class Routes:
             except RequestError as error:
                 await send_answer(send, request, error_answer(error))
                 return
-        await self._bentoml(scope, receive, send)
+        await self._bentoml(scope, receive, _with_policy(send))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to one of our routes."""
@@ -481,6 +481,18 @@ ROUTES = {
 }
 BENTOML_ROUTES = frozenset({"/", "/livez", "/readyz", "/healthz", "/metrics", "/schema.json"})
 BENTOML_FILES = "/static_content/"
+PAGE_POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+
+
+def _with_policy(send: Send) -> Send:
+    """Keep BentoML's page to what this server sends: it would load a tracker of Google's."""
+
+    async def send_with_policy(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"content-security-policy", PAGE_POLICY)]
+        await send(message)
+
+    return send_with_policy
 
 
 async def _never() -> Message:

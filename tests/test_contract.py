@@ -286,6 +286,14 @@ def test_a_stranger_makes_no_series(server: Server) -> None:
     assert 'whetstone_requests_total{route="/classify",status="200"}' in metrics
 
 
+def test_bentomls_page_asks_nobody_else(server: Server) -> None:
+    status, page, headers = server.ask("/", method="GET")
+    assert status == 200 and "swagger" in page
+    # Its inline script would fetch one from elsewhere.
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';") and "script-src" not in policy
+
+
 def test_info_names_the_version(server: Server, tiny_package: Path) -> None:
     status, answer, _ = server.ask("/info", method="GET")
     assert (status, answer["version"]) == (200, read_manifest(tiny_package).version)
