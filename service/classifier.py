@@ -23,14 +23,14 @@ from tokenizers import Encoding, Tokenizer
 from service.decisions import (
     Decision,
     FloatArray,
-    aggregate_windows,
     decide,
     margin,
-    probabilities,
+    text_probabilities,
 )
 from service.model_package import (
     MODEL_FILE,
     TOKENIZER_FILE,
+    Behaviour,
     Manifest,
     PackageFileError,
     Text,
@@ -79,6 +79,11 @@ class Prediction(Decision):
     tokens: int
     windows: int
     truncated: bool
+
+    @property
+    def answer(self) -> frozenset[str]:
+        """The answered label or labels, for comparing answers."""
+        return frozenset([self.label] if self.labels is None else self.labels)
 
 
 def available_cores() -> int:
@@ -239,26 +244,7 @@ class Classifier:
 
     def predictions(self, encoded: Sequence[EncodedText], logits: FloatArray) -> list[Prediction]:
         """Logits of all windows, of shape (windows, labels), as one answer a text, in order."""
-        manifest = self.manifest
-        probs = aggregate_windows(
-            probabilities(logits, manifest.task),
-            [len(text.windows) for text in encoded],
-            manifest.task,
-            manifest.window_aggregation,
-        )
-        return [
-            Prediction(
-                decision.label,
-                decision.score,
-                decision.probs,
-                decision.labels,
-                decision.abstained,
-                tokens=sum(map(len, text.windows)),
-                windows=len(text.windows),
-                truncated=text.truncated,
-            )
-            for decision, text in zip(decide(probs, manifest), encoded, strict=True)
-        ]
+        return predictions(self.manifest, encoded, logits)
 
     def classify(
         self,
@@ -279,6 +265,20 @@ class Classifier:
         if not texts:
             return []
         encoded = self.encode(texts)
+        logits = self.window_logits(encoded, batch_size=batch_size, on_batch=on_batch)
+        return self.predictions(encoded, logits)
+
+    def window_logits(
+        self,
+        encoded: Sequence[EncodedText],
+        *,
+        batch_size: int = 32,
+        on_batch: Callable[[int], object] | None = None,
+    ) -> FloatArray:
+        """Logits of the windows of all texts, one after another, of shape (windows, labels).
+
+        Batches, threads and arguments are those of `classify`.
+        """
         windows = [window for text in encoded for window in text.windows]
         first = np.cumsum([0] + [len(text.windows) for text in encoded])[:-1]
         starts_text = np.zeros(len(windows), dtype=bool)
@@ -297,7 +297,7 @@ class Classifier:
         else:
             with ThreadPoolExecutor(self.threads) as pool:
                 list(pool.map(run, batches))
-        return self.predictions(encoded, logits)
+        return logits
 
     def check_golden(self, folder: str | Path) -> int:
         """Ask the golden texts again; return how many there are. Warms the session up, too.
@@ -323,6 +323,26 @@ class Classifier:
                     "export the package again"
                 )
         return len(golden)
+
+
+def predictions(
+    behaviour: Behaviour, encoded: Sequence[EncodedText], logits: FloatArray
+) -> list[Prediction]:
+    """Logits of all windows, of shape (windows, labels), as one answer a text, in order."""
+    probs = text_probabilities(logits, [len(text.windows) for text in encoded], behaviour)
+    return [
+        Prediction(
+            decision.label,
+            decision.score,
+            decision.probs,
+            decision.labels,
+            decision.abstained,
+            tokens=sum(map(len, text.windows)),
+            windows=len(text.windows),
+            truncated=text.truncated,
+        )
+        for decision, text in zip(decide(probs, behaviour), encoded, strict=True)
+    ]
 
 
 def length_sorted_batches(

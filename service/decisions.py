@@ -51,6 +51,31 @@ def probabilities(logits: FloatArray, task: Task) -> FloatArray:
     return softmax(logits) if task == "single_label" else sigmoid(logits)
 
 
+def calibrated(logits: FloatArray, behaviour: Behaviour) -> FloatArray:
+    """Logits of shape (windows, labels) as the package's calibration has them.
+
+    One temperature for all labels (Guo et al. 2017, "On Calibration of Modern Neural Networks",
+    section 4.2), or a slope and an intercept for each (Platt 1999, "Probabilistic Outputs for
+    Support Vector Machines").
+    """
+    if behaviour.platt:
+        slopes, intercepts = np.asarray(
+            [behaviour.platt[label] for label in behaviour.labels], dtype=np.float32
+        ).T
+        return np.asarray(logits * slopes + intercepts, dtype=np.float32)
+    if behaviour.temperature == 1:
+        return logits
+    return np.asarray(logits / np.float32(behaviour.temperature), dtype=np.float32)
+
+
+def text_probabilities(
+    logits: FloatArray, windows: Sequence[int], behaviour: Behaviour
+) -> FloatArray:
+    """Logits of all windows, of shape (windows, labels), as calibrated probabilities of texts."""
+    probs = probabilities(calibrated(logits, behaviour), behaviour.task)
+    return aggregate_windows(probs, windows, behaviour.task, behaviour.window_aggregation)
+
+
 def aggregate_windows(
     probs: FloatArray, windows: Sequence[int], task: Task, how: Aggregation | None
 ) -> FloatArray:

@@ -28,7 +28,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-FORMAT_VERSION = 1
+# A package states the format that it was written in; those of earlier ones are read as well.
+FORMAT_VERSION = 2
+READABLE_FORMATS = (1, 2)
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 MANIFEST_FILE = "manifest.json"
@@ -38,7 +40,8 @@ HASHED_FILES = (MODEL_FILE, TOKENIZER_FILE, GOLDEN_FILE)
 PACKAGE_FILES = (*HASHED_FILES, MANIFEST_FILE, CARD_FILE)
 MODEL_STORE_NAME = "text-classifier"
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "fp16"]
+TargetDevice = Literal["cpu", "gpu"]
 Task = Literal["single_label", "multi_label"]
 LongText = Literal["truncate", "window"]
 Aggregation = Literal["mean", "max"]
@@ -70,6 +73,8 @@ class FileRecord(_Strict):
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Slope = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Intercept = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Behaviour(_Strict):
@@ -77,7 +82,9 @@ class Behaviour(_Strict):
 
     `thresholds` by label: of a multi-label package every label has one; a single-label package
     has none, or one for the positive label of its two. `window_stride` is the number of tokens
-    that neighbouring windows share (the meaning that `tokenizers` gives `stride`).
+    that neighbouring windows share (the meaning that `tokenizers` gives `stride`). Calibration:
+    a single-label package divides its logits by `temperature`; a multi-label one makes
+    `slope * logit + intercept` of each label's, by `platt` (all labels, or none for 1 and 0).
     """
 
     task: Task = "single_label"
@@ -89,6 +96,9 @@ class Behaviour(_Strict):
     window_aggregation: Aggregation | None = None
     thresholds: dict[str, Probability] = Field(default_factory=dict)
     abstain_threshold: Probability | None = None
+    temperature: Slope = 1.0
+    platt: dict[str, tuple[Slope, Intercept]] = Field(default_factory=dict)
+    target_device: TargetDevice = "cpu"
 
     @property
     def has_pairs(self) -> bool:
@@ -113,6 +123,10 @@ class Behaviour(_Strict):
             raise ValueError("a single-label package has a threshold for one of two labels")
         if self.task == "multi_label" and self.abstain_threshold is not None:
             raise ValueError("a multi-label package has no abstain threshold")
+        if self.platt and (self.task == "single_label" or set(self.platt) != set(self.labels)):
+            raise ValueError("platt has coefficients for every label of a multi-label package")
+        if self.temperature != 1 and self.task == "multi_label":
+            raise ValueError("temperature belongs to a single-label package")
         windows = self.long_text == "window"
         if windows != (self.window_stride is not None):
             raise ValueError("window_stride belongs to long_text: window")
@@ -137,8 +151,9 @@ class Manifest(Behaviour):
     """`manifest.json`: everything a server must know beside model and tokenizer.
 
     `version` is a digest of model, tokenizer and behaviour, so equal content has an equal
-    version; `created_at` gives the order. `metrics`, `parity` and `provenance` are evidence
-    for people: nothing in them changes an answer.
+    version; `created_at` gives the order. `metrics`, `parity`, `selection` (which graphs were
+    tried, and why this one ships), `calibration` (how it was fitted, before and after) and
+    `provenance` are evidence for people: nothing in them changes an answer.
     """
 
     format_version: int = FORMAT_VERSION
@@ -149,6 +164,8 @@ class Manifest(Behaviour):
     score_tolerance: float = Field(ge=0, description="largest score change between copies")
     metrics: dict[str, Any] = Field(default_factory=dict)
     parity: dict[str, Any] = Field(default_factory=dict)
+    selection: dict[str, Any] = Field(default_factory=dict)
+    calibration: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     profile: Profile
     files: dict[str, FileRecord]
@@ -215,9 +232,10 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise PackageFileError(f"{path} cannot be read: {type(error).__name__}") from error
     found = content.get("format_version") if isinstance(content, dict) else None
-    if found != FORMAT_VERSION:
+    if found not in READABLE_FORMATS:
         raise PackageFormatError(
-            f"{path} has format_version {found!r}, this Whetstone reads {FORMAT_VERSION}: "
+            f"{path} has format_version {found!r}, this Whetstone reads "
+            f"{' and '.join(map(str, READABLE_FORMATS))}: "
             "use the Whetstone that made the package, or export it again with this one"
         )
     try:
@@ -258,6 +276,22 @@ def verify_package(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`: whole or not at all."""
     write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def seal_package(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash the files of `folder` into the manifest, give it its version, and write it.
+
+    Args:
+        manifest: all but `files` and `version`; without golden texts yet, they are none.
+    """
+    (folder / GOLDEN_FILE).touch()
+    files = {name: file_record(folder / name) for name in HASHED_FILES}
+    sealed = manifest.model_copy(
+        update={"files": files, "version": package_version(files, manifest)}
+    )
+    sealed = Manifest.model_validate(sealed.model_dump())
+    write_manifest(folder, sealed)
+    return sealed
 
 
 def write_text(path: Path, content: str) -> None:

@@ -29,19 +29,28 @@ from service.api_keys import ApiKeys, ApiKeysError
 from service.batching import BATCH_TOKENS, Engine
 from service.classifier import (
     Classifier,
+    Device,
     DeviceError,
     GoldenMismatchError,
     available_cores,
     check_device,
 )
 from service.metrics import Metrics
-from service.model_package import MODEL_STORE_NAME, PackageError, read_golden, verify_package
+from service.model_package import (
+    MODEL_STORE_NAME,
+    PackageError,
+    TargetDevice,
+    read_golden,
+    verify_package,
+)
 from service.routes import Routes, TracedRoutes, access_logger
 from service.schemas import ClassifyRequest, ClassifyResponse
 from service.settings import SettingsError, read_settings
 
 logger = logging.getLogger("bentoml.service")
 
+# The device that a package is made for, by WHETSTONE_DEVICE.
+TARGET_DEVICES: dict[Device, TargetDevice] = {"cpu": "cpu", "cuda": "gpu"}
 BENTO_FILE = Path(__file__).resolve().parents[2] / "bento.yaml"
 
 
@@ -74,15 +83,21 @@ def pinned_model(bento_file: Path = BENTO_FILE) -> str | None:
     return found[0]
 
 
-def refuse_unsound(package: Path) -> None:
-    """Raise BentoMLException when a folder is not a sound package.
+def refuse_unsound(package: Path, device: Device) -> None:
+    """Raise BentoMLException when a folder is not a sound package, or not one for `device`.
 
     Before a worker is started: BentoML would start one whose `__init__` fails again and again.
     """
     try:
-        verify_package(package)
+        manifest = verify_package(package)
     except PackageError as error:
         raise BentoMLException(str(error)) from None
+    if manifest.target_device != TARGET_DEVICES[device]:
+        raise BentoMLException(
+            f"{package} was made and proven for a {manifest.target_device.upper()}, and "
+            f"WHETSTONE_DEVICE is {device}: change that, or export the model again with "
+            f"target_device: {TARGET_DEVICES[device]}"
+        )
 
 
 def sound_model(tag: str) -> BentoModel:
@@ -90,7 +105,7 @@ def sound_model(tag: str) -> BentoModel:
     model = BentoModel(tag)
     stored = model.stored
     if stored is not None:
-        refuse_unsound(Path(stored.path))
+        refuse_unsound(Path(stored.path), settings.device)
     return model
 
 
@@ -162,7 +177,7 @@ class TextClassifier:
     if settings.package is None:
         model = sound_model(pinned_model() or bentoml.use_arguments(BuildArguments).model)
     else:
-        refuse_unsound(settings.package)
+        refuse_unsound(settings.package, settings.device)
 
     def __init__(self) -> None:
         """Load, verify and warm up; until this returns, no probe is answered."""
@@ -184,8 +199,9 @@ class TextClassifier:
             queue_tokens=settings.queue_tokens,
         )
         # So that the first requests are judged by a measured time per token.
-        for answer in read_golden(folder):
-            engine.run(classifier.encode([answer.input]))
+        stand_in = ("warm", "up") if classifier.manifest.has_pairs else "warm up"
+        for text in [answer.input for answer in read_golden(folder)] or [stand_in]:
+            engine.run(classifier.encode([text]))
         if settings.access_log:
             _log_accesses()
         routes.attach(classifier, engine, Metrics())

@@ -1,15 +1,26 @@
-"""Thresholds and abstention: the best that validation offers, and never between equal scores."""
+"""Calibration, thresholds and abstention: the best that validation offers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Encoding
 
-from service.classifier import Prediction
+from service.classifier import EncodedText, Prediction
+from service.decisions import text_probabilities
 from service.model_package import Manifest
-from training.calibrate import choose_threshold, with_abstention, with_choices
+from training import calibrate as calibrate_module
+from training.calibrate import (
+    choose_threshold,
+    finish,
+    with_abstention,
+    with_calibration,
+    with_choices,
+)
 from training.config import ExportArguments
 from training.errors import ExportError
 
@@ -109,3 +120,118 @@ def test_a_precision_that_no_threshold_reaches_is_refused() -> None:
         with_abstention(
             manifest(), ExportArguments(abstain_precision=0.9), truth, answers([0.9, 0.8, 0.7])
         )
+
+
+def overconfident(rows: int, factor: float, seed: int = 0) -> tuple[list[tuple[str]], np.ndarray]:
+    """Labels drawn from known probabilities, and logits that are `factor` times too large."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(rows, 3)) * 2
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = [("abc"[random.choice(3, p=row)],) for row in probs]
+    return truth, (logits * factor).astype(np.float32)
+
+
+def single(**fields: Any) -> Manifest:
+    return Manifest.model_construct(labels=("a", "b", "c"), max_length=8, **fields)
+
+
+def test_the_temperature_is_found_and_the_error_falls() -> None:
+    truth, logits = overconfident(2000, 3.0)
+    found = with_calibration(single(), truth, [1] * 2000, logits)
+    assert found.temperature == pytest.approx(3, rel=0.15)
+    evidence = found.calibration
+    assert evidence["method"] == "temperature"
+    assert evidence["after"]["ece"] < 0.04 < evidence["before"]["ece"]
+    assert evidence["after"]["log_loss"] < evidence["before"]["log_loss"]
+    answers_before = text_probabilities(logits, [1] * 2000, single()).argmax(axis=1)
+    answers_after = text_probabilities(logits, [1] * 2000, found).argmax(axis=1)
+    assert (answers_before == answers_after).all()
+
+
+def test_what_is_calibrated_is_left_alone() -> None:
+    """A temperature fitted to noise does not help rows that it was not fitted on."""
+    left = 0
+    for seed in range(10):
+        truth, logits = overconfident(300, 1.0, seed)
+        found = with_calibration(single(), truth, [1] * 300, logits)
+        left += found.temperature == 1
+        if found.temperature == 1:
+            assert found.calibration["method"] is None
+            assert "does not fall" in found.calibration["reason"]
+    assert left >= 5
+
+
+def test_few_rows_are_not_calibrated_and_say_so() -> None:
+    truth, logits = overconfident(49, 3.0)
+    found = with_calibration(single(), truth, [1] * 49, logits)
+    assert found.temperature == 1
+    assert found.calibration["reason"] == "49 validation rows are fewer than 50"
+
+
+def test_a_calibration_that_makes_answers_worse_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    truth, logits = overconfident(500, 3.0)
+    rows = calibrate_module._Rows
+    counts = iter([400, 399])
+    monkeypatch.setattr(rows, "right", lambda *_: next(counts))
+    found = with_calibration(single(), truth, [1] * 500, logits)
+    assert found.temperature == 1
+    assert found.calibration["reason"] == "1 rows would be answered wrongly"
+
+
+def test_each_label_of_several_gets_its_coefficients_and_rare_ones_share_theirs() -> None:
+    random = np.random.default_rng(0)
+    names = ("x", "y", "rare")
+    logits = (random.normal(size=(3000, 3)) * 2).astype(np.float32)
+    logits[:, 2] -= 4
+    offsets = np.float32([1, -2, 0])
+    true_logits = logits * np.float32([0.5, 1, 1]) + offsets
+    truth = random.random((3000, 3)) < 1 / (1 + np.exp(-true_logits))
+    truth[:, 2] = False
+    truth[:3, 2] = True
+    labels = [tuple(name for name, has in zip(names, row, strict=True) if has) for row in truth]
+    draft = Manifest.model_construct(
+        task="multi_label", labels=names, thresholds=dict.fromkeys(names, 0.5), max_length=8
+    )
+    found = with_calibration(draft, labels, [1] * 3000, logits)
+    assert found.platt["x"] == pytest.approx((0.5, 1), abs=0.15)
+    assert found.platt["y"] == pytest.approx((1, -2), abs=0.2)
+    everything = calibrate_module._platt(
+        calibrate_module._Rows(draft, truth, np.ones(3000, dtype=int), logits), np.arange(3)
+    )
+    assert found.platt["rare"] == everything
+    assert found.calibration["after"]["ece"] < found.calibration["before"]["ece"]
+
+
+def test_windows_are_calibrated_as_the_texts_they_make() -> None:
+    """Each text is three equal windows: the same temperature as of one."""
+    truth, logits = overconfident(600, 3.0)
+    whole = with_calibration(single(), truth, [1] * 600, logits)
+    windows = single(long_text="window", window_stride=1, window_aggregation="mean")
+    split = with_calibration(windows, truth, [3] * 600, np.repeat(logits, 3, axis=0))
+    assert split.temperature == pytest.approx(whole.temperature, rel=1e-3)
+
+
+def test_thresholds_are_chosen_on_calibrated_probabilities() -> None:
+    random = np.random.default_rng(0)
+    truth = [("b",) if has else ("a",) for has in random.random(400) < 0.3]
+    evidence = np.asarray([1.0 if label == ("b",) else -1.0 for label in truth])
+    score = evidence + random.normal(size=400)
+    logits = np.stack([-score, score], axis=1).astype(np.float32) * 4
+    draft = Manifest.model_construct(labels=("a", "b"), max_length=8)
+    encoded = [EncodedText((encoding(),), truncated=False)] * 400
+    chosen, given = finish(draft, ExportArguments(positive_label="b"), truth, encoded, logits)
+    assert chosen.temperature > 2
+    probs = text_probabilities(logits, [1] * 400, chosen)
+    expected, _ = choose_threshold(np.asarray([x == ("b",) for x in truth]), probs[:, 1], None)
+    assert chosen.thresholds == {"b": expected}
+    assert [a.label for a in given] == ["b" if p >= expected else "a" for p in probs[:, 1]]
+
+
+def encoding() -> Encoding:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"x": 0, "[UNK]": 1}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer.encode("x")

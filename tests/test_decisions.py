@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.decisions import aggregate_windows, decide, margin, probabilities, sigmoid
+from service.decisions import (
+    aggregate_windows,
+    calibrated,
+    decide,
+    margin,
+    probabilities,
+    sigmoid,
+    text_probabilities,
+)
 from service.model_package import Behaviour
 
 SEVERAL: dict[str, Any] = {
@@ -35,6 +43,35 @@ def test_one_label_sums_to_one_and_several_do_not() -> None:
     logits = array([2.0, 1.0, 3.0])
     assert probabilities(logits, "single_label").sum() == pytest.approx(1)
     assert probabilities(logits, "multi_label").sum() > 1.5
+
+
+def test_a_temperature_softens_before_the_softmax() -> None:
+    behaviour = Behaviour(labels=("a", "b"), max_length=8, temperature=2.0)
+    logits = array([4.0, 0.0])
+    assert calibrated(logits, behaviour).tolist() == [[2.0, 0.0]]
+    expected = np.exp(2) / (np.exp(2) + 1)
+    assert text_probabilities(logits, [1], behaviour)[0, 0] == pytest.approx(expected)
+
+
+def test_each_label_has_its_slope_and_intercept_by_name() -> None:
+    platt = {"c": (0.5, 0.0), "a": (1.0, -1.0), "b": (2.0, 0.5)}
+    behaviour = Behaviour(**SEVERAL, platt=platt)
+    found = text_probabilities(array([1.0, 1.0, 4.0]), [1], behaviour)
+    np.testing.assert_allclose(found, sigmoid(array([0.0, 2.5, 2.0])), rtol=1e-6)
+
+
+def test_windows_are_calibrated_before_they_are_aggregated() -> None:
+    behaviour = Behaviour(
+        labels=("a", "b"),
+        max_length=8,
+        temperature=2.0,
+        long_text="window",
+        window_stride=1,
+        window_aggregation="mean",
+    )
+    logits = array([4.0, 0.0], [0.0, 8.0])
+    expected = probabilities(array([2.0, 0.0], [0.0, 4.0]), "single_label").mean(axis=0)
+    np.testing.assert_allclose(text_probabilities(logits, [2], behaviour)[0], expected, rtol=1e-6)
 
 
 @given(

@@ -15,6 +15,7 @@ from service.model_package import (
     PackageError,
     PackageFileError,
     PackageFormatError,
+    package_version,
     read_manifest,
     replacing_folder,
     verify_package,
@@ -54,8 +55,46 @@ def test_one_flipped_byte_is_refused_by_name(package: Path, name: str) -> None:
 
 def test_another_format_version_says_what_to_do(package: Path) -> None:
     change_manifest(package, lambda content: content.update(format_version=99))
-    with pytest.raises(PackageFormatError, match=r"format_version 99.*reads 1"):
+    with pytest.raises(PackageFormatError, match=r"format_version 99.*reads 1 and 2"):
         verify_package(package)
+
+
+def test_a_package_of_the_format_before_is_read(package: Path) -> None:
+    """With the version it was given then: what came since stands at its default."""
+    version = verify_package(package).version
+
+    def as_before(content: dict[str, Any]) -> None:
+        content["format_version"] = 1
+        for name in ("temperature", "platt", "target_device", "selection", "calibration"):
+            del content[name]
+
+    change_manifest(package, as_before)
+    manifest = verify_package(package)
+    assert (manifest.version, manifest.temperature, manifest.platt) == (version, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"platt": {"delivery": [1, 0]}}, "platt has coefficients for every label"),
+        ({"target_device": "tpu"}, "target_device"),
+    ],
+)
+def test_an_impossible_calibration_is_refused(
+    package: Path, fields: dict[str, Any], said: str
+) -> None:
+    change_manifest(package, lambda content: content.update(fields))
+    with pytest.raises(PackageFormatError, match=said):
+        verify_package(package)
+
+
+def test_calibration_is_part_of_the_version(package: Path) -> None:
+    """Another temperature is another answer."""
+    manifest = verify_package(package)
+    other = manifest.model_copy(update={"temperature": 1.5})
+    assert package_version(manifest.files, other) != manifest.version
 
 
 @pytest.mark.parametrize(

@@ -72,14 +72,14 @@ def test_imports_go_from_training_to_service_only() -> None:
             assert not [name for name in names if name.partition(".")[0] == "training"], path
 
 
-def test_only_export_knows_optimum() -> None:
+def test_only_the_exporter_knows_optimum() -> None:
     knowing = [
         path.name
         for path in (ROOT / "training").glob("*.py")
         if "import main_export" in path.read_text("utf-8")
         or "from optimum" in path.read_text("utf-8")
     ]
-    assert knowing == ["export.py"]
+    assert knowing == ["exporter.py"]
 
 
 def rows(split: str) -> list[tuple[str, str]]:

@@ -12,7 +12,8 @@ import pytest
 from bentoml.exceptions import BentoMLException
 
 from service.classifier import Classifier
-from service.service import pinned_model
+from service.model_package import read_manifest, seal_package, write_golden
+from service.service import pinned_model, refuse_unsound
 from tests.conftest import ROOT, example_rows
 from tests.servers import BENTOML, classify, get, serving
 
@@ -116,6 +117,22 @@ def test_what_cannot_be_served_ends_with_one_sentence(
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_package_for_the_other_device_is_refused(package: Path) -> None:
+    refuse_unsound(package, "cpu")
+    with pytest.raises(BentoMLException, match=r"proven for a CPU, and WHETSTONE_DEVICE is cuda"):
+        refuse_unsound(package, "cuda")
+    seal_package(package, read_manifest(package).model_copy(update={"target_device": "gpu"}))
+    with pytest.raises(BentoMLException, match=r"target_device: cpu"):
+        refuse_unsound(package, "cpu")
+
+
+def test_a_package_without_golden_texts_is_served(package: Path) -> None:
+    write_golden(package, [])
+    seal_package(package, read_manifest(package))
+    with serving("service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(package)}) as address:
+        assert classify(address, {"input": "hello"})["data"][0]["label"]
 
 
 BENTO = """\

@@ -83,10 +83,13 @@ def train(parsed: argparse.Namespace) -> None:
 def export(parsed: argparse.Namespace) -> None:
     """`whetstone export RECIPE`"""
     recipe, _ = _recipe(parsed)
+    from service.model_package import read_manifest
+    from training.candidates import print_selection
     from training.export import export as export_run
     from training.train import open_run
 
     package = export_run(open_run(recipe))
+    print_selection(read_manifest(package).selection)
     print(f"package: {package}")
     print(f"next: whetstone register {package}")
 

@@ -105,7 +105,23 @@ class DataArguments:
 class ExportArguments:
     """The package that ships."""
 
-    precision: Literal["fp32", "int8"] = _key("fp32", "fp32, or int8 (dynamic quantisation)")
+    precision: Literal["auto", "int8", "optimised", "fp32", "fp16"] = _key(
+        "auto",
+        "the graph that ships: auto takes the first of int8, optimised (where clearly faster) and "
+        "fp32 that passes the gates, on a GPU of fp16 and fp32; a name ships that one, and says "
+        "so where the gates would not have",
+    )
+    target_device: Literal["cpu", "gpu"] = _key("cpu", "the kind of device that will serve it")
+    gates: str | None = _key(
+        None,
+        "bounds for what may ship in place of the checkpoint, a mapping of some of min_agreement "
+        "(0.98), max_drift (0.02), max_macro_f1_drop (0.01), max_half_width (0.02)",
+    )
+    golden_file: str | None = _key(
+        None,
+        "file with the texts that every copy of the package is tested by, or none; they travel "
+        "with it (default: 32 texts of the validation split)",
+    )
     positive_label: str | None = _key(
         None,
         "of two labels the one to find: it is answered from a threshold on that is chosen on "
@@ -225,8 +241,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     resolved = dict(values)
-    for key in (*FILE_KEYS, "output_dir"):
-        if key in values:
+    for key in (*FILE_KEYS, "golden_file", "output_dir"):
+        if key in values and (key, values[key]) != ("golden_file", "none"):
             resolved[key] = str(folder / str(values[key]))
     base = values.get("model_name_or_path")
     # A hub name and a relative folder look alike: the folder wins where it exists.
@@ -315,6 +331,16 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
         if value is not None and not 0 < value < 1:
             raise RecipeError(f"{key} is {value}: it lies between 0 and 1")
     parse_class_weights(data.class_weights)
+    # Not above: `--help` needs no numpy.
+    from training.gates import parse_gates
+
+    parse_gates(export.gates)
+    on_gpu = export.target_device == "gpu"
+    if export.precision in (("int8", "optimised") if on_gpu else ("fp16",)):
+        raise RecipeError(
+            f"precision {export.precision} is for the {'CPU' if on_gpu else 'GPU'}, and "
+            f"target_device is {export.target_device}: change one of them"
+        )
 
 
 def parse_class_weights(value: str) -> Literal["none", "balanced"] | dict[str, float]:

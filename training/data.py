@@ -177,6 +177,32 @@ def read_labelled(
     return usable_rows(rows, errors.kept["test"]), errors.rows
 
 
+def read_texts(path: Path, arguments: DataArguments) -> list[Text]:
+    """The texts of a file without labels, or pairs where `text_pair_column` names one.
+
+    Raises:
+        DataError: the file or a column cannot be used, or a row holds no text.
+    """
+    table = read_table(path)
+    columns = [arguments.text_column, arguments.text_pair_column]
+    read = []
+    for column in columns:
+        if column is None:
+            continue
+        if column not in table.column_names:
+            raise DataError(
+                f"{path} has no column {column!r}, it has {', '.join(table.column_names)}"
+            )
+        values = table[column][:]
+        for row, value in enumerate(values, start=1):
+            if value is None or not str(value).strip() or _marked(value):
+                raise DataError(f"{path}: row {row} has no text in {column!r}: fill or remove it")
+        read.append([str(value) for value in values])
+    if len(read) == 1:
+        return list(read[0])
+    return list(zip(*read, strict=True))
+
+
 def _marked(text: object) -> bool:
     return isinstance(text, str) and UNDECODABLE in text
 

@@ -49,7 +49,9 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """The few numbers that a manifest keeps."""
     names = ("rows", "accuracy", "micro_f1", "macro_f1", "weighted_f1", "samples_f1")
     names = (*names, "average_precision", "positive", "abstention")
-    return {name: metrics[name] for name in names if name in metrics}
+    found = {name: metrics[name] for name in names if name in metrics}
+    calibration = metrics.get("calibration", {})
+    return found | {name: calibration[name] for name in ("ece", "brier") if name in calibration}
 
 
 def summary(metrics: dict[str, Any]) -> str:

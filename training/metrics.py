@@ -14,6 +14,8 @@ from service.model_package import Behaviour, Task
 
 # Steps of the coverage-precision table.
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+# Bins of the reliability diagram and of the expected calibration error.
+CALIBRATION_BINS = 15
 Labels = Sequence[tuple[str, ...]]
 
 
@@ -69,10 +71,13 @@ def all_metrics(
 ) -> dict[str, Any]:
     """Every metric of a package's answers, as `metrics.json` holds them."""
     names = list(behaviour.labels)
+    probs = np.stack([answer.probs for answer in answers])
+    calibration = calibration_metrics(probs, label_matrix(truth, names), behaviour.task)
     if behaviour.task == "multi_label":
-        return multi_label_metrics(behaviour, truth, answers)
+        return multi_label_metrics(behaviour, truth, answers) | {"calibration": calibration}
     wanted = [labels[0] for labels in truth]
     metrics = single_label_metrics(names, wanted, [answer.label for answer in answers])
+    metrics["calibration"] = calibration
     if behaviour.positive_label is not None:
         metrics["positive"] = positive_metrics(behaviour, metrics, wanted, answers)
     right = np.asarray([a.label == label for a, label in zip(answers, wanted, strict=True)])
@@ -169,6 +174,50 @@ def multi_label_metrics(
         "per_label": per_label,
         "labels": names,
     }
+
+
+def calibration_metrics(probs: FloatArray, truth: np.ndarray, task: Task) -> dict[str, Any]:
+    """How far probabilities are from frequencies, before any threshold.
+
+    With one label a row the most probable label counts: its probability is the confidence. With
+    several, every probability of every label does. ECE is the mean distance of confidence and
+    frequency over equal-width bins, weighted by rows (Naeini et al. 2015, "Obtaining Well
+    Calibrated Probabilities Using Bayesian Binning"). The Brier score is the mean squared distance
+    of probabilities and truth, summed over the labels of a single-label row (Brier 1950).
+
+    Args:
+        probs, truth: shape (rows, labels), truth boolean.
+
+    Returns:
+        `ece`, `brier`, `log_loss` (nats a row, of several labels a row and label) and `bins`.
+    """
+    likely = np.clip(probs.astype(np.float64), 1e-12, 1 - 1e-12)
+    squares = (likely - truth) ** 2
+    if task == "single_label":
+        confidence, right = probs.max(axis=1), truth[np.arange(len(probs)), probs.argmax(axis=1)]
+        brier, log_loss = squares.sum(axis=1).mean(), -np.log(likely[truth]).mean()
+    else:
+        confidence, right = probs.ravel(), truth.ravel()
+        brier = squares.mean()
+        log_loss = -np.where(truth, np.log(likely), np.log1p(-likely)).mean()
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    # A bin holds its upper edge, the first one its lower edge, too.
+    places = np.clip(np.searchsorted(edges, confidence) - 1, 0, CALIBRATION_BINS - 1)
+    bins: list[dict[str, Any]] = []
+    ece = 0.0
+    for index in range(CALIBRATION_BINS):
+        inside = places == index
+        count = int(inside.sum())
+        mean, share = (
+            (float(confidence[inside].mean()), float(right[inside].mean()))
+            if count
+            else (None, None)
+        )
+        if mean is not None and share is not None:
+            ece += count / len(confidence) * abs(mean - share)
+        ends = {"low": float(edges[index]), "high": float(edges[index + 1])}
+        bins.append({**ends, "count": count, "confidence": mean, "accuracy": share})
+    return {"ece": ece, "brier": float(brier), "log_loss": float(log_loss), "bins": bins}
 
 
 def label_matrix(rows: Labels, names: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from service.classifier import Classifier
 from service.model_package import CARD_FILE, read_manifest, write_manifest, write_text
+from training.candidates import print_selection
 from training.card import model_card
 from training.config import Recipe
 from training.evaluate import (
@@ -30,12 +31,13 @@ def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str:
     """
     run = train(recipe, overwrite=overwrite)
     package = export(run)
+    print_selection(read_manifest(package).selection)
     measured = _measure(run, package)
     tag, new = register(package)
     return "\n".join(
         [
             "",
-            f"package:    {package} ({read_manifest(package).precision})",
+            f"package:    {package} ({read_manifest(package).selection['chosen']})",
             f"measured:   {measured}",
             f"registered: {tag}{'' if new else ' (was there already)'}",
             f"next:       bentoml serve service.service:TextClassifier --arg model={tag}",

@@ -44,7 +44,7 @@ from training.data import LabelledData, load_data, read_rows, usable_data
 from training.defaults import careful_defaults
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
-from training.export import refuse_unexportable_family
+from training.exporter import refuse_unexportable_family
 from training.findings import find_errors
 from training.layout import (
     CHECKPOINT,

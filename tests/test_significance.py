@@ -1,0 +1,121 @@
+"""Intervals hold what they should as often as they say; tests of labels are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from training.significance import (
+    Difference,
+    Metric,
+    holm,
+    interval,
+    label_changes,
+    label_f1,
+    mcnemar,
+    paired_difference,
+)
+
+
+def one_hot(labels: np.ndarray, count: int) -> np.ndarray:
+    return np.eye(count, dtype=bool)[labels]
+
+
+def answers(random: np.random.Generator, truth: np.ndarray, right: float, count: int) -> np.ndarray:
+    """Answers of which a share is right."""
+    wrong = (truth + random.integers(1, count, len(truth))) % count
+    return np.where(random.random(len(truth)) < right, truth, wrong)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "micro_f1"])
+def test_the_interval_holds_the_true_value_as_often_as_it_says(metric: Metric) -> None:
+    random = np.random.default_rng(0)
+    # Four labels alike, so accuracy, micro- and macro-F1 are all 0.8 in the long run.
+    held = 0
+    for _ in range(100):
+        truth = random.integers(0, 4, 300)
+        low, high = interval(one_hot(truth, 4), one_hot(answers(random, truth, 0.8, 4), 4), metric)
+        held += low <= 0.8 <= high
+    # Of 100 intervals at 95 %, fewer than 88 hold in one of 400 tries.
+    assert held >= 88
+
+
+def test_the_difference_is_scikit_learns() -> None:
+    random = np.random.default_rng(1)
+    truth = random.integers(0, 5, 400)
+    before, after = (answers(random, truth, right, 5) for right in (0.7, 0.9))
+    found = paired_difference(one_hot(truth, 5), one_hot(before, 5), one_hot(after, 5), "macro_f1")
+    expected = f1_score(truth, after, average="macro") - f1_score(truth, before, average="macro")
+    assert found.point == pytest.approx(expected, abs=1e-5)
+    assert 0 < found.low < found.point < found.high
+
+
+def test_pairing_makes_the_interval_narrow() -> None:
+    """Two that differ in few rows are compared far better than two apart."""
+    random = np.random.default_rng(2)
+    truth = random.integers(0, 3, 500)
+    before = answers(random, truth, 0.8, 3)
+    after = before.copy()
+    after[:5] = truth[:5]
+    paired = paired_difference(one_hot(truth, 3), one_hot(before, 3), one_hot(after, 3), "accuracy")
+    alone = interval(one_hot(truth, 3), one_hot(after, 3), "accuracy")
+    assert paired.high - paired.low < (alone[1] - alone[0]) / 5
+
+
+def test_no_difference_in_few_rows_is_no_certainty() -> None:
+    truth = one_hot(np.arange(30) % 3, 3)
+    same = paired_difference(truth, truth, truth, "macro_f1")
+    assert (same.point, same.low, same.high) == (0, 0, 0)
+    assert same.half_width == pytest.approx(0.1)
+    assert same.rows_needed(0.02) == 150
+
+
+def test_rows_needed_grow_with_the_square() -> None:
+    found = Difference(point=0.0, low=-0.04, high=0.04, rows=1000)
+    assert found.half_width == pytest.approx(0.04)
+    assert found.rows_needed(0.02) == pytest.approx(4000, abs=1)
+
+
+def test_several_labels_a_row() -> None:
+    truth = np.asarray([[1, 1, 0], [0, 0, 0], [0, 1, 1]] * 50, dtype=bool)
+    half = truth.copy()
+    half[::3, 0] = False
+    found = paired_difference(truth, truth, half, "micro_f1")
+    assert found.point == pytest.approx(2 * 150 / (200 + 150) - 1, abs=1e-5)
+    assert paired_difference(truth, truth, half, "accuracy").point == pytest.approx(
+        -1 / 3, abs=1e-5
+    )
+    assert label_f1(truth, half).tolist() == [0, 1, 1]
+
+
+def test_a_label_that_nobody_has_or_answers_has_no_f1() -> None:
+    truth = np.asarray([[True, False], [True, False]])
+    assert np.isnan(label_f1(truth, truth)[1])
+    assert interval(truth, truth, "macro_f1") == (1, 1)
+
+
+def test_holm_is_the_textbooks() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+def test_mcnemar_is_the_binomials() -> None:
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar(5, 0) == mcnemar(0, 5)
+    assert mcnemar(10, 10) == pytest.approx(1)
+
+
+def test_a_label_that_got_worse_is_found_and_noise_is_not() -> None:
+    random = np.random.default_rng(3)
+    truth = random.integers(0, 20, 2000)
+    before = answers(random, truth, 0.95, 20)
+    noise = np.where(random.random(2000) < 0.02, answers(random, truth, 0.95, 20), before)
+    changes = label_changes(one_hot(truth, 20), one_hot(before, 20), one_hot(noise, 20))
+    assert changes.min() > 0.05
+    worse = before.copy()
+    worse[(truth == 7) & (random.random(2000) < 0.4)] = 8
+    changes = label_changes(one_hot(truth, 20), one_hot(before, 20), one_hot(worse, 20))
+    assert changes[7] < 1e-4
+    assert set(np.flatnonzero(changes < 0.05)) <= {7, 8}

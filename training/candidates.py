@@ -1,0 +1,344 @@
+"""Which graph ships: each candidate as a package of its own, measured, judged, and one chosen.
+
+On a CPU: int8, or where the gates refuse it one of its repairs; then the fp32 graph with its
+operators fused, where that costs clearly less; then the fp32 graph as exported. On a GPU: fp16,
+then fp32. Graphs in fp32 ship because their logits are the checkpoint's, the others by the gates.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.classifier import Classifier, EncodedText, Prediction
+from service.decisions import FloatArray
+from service.model_package import (
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    Manifest,
+    Precision,
+    seal_package,
+)
+from training.calibrate import finish
+from training.config import ExportArguments
+from training.costs import cpu_milliseconds, neighbour_effect
+from training.data import Split
+from training.errors import ExportError
+from training.exporter import optimise
+from training.gates import Answers, Gates, Verdict, evidence, judge
+from training.metrics import label_matrix
+from training.parity import LOGIT_TOLERANCE
+from training.progress import progress
+from training.quantise import quantise
+from training.significance import label_f1
+
+logger = logging.getLogger(__name__)
+
+# What one copy of an fp32 package may differ from another by: the order of float32 sums.
+FP32_SCORE_TOLERANCE = 1e-5
+# A probability may change by this much at most because of other texts in the same batch, and no
+# label may: dynamic quantisation over whole batches once changed one by 0.33.
+NEIGHBOUR_TOLERANCE = 1e-3
+# A graph with fused operators ships only where it saves this share: timing is never exact, and
+# the same recipe should give the same package. ONNX Runtime fuses at load in any case.
+WORTHWHILE = 0.05
+
+Make = Callable[[Path, Path], object]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to make a graph of the fp32 one, at its first argument, to its second."""
+
+    name: str
+    precision: Precision
+    make: Make
+
+
+def make_fp16(source: Path, target: Path) -> None:
+    """Weights and activations in half precision; inputs and logits as they were.
+
+    Raises:
+        ExportError: there is an operator that the conversion does not know.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    try:
+        onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ExportError(f"the graph cannot be converted to fp16: {error}") from None
+
+
+def make_int8(source: Path, target: Path, **options: bool) -> None:
+    """As `training.quantise` makes it.
+
+    Raises:
+        ExportError: there is nothing to quantise.
+    """
+    if not quantise(source, target, **options):
+        raise ExportError("the graph has no matrix that can be quantised")
+
+
+FP32 = Kind("fp32", "fp32", shutil.copyfile)
+OPTIMISED = Kind("optimised", "fp32", optimise)
+INT8 = Kind("int8", "int8", make_int8)
+FP16 = Kind("fp16", "fp16", make_fp16)
+# Tried one after another where int8 is refused.
+REPAIRS = (
+    Kind("int8, embeddings in fp32", "int8", partial(make_int8, embeddings=False)),
+    Kind("int8, full range", "int8", partial(make_int8, embeddings=False, full_range=True)),
+)
+KINDS = {kind.name: kind for kind in (FP32, OPTIMISED, INT8, FP16)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph as the package that it would be: calibrated, with its thresholds and answers."""
+
+    kind: Kind
+    folder: Path
+    classifier: Classifier
+    manifest: Manifest
+    answers: list[Prediction]
+    verdict: Verdict
+    evidence: dict[str, Any] = field(repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may ship without anybody's saying so."""
+        return self.verdict.outcome == "passed"
+
+
+class Trial:
+    """The validation rows, what the checkpoint answers to them, and every candidate so far.
+
+    Args:
+        draft: the manifest before anything is chosen for it.
+        graph: the fp32 graph as exported.
+        tokenizer: the `tokenizer.json` of all candidates.
+        reference: the checkpoint's logits, of shape (windows of `encoded`, labels).
+        scratch: a folder for the candidates.
+
+    Raises:
+        ExportError: no abstain threshold reaches the precision that the recipe wants.
+    """
+
+    def __init__(
+        self,
+        draft: Manifest,
+        arguments: ExportArguments,
+        gates: Gates,
+        validation: Split,
+        *,
+        graph: Path,
+        tokenizer: Path,
+        encoded: Sequence[EncodedText],
+        reference: FloatArray,
+        scratch: Path,
+    ) -> None:
+        self.gates = gates
+        self.candidates: dict[str, Candidate] = {}
+        self.unavailable: dict[str, str] = {}
+        self._draft, self._arguments, self._validation = draft, arguments, validation
+        self._graph, self._tokenizer, self._scratch = graph, tokenizer, scratch
+        self._encoded, self._logits = encoded, reference
+        self._truth = label_matrix(validation.labels, draft.labels)
+        finished, answers = finish(draft, arguments, validation.labels, encoded, reference)
+        self._behaviour, self._reference = finished, self._compared(answers)
+
+    def measure(self, kind: Kind) -> Candidate | None:
+        """Make, finish, measure and judge one candidate; None where it cannot be made."""
+        folder = self._scratch / kind.name.replace(", ", "-").replace(" ", "-")
+        folder.mkdir()
+        try:
+            kind.make(self._graph, folder / MODEL_FILE)
+        except ExportError as error:
+            self.unavailable[kind.name] = str(error)
+            return None
+        shutil.copyfile(self._tokenizer, folder / TOKENIZER_FILE)
+        draft = seal_package(folder, self._draft.model_copy(update={"precision": kind.precision}))
+        classifier = Classifier.load(folder)
+        with progress(len(self._encoded), kind.name, "text", leave=False) as bar:
+            logits = classifier.window_logits(self._encoded, on_batch=bar.update)
+        if not np.isfinite(logits).all():
+            self.unavailable[kind.name] = "its logits are not finite numbers"
+            return None
+        labels = self._validation.labels
+        try:
+            manifest, answers = finish(draft, self._arguments, labels, self._encoded, logits)
+        except ExportError as error:
+            # The checkpoint's answers reach the wanted precision, its own do not.
+            self.unavailable[kind.name] = str(error)
+            return None
+        change, flips = neighbour_effect(classifier, manifest, self._validation.texts)
+        verdict = self._verdict(kind, logits, answers, change, flips)
+        compared = self._compared(answers)
+        per_label = label_f1(self._truth, compared.answered)
+        found = {
+            "name": kind.name,
+            "precision": kind.precision,
+            **evidence(verdict),
+            "accuracy": float((compared.answered == self._truth).all(axis=1).mean()),
+            "macro_f1": float(np.nanmean(per_label)),
+            "per_label_f1": {
+                label: None if np.isnan(f1) else round(float(f1), 4)
+                for label, f1 in zip(manifest.labels, per_label, strict=True)
+            },
+            "largest_logit_difference": float(np.abs(logits - self._logits).max()),
+            "largest_change_by_neighbours": change,
+            "labels_changed_by_neighbours": flips,
+            "bytes": (folder / MODEL_FILE).stat().st_size,
+        }
+        manifest = manifest.model_copy(
+            update={"score_tolerance": max(change, FP32_SCORE_TOLERANCE)}
+        )
+        candidate = Candidate(kind, folder, classifier, manifest, answers, verdict, found)
+        self.candidates[kind.name] = candidate
+        return candidate
+
+    def _verdict(
+        self,
+        kind: Kind,
+        logits: FloatArray,
+        answers: Sequence[Prediction],
+        change: float,
+        flips: int,
+    ) -> Verdict:
+        """By the gates; of an fp32 graph by its logits, which need no statistics."""
+        verdict = judge(
+            self._truth, self._reference, self._compared(answers), self._behaviour, self.gates
+        )
+        if kind.precision == "fp32":
+            largest = float(np.abs(logits - self._logits).max())
+            equal = largest <= LOGIT_TOLERANCE
+            why = () if equal else (f"logits differ from the checkpoint's by {largest:.2g}",)
+            verdict = replace(verdict, outcome="passed" if equal else "refused", reasons=why)
+        if flips or change > NEIGHBOUR_TOLERANCE:
+            why = (
+                f"a text's probabilities change by up to {change:.2g} with the texts beside it in "
+                f"a batch, and {flips} answers do",
+            )
+            verdict = replace(verdict, outcome="refused", reasons=(*why, *verdict.reasons))
+        return verdict
+
+    def _compared(self, answers: Sequence[Prediction]) -> Answers:
+        return Answers(
+            np.stack([answer.probs for answer in answers]),
+            label_matrix([tuple(answer.answer) for answer in answers], self._draft.labels),
+        )
+
+
+def choose(trial: Trial, arguments: ExportArguments) -> tuple[Candidate, dict[str, Any]]:
+    """Try the candidates that the recipe allows; the one that ships, and the evidence.
+
+    Raises:
+        ExportError: the fp32 graph does not answer as the checkpoint does, or the precision that
+            was asked for cannot be made.
+    """
+    wanted = arguments.precision
+    plain = trial.measure(FP32)
+    if plain is None or not plain.passed:
+        why = "; ".join(plain.verdict.reasons) if plain else trial.unavailable[FP32.name]
+        raise ExportError(f"the fp32 graph does not answer as the checkpoint does: {why}")
+    if wanted == "auto":
+        on_gpu = arguments.target_device == "gpu"
+        for kind in (FP16,) if on_gpu else (INT8, OPTIMISED):
+            trial.measure(kind)
+    elif wanted != FP32.name and trial.measure(KINDS[wanted]) is None:
+        raise ExportError(f"precision {wanted} cannot be had: {trial.unavailable[wanted]}")
+    first = trial.candidates.get(INT8.name)
+    if first is not None and first.verdict.outcome == "refused":
+        for repair in REPAIRS:
+            repaired = trial.measure(repair)
+            if repaired is not None and repaired.passed:
+                break
+    costs = cpu_milliseconds({n: c.classifier for n, c in trial.candidates.items()})
+    for name, cost in costs.items():
+        trial.candidates[name].evidence["cpu_ms_per_text"] = cost
+    chosen, forced, reason = _first_that_may(trial, wanted, costs)
+    unavailable = [
+        {"name": name, "verdict": "unavailable", "reasons": [why]}
+        for name, why in trial.unavailable.items()
+    ]
+    return chosen, {
+        "rows": len(chosen.answers),
+        "gates": vars(trial.gates),
+        "chosen": chosen.kind.name,
+        "forced": forced,
+        "reason": reason,
+        "candidates": [c.evidence for c in trial.candidates.values()] + unavailable,
+    }
+
+
+def _first_that_may(
+    trial: Trial, wanted: str, costs: dict[str, dict[str, float]]
+) -> tuple[Candidate, bool, str]:
+    """What ships, whether the gates were overruled, and why in a sentence."""
+    found = trial.candidates
+    if wanted != "auto":
+        family = [c for c in found.values() if c.kind.name.split(",")[0] == wanted]
+        passing = [candidate for candidate in family if candidate.passed]
+        chosen = (passing or family)[0]
+        if chosen.passed:
+            return chosen, False, f"{chosen.kind.name}, which was asked for and passes"
+        why = "; ".join(chosen.verdict.reasons)
+        logger.warning("%s ships because it was asked for, against the gates: %s", wanted, why)
+        return chosen, True, f"{chosen.kind.name}, which was asked for, against the gates: {why}"
+    reduced = [c for c in found.values() if c.kind.precision != "fp32"]
+    passing = [candidate for candidate in reduced if candidate.passed]
+    if passing:
+        repaired = f", after {reduced[0].kind.name} was refused" if passing[0] != reduced[0] else ""
+        return passing[0], False, f"{passing[0].kind.name}, which passes the gates{repaired}"
+    chosen = found[FP32.name]
+    fused = found.get(OPTIMISED.name)
+    if fused is not None and fused.passed:
+        shares = [costs[OPTIMISED.name][at] / cost for at, cost in costs[FP32.name].items()]
+        if statistics.mean(shares) <= 1 - WORTHWHILE:
+            chosen = fused
+    whys = [f"{c.kind.name} is {c.verdict.outcome}" for c in reduced]
+    whys += [f"{name} is not available" for name in trial.unavailable]
+    return chosen, False, f"{chosen.kind.name}, since {' and '.join(whys)}"
+
+
+def print_selection(selection: dict[str, Any]) -> None:
+    """The candidates as a table on screen, and why the one that ships does."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = selection["candidates"]
+    lengths = next(row["cpu_ms_per_text"] for row in rows if "cpu_ms_per_text" in row)
+    table = Table(title=f"what may ship, on {selection['rows']} validation rows")
+    table.title_justify = "left"
+    table.add_column("graph", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("macro-F1", "agrees", "drift", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("CPU ms a text", justify="right", no_wrap=True)
+    for row in rows:
+        mark = "→ " if row["name"] == selection["chosen"] else "  "
+        cells = ["-"] * 5
+        if row["verdict"] != "unavailable":
+            cells = [
+                f"{row['macro_f1']:.4f}",
+                f"{row['label_agreement']:.2%}",
+                f"{row['mean_probability_drift']:.4f}",
+                f"{row['bytes'] / 1e6:.0f}",
+                " / ".join(f"{cost:.1f}" for cost in row["cpu_ms_per_text"].values()),
+            ]
+        table.add_row(mark + row["name"], row["verdict"], *cells)
+    console = Console(markup=False, emoji=False)
+    console.print(table)
+    console.print(f"CPU ms: one text alone of {' / '.join(lengths)} tokens", highlight=False)
+    for row in rows:
+        for reason in row["reasons"]:
+            console.print(f"{row['name']}, {row['verdict']}: {reason}", highlight=False)
+    console.print(f"ships: {selection['reason']}", highlight=False)

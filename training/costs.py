@@ -1,0 +1,75 @@
+"""What a package costs, and what the texts beside a text do to its answer: measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tokenizers import Encoding
+
+from service.classifier import Classifier, Prediction, predictions
+from service.model_package import Manifest, Text
+
+# Texts that are asked alone and again in batches of NEIGHBOURS, mixed lengths together.
+NEIGHBOUR_TEXTS = 1000
+NEIGHBOURS = 16
+# Tokens at which the cost of one text is measured.
+COST_LENGTHS = (16, 64, 256)
+COST_ROUNDS = 5
+COST_SECONDS = 0.02
+
+
+def neighbour_effect(
+    classifier: Classifier, manifest: Manifest, texts: Sequence[Text]
+) -> tuple[float, int]:
+    """The largest change of a probability, and how many answers change, by texts in the batch.
+
+    Up to NEIGHBOUR_TEXTS texts, each asked alone, and together with others of any length.
+    """
+    order = np.random.default_rng(0).permutation(len(texts))[:NEIGHBOUR_TEXTS]
+    encoded = classifier.encode([texts[index] for index in order])
+    windows = [window for text in encoded for window in text.windows]
+
+    def answers(size: int) -> list[Prediction]:
+        batches = [windows[start : start + size] for start in range(0, len(windows), size)]
+        logits = np.concatenate([classifier.logits(batch) for batch in batches])
+        return predictions(manifest, encoded, logits)
+
+    pairs = list(zip(answers(1), answers(NEIGHBOURS), strict=True))
+    change = max(float(np.abs(alone.probs - together.probs).max()) for alone, together in pairs)
+    return change, sum(alone.answer != together.answer for alone, together in pairs)
+
+
+def cpu_milliseconds(classifiers: Mapping[str, Classifier]) -> dict[str, dict[str, float]]:
+    """CPU-milliseconds of one text alone at COST_LENGTHS tokens, by name and length.
+
+    Interleaved, the median of COST_ROUNDS rounds: the machine may be busy with other things.
+    """
+    encodings = _of_lengths(next(iter(classifiers.values())))
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in classifiers}
+    for _ in range(COST_ROUNDS):
+        for encoding in encodings:
+            for name, classifier in classifiers.items():
+                times, began = 0, time.thread_time()
+                while not times or time.thread_time() - began < COST_SECONDS:
+                    classifier.logits([encoding])
+                    times += 1
+                spent = (time.thread_time() - began) / times * 1000
+                found[name].setdefault(str(len(encoding)), []).append(spent)
+    return {
+        name: {length: round(statistics.median(times), 3) for length, times in lengths.items()}
+        for name, lengths in found.items()
+    }
+
+
+def _of_lengths(classifier: Classifier) -> list[Encoding]:
+    """One text of each of COST_LENGTHS tokens, as far as the model reads."""
+    words = " ".join(["word"] * max(COST_LENGTHS))
+    encodings = []
+    for length in sorted({min(length, classifier.manifest.max_length) for length in COST_LENGTHS}):
+        (encoded,) = classifier.encode([(words, words) if classifier.manifest.has_pairs else words])
+        encoded.windows[0].truncate(length)
+        encodings.append(encoded.windows[0])
+    return encodings

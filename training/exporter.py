@@ -1,0 +1,96 @@
+"""Checkpoint → ONNX graph: the one module that knows optimum.
+
+Another exporter replaces this one by offering the same three functions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from service.model_package import MODEL_FILE
+from training.errors import BaseModelError, ExportError
+
+
+def refuse_unexportable_family(name: str, model_type: str) -> None:
+    """Refuse, before training, a kind of model that there is no exporter for.
+
+    Raises:
+        BaseModelError: optimum does not export `model_type` for text classification.
+    """
+    # Importing it registers the exporters.
+    import optimum.exporters.onnx.model_configs  # noqa: F401
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(
+            model_type.replace("_", "-"), "onnx", library_name="transformers"
+        )
+    except KeyError:
+        tasks = {}
+    if "text-classification" not in tasks:
+        raise BaseModelError(
+            f"{name} is of the kind {model_type!r}, which optimum cannot export to ONNX for text "
+            "classification: choose another base model, such as a BERT, RoBERTa, DeBERTa-v2, "
+            "ELECTRA, MPNet or ModernBERT"
+        )
+
+
+def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Path:
+    """The checkpoint as an fp32 ONNX graph with free batch and length, in `folder`.
+
+    Args:
+        loading: how `from_pretrained` loads the checkpoint.
+
+    Raises:
+        ExportError: this model cannot be exported.
+    """
+    from optimum.exporters.onnx import main_export
+
+    # The tracer warns of constants and of its own age; whether the graph is right is for
+    # `training.parity` to say, on real texts, batches and lengths.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            main_export(
+                str(checkpoint),
+                folder,
+                task="text-classification",
+                device="cpu",
+                do_validation=False,
+                **loading,
+            )
+        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+            raise ExportError(
+                f"optimum cannot export {checkpoint}: {_first_line(error)}: choose another base "
+                "model"
+            ) from error
+    return folder / MODEL_FILE
+
+
+def optimise(graph: Path, target: Path) -> None:
+    """Write the graph of `export_graph` with its attention, GELU and layer norms fused.
+
+    Raises:
+        ExportError: there are no fusions for this kind of model.
+    """
+    from optimum.onnxruntime import ORTModelForSequenceClassification, ORTOptimizer
+    from optimum.onnxruntime.configuration import OptimizationConfig
+
+    folder = graph.parent / "optimised"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = ORTModelForSequenceClassification.from_pretrained(graph.parent)
+            ORTOptimizer.from_pretrained(model).optimize(
+                save_dir=folder, optimization_config=OptimizationConfig(optimization_level=2)
+            )
+        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+            raise ExportError(f"optimum cannot optimise this graph: {_first_line(error)}") from None
+    (made,) = folder.glob("*.onnx")
+    made.replace(target)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

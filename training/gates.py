@@ -1,0 +1,197 @@
+"""The gates: whether an exported candidate may ship in place of the checkpoint it came from.
+
+    verdict = judge(truth, reference, candidate, labels, Gates())
+
+The reference is the torch checkpoint on the validation rows, finished as a package is (calibrated,
+thresholds chosen); the candidate is a package's own answers to them.
+
+Where each rule comes from. All of them compare the same rows, so what is hard in a row cancels.
+
+- *Drift*, the mean change of a probability: hardly noisy, so the plain bound decides.
+- *Macro-F1 significantly lower*: the upper end of the 95 % paired bootstrap interval below zero.
+  An equally good candidate is refused by this alone in about 2.5 % of cases.
+- *A label significantly worse*: exact McNemar, one-sided, Holm-corrected over the labels at 5 %.
+  A fixed bound on every label's F1 refused equally good int8 models in 13 % of cases at 1,000 rows,
+  since the worst of many noisy labels always looks bad.
+- *Agreement and the drop of macro-F1*, point bounds: they catch what is large, and count only where
+  there are rows enough to tell.
+- *Rows enough*: half the paired interval at most 0.02. Otherwise nothing is refused by the point
+  bounds and nothing ships by them either: the verdict is `inconclusive`.
+
+How often each verdict falls is simulated by `benchmarks/gates.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from service.decisions import FloatArray
+from service.model_package import Behaviour, Task
+from training.errors import RecipeError
+from training.significance import (
+    Difference,
+    label_changes,
+    label_f1,
+    paired_difference,
+)
+
+SIGNIFICANCE = 0.05
+
+Outcome = Literal["passed", "refused", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The bounds, each a key of the recipe's `gates:`."""
+
+    min_agreement: float = 0.98
+    max_drift: float = 0.02
+    max_macro_f1_drop: float = 0.01
+    max_half_width: float = 0.02
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is compared: `probs` and `answered` (boolean), both of shape (rows, labels)."""
+
+    probs: FloatArray
+    answered: np.ndarray
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found, and what follows from it; one sentence for each of `reasons`."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    agreement: float
+    mean_drift: float
+    largest_drift: float
+    difference: Difference
+
+
+def parse_gates(value: str | None) -> Gates:
+    """The recipe's key `gates` as bounds; what it does not name keeps its default.
+
+    Raises:
+        RecipeError: it is not a mapping of bounds to numbers from 0 to 1.
+    """
+    if value is None:
+        return Gates()
+    try:
+        given = json.loads(value)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise RecipeError(f"gates is {value!r}: give a mapping such as {{max_drift: 0.01}}")
+    known = [bound.name for bound in dataclasses.fields(Gates)]
+    for name, bound in given.items():
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise RecipeError(f"gates has no bound {name!r}: did you mean {nearest!r}?")
+        number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        if not number or not 0 <= bound <= 1 or math.isnan(bound):
+            raise RecipeError(f"gates: {name} is {bound!r}: it lies between 0 and 1")
+    if given.get("max_half_width") == 0:
+        raise RecipeError("gates: max_half_width is 0, which no number of rows reaches")
+    return Gates(**given)
+
+
+def judge(
+    truth: np.ndarray, reference: Answers, candidate: Answers, behaviour: Behaviour, gates: Gates
+) -> Verdict:
+    """Compare a candidate with the reference on the same rows.
+
+    Args:
+        truth: booleans of shape (rows, labels).
+        behaviour: whose labels are the columns, and whose task says what drift is.
+    """
+    difference = paired_difference(truth, reference.answered, candidate.answered, "macro_f1")
+    agreement = float((reference.answered == candidate.answered).all(axis=1).mean())
+    drift = probability_drift(reference.probs, candidate.probs, behaviour.task)
+    enough = difference.half_width <= gates.max_half_width
+    # `not <=` also refuses NaN.
+    reasons = []
+    if not drift.mean() <= gates.max_drift:
+        reasons.append(
+            f"probabilities drift by {drift.mean():.4f} on average, more than {gates.max_drift:g}"
+        )
+    if difference.high < 0:
+        reasons.append(
+            f"macro-F1 is significantly lower: {difference.point:+.4f}, 95 % interval "
+            f"{difference.low:+.4f} to {difference.high:+.4f}"
+        )
+    reasons += _label_reasons(truth, reference.answered, candidate.answered, behaviour.labels)
+    if enough and agreement < gates.min_agreement:
+        reasons.append(f"{agreement:.2%} of the answers agree, fewer than {gates.min_agreement:g}")
+    if enough and -difference.point > gates.max_macro_f1_drop:
+        reasons.append(
+            f"macro-F1 drops by {-difference.point:.4f}, more than {gates.max_macro_f1_drop:g}"
+        )
+    outcome: Outcome = "refused" if reasons else "passed" if enough else "inconclusive"
+    if outcome == "inconclusive":
+        needed = difference.rows_needed(gates.max_half_width)
+        reasons.append(
+            f"{len(truth)} validation rows cannot tell: the macro-F1 difference is known to "
+            f"±{difference.half_width:.3f}, {gates.max_half_width:g} is needed, about {needed} rows"
+        )
+    return Verdict(
+        outcome,
+        tuple(reasons),
+        agreement,
+        float(drift.mean()),
+        float(drift.max()),
+        difference,
+    )
+
+
+def probability_drift(before: FloatArray, after: FloatArray, task: Task) -> np.ndarray:
+    """How far each row's probabilities moved, shape (rows,).
+
+    Half the L1 distance of two distributions (total variation); of independent probabilities the
+    mean change.
+    """
+    differences = np.abs(before - after)
+    single = task == "single_label"
+    return np.asarray(differences.sum(axis=1) / 2 if single else differences.mean(axis=1))
+
+
+def _label_reasons(
+    truth: np.ndarray, before: np.ndarray, after: np.ndarray, labels: Sequence[str]
+) -> list[str]:
+    """A sentence for the labels that became significantly worse."""
+    p_values = label_changes(truth, before, after)
+    worse = [int(index) for index in np.flatnonzero(p_values < SIGNIFICANCE)]
+    if not worse:
+        return []
+    first = min(worse, key=lambda index: p_values[index])
+    old, new = label_f1(truth, before)[first], label_f1(truth, after)[first]
+    others = f" (and {len(worse) - 1} more)" if len(worse) > 1 else ""
+    return [
+        f"label {labels[first]!r}{others} is significantly worse: F1 {old:.3f} to {new:.3f}, "
+        f"p = {p_values[first]:.2g}"
+    ]
+
+
+def evidence(verdict: Verdict) -> dict[str, Any]:
+    """The verdict for the manifest."""
+    return {
+        "verdict": verdict.outcome,
+        "reasons": list(verdict.reasons),
+        "label_agreement": verdict.agreement,
+        "mean_probability_drift": verdict.mean_drift,
+        "largest_probability_drift": verdict.largest_drift,
+        "macro_f1_difference": {
+            "point": verdict.difference.point,
+            "low": verdict.difference.low,
+            "high": verdict.difference.high,
+        },
+    }

@@ -1,0 +1,150 @@
+"""Is the exported graph the checkpoint? Token ids and logits, on the user's own texts.
+
+The torch checkpoint answers every validation row here; what it answers is also what the gates
+compare the candidates with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Encoding
+
+from service.classifier import Classifier, EncodedText, length_sorted_batches
+from service.decisions import FloatArray
+from service.model_package import Text
+from training.errors import ExportError
+from training.progress import progress
+
+if TYPE_CHECKING:
+    from training.train import TrainedRun
+
+PARITY_TEXTS = 200
+PARITY_BATCH_SIZES = (1, 2, 7, 64)
+LOGIT_TOLERANCE = 1e-3
+TORCH_BATCH = 32
+# What validation texts seldom hold: one character, emoji, right-to-left, combining marks, controls.
+ODD_TEXTS = ("x", "🙂", "👩‍👩‍👧 ❤️", "שלום עולם", "مرحبا بالعالم", "e\u0301", "a\u0000b\tc", "。")
+
+
+class TorchCheckpoint:
+    """The checkpoint and its tokenizer as transformers loads them."""
+
+    def __init__(self, run: TrainedRun, loading: dict[str, Any]) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(run.checkpoint, **loading)
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            run.checkpoint, **loading
+        ).eval()
+        self._options = run.reading.tokenizer_options()
+        # Some tokenizers give what their model does not take.
+        taken = set(inspect.signature(self.model.forward).parameters)
+        self._columns = [name for name in self.tokenizer.model_input_names if name in taken]
+
+    def token_ids(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Of every window, as training read them."""
+        pairs = [text[1] for text in texts if isinstance(text, tuple)]
+        firsts = [text if isinstance(text, str) else text[0] for text in texts]
+        ids: list[list[int]] = self.tokenizer(firsts, pairs or None, **self._options)["input_ids"]
+        return ids
+
+    def logits(self, windows: Sequence[Encoding]) -> FloatArray:
+        """Of one batch, padded to its longest; shape (windows, labels)."""
+        import torch
+
+        known = {
+            "input_ids": [window.ids for window in windows],
+            "token_type_ids": [window.type_ids for window in windows],
+            "attention_mask": [window.attention_mask for window in windows],
+        }
+        batch = self.tokenizer.pad(
+            {name: known[name] for name in self._columns}, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            logits: FloatArray = self.model(**batch).logits.float().numpy()
+        return logits
+
+    def all_logits(self, encoded: Sequence[EncodedText]) -> FloatArray:
+        """Of the windows of all texts, one after another; shape (windows, labels)."""
+        windows = [window for text in encoded for window in text.windows]
+        logits = np.empty((len(windows), self.model.config.num_labels), dtype=np.float32)
+        batches = length_sorted_batches([len(window) for window in windows], TORCH_BATCH)
+        with progress(len(windows), "checkpoint", "text", leave=False) as bar:
+            for batch in batches:
+                logits[batch] = self.logits([windows[index] for index in batch])
+                bar.update(len(batch))
+        return logits
+
+
+def check_parity(
+    checkpoint: TorchCheckpoint, classifier: Classifier, texts: list[Text], max_length: int
+) -> dict[str, Any]:
+    """Compare a package with the checkpoint on `texts`, odd ones, and batches of mixed lengths.
+
+    Token ids must be equal; logits within LOGIT_TOLERANCE.
+
+    Raises:
+        ExportError: they are not.
+    """
+    chosen = parity_texts(texts, max_length)
+    encoded = classifier.encode(chosen)
+    encodings = [window for text in encoded for window in text.windows]
+    if [encoding.ids for encoding in encodings] != checkpoint.token_ids(chosen):
+        raise ExportError(
+            "tokenizer.json gives other token ids than the checkpoint's tokenizer: this tokenizer "
+            "cannot be shipped"
+        )
+    expected = checkpoint.all_logits(encoded)
+    largest = 0.0
+    for size in PARITY_BATCH_SIZES:
+        for start in range(0, len(encodings), size):
+            rows = slice(start, start + size)
+            difference = np.abs(expected[rows] - classifier.logits(encodings[rows])).max()
+            largest = max(largest, float(difference))
+    # `not <=` also refuses NaN.
+    if not largest <= LOGIT_TOLERANCE:
+        raise ExportError(
+            f"the ONNX graph's logits differ from the checkpoint's by {largest:.2g}, more than "
+            f"{LOGIT_TOLERANCE:g}: this model cannot be shipped with these versions"
+        )
+    return {
+        "texts": len(chosen),
+        "windows": len(encodings),
+        "batch_sizes": list(PARITY_BATCH_SIZES),
+        "token_ids_equal": True,
+        "largest_logit_difference": largest,
+        "tolerance": LOGIT_TOLERANCE,
+    }
+
+
+def parity_texts(texts: list[Text], max_length: int) -> list[Text]:
+    """Up to PARITY_TEXTS texts over the whole range of lengths, over-long and odd ones, shuffled.
+
+    Shuffled, so that batches mix lengths and padding is part of the comparison.
+    """
+
+    def characters(text: Text) -> int:
+        return len(text) if isinstance(text, str) else sum(map(len, text))
+
+    def over_long(text: str) -> str:
+        # A word is one token at least.
+        return " ".join((text + " word").split() * max_length)[: 20 * max_length]
+
+    by_length = sorted(texts, key=characters)
+    chosen = np.unique(np.linspace(0, len(by_length) - 1, PARITY_TEXTS - 1).astype(int))
+    picked = [by_length[index] for index in chosen]
+    longest = by_length[-1]
+    if isinstance(longest, str):
+        picked += [over_long(longest), *ODD_TEXTS]
+    else:
+        first, second = longest
+        # Long in either place: truncation takes from the longer one.
+        picked += [(over_long(first), second), (first, over_long(second))]
+        picked.append((over_long(first), over_long(second)))
+        picked += [(odd, second) for odd in ODD_TEXTS] + [(first, odd) for odd in ODD_TEXTS]
+    order = np.random.default_rng(0).permutation(len(picked))
+    return [picked[index] for index in order]
