@@ -39,8 +39,9 @@ class ApiKeys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._hashes = read_hashes(path)
+        # Before it is read: what changes meanwhile is a change.
         self._seen = _identity(path)
+        self._hashes = read_hashes(path)
         self._next_look = monotonic() + SECONDS_BETWEEN_LOOKS
 
     def accept(self, authorization: bytes | None) -> bool:
@@ -54,7 +55,8 @@ class ApiKeys:
         found = False
         for expected in self._hashes:
             found |= hmac.compare_digest(digest, expected)
-        return found and scheme.lower() == b"bearer"
+        # No key is no key, though the line of one that was never set stands in the file.
+        return found and scheme.lower() == b"bearer" and bool(key.strip())
 
     def _look_again(self) -> None:
         """Read the file again where it changed; one that cannot be used changes nothing."""

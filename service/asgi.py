@@ -116,8 +116,10 @@ class Request:
     async def _body(self, limits: Limits) -> bytes:
         received = 0
         chunks: list[bytes] = []
+        seconds = limits.body_timeout_ms / 1000
+        late = self.deadline < self.started + seconds
         try:
-            async with asyncio.timeout(limits.body_timeout_ms / 1000):
+            async with asyncio.timeout(self.seconds_left if late else seconds):
                 while True:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
@@ -132,6 +134,10 @@ class Request:
                         break
         except TimeoutError:
             if received <= limits.max_body_bytes:
+                if late:
+                    raise RequestError(
+                        504, "the deadline passed before the body had come", headers=CLOSE
+                    ) from None
                 raise RequestError(
                     408,
                     f"the body did not come within {limits.body_timeout_ms} ms",

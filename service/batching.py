@@ -34,9 +34,8 @@ from time import monotonic
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Encoding
 
-from service.classifier import EncodedText
+from service.classifier import EncodedText, Window
 from service.decisions import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class ClosedError(EngineError):
 class Model(Protocol):
     """What the engine runs: `service.classifier.Classifier`, or a stand-in for a measurement."""
 
-    def logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def logits(self, encodings: Sequence[Window]) -> FloatArray:
         """Shape (windows, labels)."""
 
 
@@ -128,7 +127,7 @@ class Job:
 
 # When it is due, its number (which makes tuples compare before jobs do), the job, its place in the
 # job, its token ids.
-_Entry = tuple[float, int, Job, int, Encoding]
+_Entry = tuple[float, int, Job, int, Window]
 
 
 class Engine:

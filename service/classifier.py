@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -58,6 +58,25 @@ class DeviceError(Exception):
     """The device that was asked for is not there; the message says what is."""
 
 
+class TokenIds:
+    """Token ids of a part of a text.
+
+    The `Encoding` of a text that was too long would keep all of its tokens, a hundred bytes each.
+    """
+
+    __slots__ = ("ids", "type_ids")
+
+    def __init__(self, ids: list[int], type_ids: list[int]) -> None:
+        self.ids = ids
+        self.type_ids = type_ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Window: TypeAlias = Encoding | TokenIds
+
+
 class EncodedText(NamedTuple):
     """A text as the model reads it.
 
@@ -65,7 +84,7 @@ class EncodedText(NamedTuple):
     the package reads long texts by windows. `truncated` says that the rest was cut off.
     """
 
-    windows: tuple[Encoding, ...]
+    windows: tuple[Window, ...]
     truncated: bool
 
 
@@ -204,14 +223,17 @@ class Classifier:
         """
         tokenizer = self._keeping_end() if keep_end else self._tokenizer
         encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
+        return [self._windows(encoding) for encoding in encodings]
+
+    def _windows(self, encoding: Encoding) -> EncodedText:
+        """What is read of a text, and nothing of it that is not."""
+        rest = encoding.overflowing
+        if not rest:
+            return EncodedText((encoding,), truncated=False)
         if self.manifest.long_text == "window":
-            return [
-                EncodedText((encoding, *encoding.overflowing), truncated=False)
-                for encoding in encodings
-            ]
-        return [
-            EncodedText((encoding,), truncated=bool(encoding.overflowing)) for encoding in encodings
-        ]
+            windows = tuple(TokenIds(part.ids, part.type_ids) for part in (encoding, *rest))
+            return EncodedText(windows, truncated=False)
+        return EncodedText((TokenIds(encoding.ids, encoding.type_ids),), truncated=True)
 
     def _keeping_end(self) -> Tokenizer:
         """A copy of the tokenizer that truncates on the left."""
@@ -221,7 +243,7 @@ class Classifier:
             self._left_tokenizer = copy
         return self._left_tokenizer
 
-    def logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def logits(self, encodings: Sequence[Window]) -> FloatArray:
         """Run one batch of windows, padded to its longest: shape (windows, labels), float32."""
         length = max(len(encoding) for encoding in encodings)
         multiple = self._padding["pad_to_multiple_of"]

@@ -14,8 +14,7 @@ class Metrics:
     """Requests by route and status, and how long they took.
 
     Made in the worker: `prometheus_client` looks for BentoML's multi-process folder when it is
-    imported, and that is set only there. Unknown routes are not recorded, so no stranger can make
-    a series.
+    imported, and that is set only there. Unknown routes are one, so no stranger can make a series.
     """
 
     def __init__(self) -> None:

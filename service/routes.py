@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from time import monotonic, time
 from typing import Any, NamedTuple
 
+import bentoml
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -183,12 +185,13 @@ class Routes:
         request = Request.of(scope, receive)
         if path not in ROUTES:
             try:
-                if path not in BENTOML_ROUTES and not path.startswith(BENTOML_FILES):
+                if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
                     raise RequestError(404, "there is no such route: GET /docs.json lists them")
                 self._check_method(scope, "GET")
                 self._check_key(request)
             except RequestError as error:
                 await send_answer(send, request, error_answer(error))
+                self._record(request, path if path in BENTOML_ROUTES else OTHER, error.status)
                 return
         await self._bentoml(scope, receive, _with_policy(send))
 
@@ -357,6 +360,7 @@ class Routes:
         loop = asyncio.get_running_loop()
         encoded: list[EncodedText] = []
         self._tokenizing += total
+        gone = loop.create_task(_gone(request))
         try:
             start = 0
             while start < len(texts):
@@ -369,9 +373,12 @@ class Routes:
                     self._tokenizers, partial(classifier.encode, part, keep_end=keep_end)
                 )
                 start = end
+                if gone.done():
+                    raise ClientGoneError
                 if request.seconds_left <= 0:
                     raise _late()
         finally:
+            gone.cancel()
             self._tokenizing -= total
         return encoded
 
@@ -391,8 +398,7 @@ class Routes:
                     done.set_exception(error)
 
         async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
+            await _gone(request)
             finish(ClientGoneError())
 
         def start_watching() -> None:
@@ -480,7 +486,13 @@ ROUTES = {
     "/docs.json": Route("GET", Routes.docs),
 }
 BENTOML_ROUTES = frozenset({"/", "/livez", "/readyz", "/healthz", "/metrics", "/schema.json"})
-BENTOML_FILES = "/static_content/"
+# What BentoML's page loads, name by name: its metrics have a series for every path that is asked.
+BENTOML_FILES = frozenset(
+    f"/static_content/{file.name}"
+    for file in Path(bentoml.__file__).parent.glob("_internal/server/static_content/*")
+)
+# What a route that is none is called in metrics and log: its own name is a stranger's.
+OTHER = "other"
 PAGE_POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 
@@ -493,6 +505,12 @@ def _with_policy(send: Send) -> Send:
         await send(message)
 
     return send_with_policy
+
+
+async def _gone(request: Request) -> None:
+    """Return when the caller of a request whose body has come is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _never() -> Message:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from service.api_keys import ApiKeys, ApiKeysError
+from service.api_keys import ApiKeys, ApiKeysError, read_hashes
 from service.classifier import Classifier
 from tests.servers import routes_of
 
@@ -42,12 +42,38 @@ def test_a_key_opens_and_nothing_else_does(path: Path) -> None:
     assert not keys.accept(b"Bearer " + digest)
 
 
+def test_no_key_is_none_of_them(path: Path) -> None:
+    # As `printf %s "$KEY" | sha256sum` writes it where KEY is not set.
+    path.write_text(f"{line(OLD)}\n{line('')}\n", "utf-8")
+    keys = ApiKeys(path)
+    assert keys.accept(bearer(OLD))
+    for given in (b"Bearer", b"Bearer ", b"bearer   "):
+        assert not keys.accept(given)
+
+
 def test_keys_are_rotated_without_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
     keys = ApiKeys(path)
     path.write_text(f"{line(OLD)}\n{line(NEW)}\n", "utf-8")
     assert keys.accept(bearer(OLD)) and keys.accept(bearer(NEW))
     path.write_text(f"{line(NEW)}\n", "utf-8")
+    assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
+
+
+def test_a_change_while_the_file_is_first_read_is_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
+
+    def read(path: Path) -> tuple[bytes, ...]:
+        found = read_hashes(path)
+        path.write_text(f"{line(NEW)}\n", "utf-8")
+        return found
+
+    monkeypatch.setattr("service.api_keys.read_hashes", read)
+    keys = ApiKeys(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(keys, "_next_look", 0)
     assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,12 @@ def test_a_device_that_is_not_there_is_refused_before_and_after_loading(
         pytest.raises(DeviceError, match="fell back to CPUExecutionProvider"),
     ):
         Classifier.load(tiny_package, device="cuda")
+
+
+def test_of_a_long_text_only_what_is_read_is_kept(classifier: Classifier) -> None:
+    texts = ["word " * 20_000, "parcel " * 20_000]
+    for encoded in classifier.encode(texts) + classifier.encode(texts, keep_end=True):
+        assert encoded.truncated
+        (window,) = encoded.windows
+        # As an `Encoding` it would weigh two megabytes.
+        assert len(pickle.dumps(window)) < 100 * len(window)

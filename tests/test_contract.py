@@ -226,6 +226,16 @@ def test_a_body_that_trickles_in_is_given_up_and_delays_nobody(server: Server) -
             connection.close()
 
 
+def test_a_deadline_counts_while_the_body_comes(server: Server) -> None:
+    with closing(server.connect()) as connection:
+        connection.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"X-Request-Timeout-Ms: 200\r\nContent-Length: 1000\r\n\r\n{"
+        )
+        # The body's own time-out would be a 408.
+        assert connection.recv(4096).startswith(b"HTTP/1.1 504")
+
+
 def test_callers_who_vanish_leave_nothing_behind(server: Server) -> None:
     body = json.dumps({"input": ["where is my parcel " * 20] * 200}).encode()
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -279,10 +289,15 @@ def test_the_log_has_every_request_and_no_text(server: Server) -> None:
 
 
 def test_a_stranger_makes_no_series(server: Server) -> None:
+    assert server.ask("/classify", {"input": "a"})[0] == 200
     for index in range(20):
         assert server.ask(f"/nowhere/{index}", {})[0] == 404
+        status, answer, _ = server.ask(f"/static_content/nowhere{index}", method="GET")
+        assert (status, answer["error"]["code"]) == (404, 404)
+    assert server.ask("/static_content/swagger-ui.css", method="GET")[0] == 200
     _, metrics, _ = server.ask("/metrics", method="GET")
-    assert "nowhere" not in metrics
+    assert "nowhere" not in metrics + server.log.read_text("utf-8")
+    assert re.search(r'whetstone_requests_total{route="other",status="404"} \d\d', metrics)
     assert 'whetstone_requests_total{route="/classify",status="200"}' in metrics
 
 

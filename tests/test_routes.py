@@ -214,6 +214,24 @@ def test_predict_refuses_in_its_own_schema(client: TestClient, body: dict[str, A
     assert "word" not in answer.text
 
 
+@pytest.mark.parametrize(
+    "inputs", [[7] * 500_000, [[7] * 500_000], [{}] * 300_000, [["a"], *[7] * 500_000]]
+)
+def test_many_items_that_are_no_text_are_refused_at_the_first(
+    client: TestClient, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pydantic would write an error for each of them, for seconds."""
+
+    def validate(_content: object) -> None:
+        raise AssertionError("reached")
+
+    monkeypatch.setattr("service.schemas.PredictRequest.model_validate", validate)
+    body = json.dumps({"inputs": inputs}, separators=(",", ":")).encode()
+    assert len(body) < LIMITS.max_body_bytes
+    answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+
+
 def test_a_text_that_was_cut_off_says_so(client: TestClient) -> None:
     answer = client.post("/classify", json={"input": ["short", "word " * 200]}).json()
     assert [item["truncated"] for item in answer["data"]] == [False, True]
@@ -436,6 +454,32 @@ def test_the_work_of_a_caller_who_left_is_dropped(classifier: Classifier) -> Non
     with routes_of(slow) as routes:
         asyncio.run(scenario(routes))
     assert slow.batches == 1
+
+
+def test_who_leaves_while_his_texts_are_tokenized_leaves_the_rest(classifier: Classifier) -> None:
+    class Counting(Slow):
+        parts = 0
+
+        def encode(self, texts: Any, **options: Any) -> Any:
+            self.parts += 1
+            self.inside.release()
+            assert self.gate.acquire(timeout=30)
+            return super().encode(texts, **options)
+
+    counting = Counting(classifier)
+
+    async def scenario(routes: Routes) -> None:
+        leave = asyncio.Event()
+        gone = asyncio.create_task(ask(routes, {"input": ["word " * 4000] * 20}, leave=leave))
+        await busy(counting)
+        leave.set()
+        await asyncio.sleep(0.01)
+        counting.gate.release(100)
+        assert (await gone)[0] == 0
+
+    with routes_of(counting) as routes:
+        asyncio.run(scenario(routes))
+    assert (counting.parts, counting.batches) == (1, 0)
 
 
 def test_a_fault_of_the_model_is_its_own_requests(classifier: Classifier) -> None:

@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tokenizers import Encoding
 
-from service.classifier import Classifier, Prediction, predictions
+from service.classifier import Classifier, Prediction, TokenIds, predictions
 from service.model_package import Manifest, Text
 
 # Texts that are asked alone and again in batches of NEIGHBOURS, mixed lengths together.
@@ -64,12 +63,10 @@ def cpu_milliseconds(classifiers: Mapping[str, Classifier]) -> dict[str, dict[st
     }
 
 
-def _of_lengths(classifier: Classifier) -> list[Encoding]:
+def _of_lengths(classifier: Classifier) -> list[TokenIds]:
     """One text of each of COST_LENGTHS tokens, as far as the model reads."""
     words = " ".join(["word"] * max(COST_LENGTHS))
-    encodings = []
-    for length in sorted({min(length, classifier.manifest.max_length) for length in COST_LENGTHS}):
-        (encoded,) = classifier.encode([(words, words) if classifier.manifest.has_pairs else words])
-        encoded.windows[0].truncate(length)
-        encodings.append(encoded.windows[0])
-    return encodings
+    (encoded,) = classifier.encode([(words, words) if classifier.manifest.has_pairs else words])
+    window = encoded.windows[0]
+    lengths = sorted({min(length, len(window)) for length in COST_LENGTHS})
+    return [TokenIds(window.ids[:length], window.type_ids[:length]) for length in lengths]

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Encoding
 
-from service.classifier import Classifier, EncodedText, length_sorted_batches
+from service.classifier import Classifier, EncodedText, Window, length_sorted_batches
 from service.decisions import FloatArray
 from service.model_package import Text
 from training.errors import ExportError
@@ -52,14 +51,14 @@ class TorchCheckpoint:
         ids: list[list[int]] = self.tokenizer(firsts, pairs or None, **self._options)["input_ids"]
         return ids
 
-    def logits(self, windows: Sequence[Encoding]) -> FloatArray:
+    def logits(self, windows: Sequence[Window]) -> FloatArray:
         """Of one batch, padded to its longest; shape (windows, labels)."""
         import torch
 
         known = {
             "input_ids": [window.ids for window in windows],
             "token_type_ids": [window.type_ids for window in windows],
-            "attention_mask": [window.attention_mask for window in windows],
+            "attention_mask": [[1] * len(window) for window in windows],
         }
         batch = self.tokenizer.pad(
             {name: known[name] for name in self._columns}, return_tensors="pt"
