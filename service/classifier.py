@@ -31,6 +31,7 @@ from service.model_package import (
     MODEL_FILE,
     TOKENIZER_FILE,
     Behaviour,
+    GoldenAnswer,
     Manifest,
     PackageFileError,
     Text,
@@ -98,11 +99,6 @@ class Prediction(Decision):
     tokens: int
     windows: int
     truncated: bool
-
-    @property
-    def answer(self) -> frozenset[str]:
-        """The answered label or labels, for comparing answers."""
-        return frozenset([self.label] if self.labels is None else self.labels)
 
 
 def available_cores() -> int:
@@ -329,22 +325,35 @@ class Classifier:
         """
         golden = read_golden(Path(folder))
         answers = self.classify([expected.input for expected in golden])
-        for row, (expected, answer) in enumerate(zip(golden, answers, strict=True), start=1):
-            recorded = np.asarray(expected.probs, dtype=np.float32)
-            drift = float(np.abs(answer.probs - recorded).max())
-            if answer.labels is None:
-                differs = answer.label != expected.label
-            else:
-                differs = set(answer.labels) != set(expected.labels or ())
-            flipped = differs and margin(recorded, self.manifest) > GOLDEN_MARGIN
-            # `not <=` also refuses NaN.
-            if flipped or not drift <= GOLDEN_SCORE_TOLERANCE:
-                raise GoldenMismatchError(
-                    f"{folder}: golden text {row} no longer gets the answer recorded when the "
-                    f"package was made (score drift {drift:.3f}): do not serve this copy; "
-                    "export the package again"
-                )
+        compare_golden(golden, answers, self.manifest, str(folder))
         return len(golden)
+
+
+def compare_golden(
+    golden: Sequence[GoldenAnswer],
+    answers: Sequence[Decision],
+    behaviour: Behaviour,
+    where: str,
+) -> None:
+    """Refuse answers that are not those recorded when the package was made.
+
+    A label counts where the recorded margin exceeds GOLDEN_MARGIN; every probability must be
+    within GOLDEN_SCORE_TOLERANCE.
+
+    Raises:
+        GoldenMismatchError: the message names `where` and the number of the text, not the text.
+    """
+    for row, (expected, answer) in enumerate(zip(golden, answers, strict=True), start=1):
+        recorded = np.asarray(expected.probs, dtype=np.float32)
+        drift = float(np.abs(answer.probs - recorded).max())
+        flipped = answer.answer != expected.answer and margin(recorded, behaviour) > GOLDEN_MARGIN
+        # `not <=` also refuses NaN.
+        if flipped or not drift <= GOLDEN_SCORE_TOLERANCE:
+            raise GoldenMismatchError(
+                f"{where}: golden text {row} no longer gets the answer recorded when the "
+                f"package was made (score drift {drift:.3f}): do not serve this copy; "
+                "export the package again"
+            )
 
 
 def predictions(

@@ -33,6 +33,11 @@ class Decision:
     labels: tuple[str, ...] | None
     abstained: bool | None
 
+    @property
+    def answer(self) -> frozenset[str]:
+        """The answered label or labels, for comparing answers."""
+        return frozenset([self.label] if self.labels is None else self.labels)
+
 
 def softmax(logits: FloatArray) -> FloatArray:
     """Probabilities of logits of shape (texts, labels), row by row."""

@@ -187,6 +187,11 @@ class GoldenAnswer(_Strict):
     probs: tuple[float, ...]
 
     @property
+    def answer(self) -> frozenset[str]:
+        """The label or labels, for comparing answers."""
+        return frozenset([self.label] if self.labels is None else self.labels)
+
+    @property
     def input(self) -> Text:
         """What to ask the classifier."""
         return self.text if self.text_pair is None else (self.text, self.text_pair)

@@ -126,6 +126,18 @@ def register(parsed: argparse.Namespace) -> None:
     print(f"next: bentoml serve service.service:TextClassifier --arg model={tag}")
 
 
+def verify(parsed: argparse.Namespace) -> None:
+    """`whetstone verify PACKAGE|URL`"""
+    from training.verify import is_url, package_folder, verify_folder, verify_service
+
+    if is_url(parsed.target):
+        print(verify_service(parsed.target, parsed.package, parsed.api_key_file))
+        return
+    if parsed.package or parsed.api_key_file:
+        parsed.command.error("--package and --api_key_file go with the address of a service")
+    print(verify_folder(package_folder(parsed.target)))
+
+
 def run(parsed: argparse.Namespace) -> None:
     """`whetstone run RECIPE`: train, export, evaluate, register."""
     recipe, overwrite = _recipe(parsed)
@@ -197,6 +209,15 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add_verb(verbs, register, "copy a package into BentoML's model store")
     _add_package(command)
+
+    command = _add_verb(verbs, verify, "is this copy sound? hashes and golden texts")
+    command.add_argument(
+        "target", metavar="PACKAGE|URL", help="folder, tag of the model store, or http(s) address"
+    )
+    command.add_argument(
+        "--package", help="what a service must serve (default: the stored version that it names)"
+    )
+    command.add_argument("--api_key_file", type=Path, help="file with the service's API key")
 
     command = _add_verb(verbs, predict, "classify every row of a file, however large")
     _add_package(command)

@@ -5,7 +5,8 @@ WhetstoneError
 ├── DataError         a file, a column or a row of labelled text
 ├── BaseModelError    pre-trained weights that cannot be had or trusted
 ├── RunError          a run folder that cannot be used
-└── ExportError       what was exported is not what was trained
+├── ExportError       what was exported is not what was trained
+└── VerifyError       a copy or a service that is not what it should be
 """
 
 
@@ -31,6 +32,10 @@ class RunError(WhetstoneError):
 
 class ExportError(WhetstoneError):
     """The exported graph does not answer as the checkpoint does."""
+
+
+class VerifyError(WhetstoneError):
+    """A service cannot be asked, or does not serve what it should."""
 
 
 class InterruptedRunError(WhetstoneError):

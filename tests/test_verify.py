@@ -1,0 +1,239 @@
+"""Verify: a sound copy says so, any other is one sentence and an exit status."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.model_package import (
+    GoldenAnswer,
+    read_golden,
+    read_manifest,
+    seal_package,
+    write_golden,
+)
+from tests.servers import serving
+from training import verify as verify_module
+from training.cli import main
+from training.register import register
+
+KEY = "correct horse battery staple"
+
+
+@pytest.fixture(scope="module")
+def address(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server of the tiny package that wants KEY."""
+    keys = tmp_path_factory.mktemp("keys") / "hashes"
+    keys.write_text(f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()} tests\n", "utf-8")
+    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_API_KEYS_FILE": str(keys)}
+    with serving("service.service:TextClassifier", environment) as found:
+        yield found
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n", "utf-8")
+    return path
+
+
+def verified(*words: object) -> int:
+    return main(["verify", *map(str, words)])
+
+
+def with_golden(package: Path, change: Callable[[GoldenAnswer], GoldenAnswer]) -> Path:
+    """The package with other golden answers, sealed as if they had been recorded so."""
+    write_golden(package, [change(one) for one in read_golden(package)])
+    seal_package(package, read_manifest(package))
+    return package
+
+
+def turned(golden: GoldenAnswer) -> GoldenAnswer:
+    return golden.model_copy(update={"probs": golden.probs[::-1]})
+
+
+def test_a_sound_folder_says_what_it_is(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = read_manifest(tiny_package).version
+    assert verified(tiny_package) == 0
+    printed = capsys.readouterr().out
+    assert f"tiny {version}, fp32, 32 golden texts answered as recorded" in printed
+
+
+def test_an_altered_file_is_named(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (package / "tokenizer.json").write_text("{}", "utf-8")
+    assert verified(package) == 1
+    assert "tokenizer.json was altered" in capsys.readouterr().err
+
+
+def test_other_golden_answers_are_refused_without_the_text(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = read_golden(package)[0].text
+    assert verified(with_golden(package, turned)) == 1
+    said = capsys.readouterr().err
+    assert "golden text 1 no longer gets the answer recorded" in said
+    assert text not in said
+
+
+def test_a_package_without_golden_texts_says_so(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_golden(package, [])
+    seal_package(package, read_manifest(package))
+    assert verified(package) == 0
+    assert "it has no golden texts" in capsys.readouterr().out
+
+
+def test_tags_and_versions_name_packages_of_the_store(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tag, _ = register(tiny_package)
+    for target in (tag, tag.split(":")[1], "text-classifier:latest"):
+        assert verified(target) == 0
+    assert capsys.readouterr().out.count("32 golden texts") == 3
+    assert verified("text-classifier:aaaaaaaaaaaa") == 1
+    assert "no text-classifier:aaaaaaaaaaaa in BentoML's model store" in capsys.readouterr().err
+
+
+def test_a_service_is_verified_against_its_package(
+    address: str, tiny_package: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verified(address, "--package", tiny_package, "--api_key_file", key_file) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{address}: tiny ")
+    assert "32 golden texts answered as recorded" in printed
+    assert KEY not in printed
+
+
+def test_a_service_is_verified_against_the_stored_version_that_it_names(
+    address: str, tiny_package: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bentoml
+
+    tag, _ = register(tiny_package)
+    assert verified(address, "--api_key_file", key_file) == 0
+    bentoml.models.delete(tag)
+    assert verified(address, "--api_key_file", key_file) == 1
+    assert "name its package with --package" in capsys.readouterr().err
+
+
+def test_a_service_that_answers_otherwise_is_refused(
+    address: str, package: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same version, for golden answers are no part of it."""
+    with_golden(package, turned)
+    assert verified(address, "--package", package, "--api_key_file", key_file) == 1
+    assert "golden text 1 no longer" in capsys.readouterr().err
+
+
+def test_another_version_is_refused(
+    address: str, package: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = read_manifest(package).version
+    manifest = seal_package(package, read_manifest(package).model_copy(update={"max_length": 16}))
+    assert verified(address, "--package", package, "--api_key_file", key_file) == 1
+    said = capsys.readouterr().err
+    assert f"serves version {served}, and {package} is version {manifest.version}" in said
+
+
+def test_a_key_that_is_missing_or_wrong_is_said(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another", "utf-8")
+    for words in ((), ("--api_key_file", wrong)):
+        assert verified(address, *words) == 1
+        said = capsys.readouterr().err
+        assert "the API key is missing or wrong" in said
+        assert "another" not in said
+    wrong.write_text("", "utf-8")
+    assert verified(address, "--api_key_file", wrong) == 1
+    assert "holds no API key" in capsys.readouterr().err
+
+
+@contextmanager
+def strange_server(status: int, body: bytes, headers: dict[str, str]) -> Iterator[str]:
+    """A server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Be silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, b"<html>", "answered with other text"),
+        (200, b"[1]", "answered with other text"),
+        (200, b"{}", "is not Whetstone's"),
+        (200, json.dumps({"version": "../..", "limits": {"texts": 1}}).encode(), "not one of ours"),
+        (404, b"", "404 Not Found: that is not Whetstone's"),
+        (429, b"", "overloaded: try again"),
+        (503, b"", "starting or shutting down: try again"),
+        (302, b"", "it redirects, which is not followed"),
+        (500, b"", "answered 500 Internal Server Error"),
+        (200, b'"' + b"x" * 100 + b'"', "more than 50 bytes"),
+    ],
+)
+def test_what_is_no_service_of_ours_is_one_sentence(
+    status: int,
+    body: bytes,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if len(body) > 100:
+        monkeypatch.setattr(verify_module, "MAX_ANSWER_BYTES", 50)
+    with strange_server(status, body, {"Location": "http://127.0.0.1:9/"}) as address:
+        assert verified(address) == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_nobody_there_and_nobody_answering(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    assert verified("http://127.0.0.1:9") == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    monkeypatch.setattr(verify_module, "TIMEOUT_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert verified(f"http://127.0.0.1:{silent.getsockname()[1]}") == 1
+    assert "did not answer within 0.2 seconds" in capsys.readouterr().err
+
+
+def test_options_of_a_service_are_refused_for_a_folder(tiny_package: Path) -> None:
+    with pytest.raises(SystemExit):
+        verified(tiny_package, "--package", tiny_package)

@@ -1,0 +1,234 @@
+"""Is this copy sound? A folder, a model of BentoML's store, or a running service.
+
+    whetstone verify runs/support_tickets/package
+    whetstone verify text-classifier:latest
+    whetstone verify http://localhost:3000 --api_key_file key
+
+Hashes, version, and the golden texts: asked of this copy, their answers must be those recorded when
+the package was made, within what another processor explains.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from service.classifier import Classifier, compare_golden
+from service.decisions import Decision
+from service.model_package import (
+    MODEL_STORE_NAME,
+    GoldenAnswer,
+    Manifest,
+    read_golden,
+    verify_package,
+)
+from training.errors import VerifyError
+
+TIMEOUT_SECONDS = 10.0
+# An answer to 32 texts with a thousand labels has a tenth of this.
+MAX_ANSWER_BYTES = 16 * 2**20
+TEXTS_PER_REQUEST = 32
+VERSION = re.compile(r"[0-9a-f]{12}")
+
+
+def is_url(target: str) -> bool:
+    """Whether `target` names a service rather than a package."""
+    return target.startswith(("http://", "https://"))
+
+
+def package_folder(target: str) -> Path:
+    """The folder of a package that is named by its path, its tag or its version.
+
+    Raises:
+        VerifyError: the model store has no such model.
+    """
+    folder = Path(target)
+    if folder.exists() or not (
+        VERSION.fullmatch(target) or target.startswith(f"{MODEL_STORE_NAME}:")
+    ):
+        return folder
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    tag = target if ":" in target else f"{MODEL_STORE_NAME}:{target}"
+    try:
+        return Path(bentoml.models.get(tag).path)
+    except BentoMLException:
+        raise VerifyError(
+            f"there is no {tag} in BentoML's model store: name a folder, or register the package"
+        ) from None
+
+
+def verify_folder(folder: Path) -> str:
+    """Check hashes, version and golden texts of a package; a line that says what was found.
+
+    Raises:
+        PackageError: a file is missing or altered.
+        GoldenMismatchError: it does not answer as it did where it was made.
+    """
+    classifier = Classifier.load(folder)
+    return _found(str(folder), classifier.manifest, classifier.check_golden(folder))
+
+
+def verify_service(url: str, package: str | None, key_file: Path | None) -> str:
+    """Check that a service answers as the package that it says it serves; a line that says so.
+
+    Args:
+        package: folder, tag or version; else the model of the store with the version served.
+        key_file: its first line is the API key.
+
+    Raises:
+        VerifyError: the service cannot be asked, or serves another version.
+        PackageError: the package to compare with does not verify.
+        GoldenMismatchError: an answer differs by more than another processor explains.
+    """
+    service = Service(url, _read_key(key_file))
+    info = service.ask("/info")
+    version, texts = info.get("version"), info.get("limits", {}).get("texts")
+    if not isinstance(version, str) or not isinstance(texts, int) or texts < 1:
+        raise VerifyError(f"{url}/info is not Whetstone's: is this the right address?")
+    folder = package_folder(package) if package else _served(url, version)
+    manifest = verify_package(folder)
+    if manifest.version != version:
+        raise VerifyError(
+            f"{url} serves version {version}, and {folder} is version {manifest.version}"
+        )
+    golden = read_golden(folder)
+    size = min(texts, TEXTS_PER_REQUEST)
+    answers: list[Decision] = []
+    for start in range(0, len(golden), size):
+        answers += service.classify(golden[start : start + size], manifest)
+    compare_golden(golden, answers, manifest, url)
+    return _found(url, manifest, len(golden))
+
+
+class Service:
+    """A running service, asked politely: with time-outs, a limit, and no redirects."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    def ask(self, path: str, content: object = None) -> dict[str, Any]:
+        """The JSON object that a route answers with.
+
+        Raises:
+            VerifyError: there is no such answer; one sentence says why.
+        """
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self._url + path, data=data, headers=self._headers)  # noqa: S310
+        try:
+            # A key must not follow a redirect to another host, and no route of ours redirects.
+            opener = urllib.request.build_opener(_NoRedirects)
+            with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
+                body = answer.read(MAX_ANSWER_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            _refuse(self._url + path, error.code)
+        except TimeoutError:
+            raise VerifyError(
+                f"{self._url} did not answer within {TIMEOUT_SECONDS:g} seconds"
+            ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise VerifyError(f"{self._url} cannot be reached: {reason}") from None
+        if len(body) > MAX_ANSWER_BYTES:
+            raise VerifyError(f"{self._url}{path} answered with more than {MAX_ANSWER_BYTES} bytes")
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise VerifyError(f"{self._url}{path} is not Whetstone's: it answered with other text")
+        return found
+
+    def classify(self, golden: Sequence[GoldenAnswer], manifest: Manifest) -> list[Decision]:
+        """The answers to golden texts.
+
+        Raises:
+            VerifyError: they are not answers of this package's labels.
+        """
+        content: dict[str, Any] = {"input": [one.text for one in golden]}
+        if manifest.has_pairs:
+            content["text_pair"] = [one.text_pair for one in golden]
+        answer = self.ask("/classify", content)
+        try:
+            decisions = [_decision(item) for item in answer["data"]]
+            fitting = all(len(one.probs) == len(manifest.labels) for one in decisions)
+        except (KeyError, TypeError, ValueError):
+            decisions, fitting = [], False
+        if not fitting or len(decisions) != len(golden):
+            raise VerifyError(f"{self._url}/classify answered with something else than classes")
+        return decisions
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error with its own status."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Do not follow."""
+
+
+def _decision(item: dict[str, Any]) -> Decision:
+    labels = item.get("labels")
+    return Decision(
+        item["label"],
+        float(item["score"]),
+        np.asarray(item["probs"], dtype=np.float32),
+        None if labels is None else tuple(labels),
+        item.get("abstained"),
+    )
+
+
+def _refuse(address: str, status: int) -> NoReturn:
+    """Say what a status means to who verifies."""
+    meaning = {
+        401: "the API key is missing or wrong: give it with --api_key_file",
+        404: "that is not Whetstone's: is this the right address?",
+        429: "it is overloaded: try again",
+        503: "it is starting or shutting down: try again",
+    }.get(status)
+    if 300 <= status < 400:
+        meaning = "it redirects, which is not followed: give the address that it redirects to"
+    known = {one.value: one.phrase for one in HTTPStatus}
+    raise VerifyError(
+        f"{address} answered {status} {known.get(status, '')}".rstrip()
+        + (f": {meaning}" if meaning else "")
+    )
+
+
+def _served(url: str, version: str) -> Path:
+    """The model of the store that a service says it serves."""
+    if not VERSION.fullmatch(version):
+        raise VerifyError(f"{url}/info is not Whetstone's: its version is not one of ours")
+    try:
+        return package_folder(f"{MODEL_STORE_NAME}:{version}")
+    except VerifyError:
+        raise VerifyError(
+            f"{url} serves version {version}, which is not in BentoML's model store here: name "
+            "its package with --package"
+        ) from None
+
+
+def _read_key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    key = lines[0].strip() if lines else ""
+    if not key or not key.isascii() or not key.isprintable():
+        raise VerifyError(f"{path} holds no API key in its first line")
+    return key
+
+
+def _found(where: str, manifest: Manifest, golden: int) -> str:
+    asked = f"{golden} golden texts answered as recorded" if golden else "it has no golden texts"
+    return f"{where}: {manifest.name} {manifest.version}, {manifest.precision}, {asked}"
