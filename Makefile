@@ -4,15 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
-.PHONY: help setup demo test test-all lint clean bench-http bench-batching
+.PHONY: help setup demo test test-all test-browser-setup screenshots lint clean \
+	bench-http bench-batching bench-gates bench-int8
 
 help:
 	@echo "make setup     create .venv and install everything, once"
 	@echo "make demo      labelled text -> trained, exported, built, served, three answers"
 	@echo "make test      style, types and the fast tests"
 	@echo "make test-all  every test, the whole chain on real weights too"
+	@echo "make screenshots  take the README's pictures again      -> docs/"
 	@echo "make bench-http      what HTTP costs the server       -> benchmarks/results/http.json"
 	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
+	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
+	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make clean     remove .venv and runs"
 
 setup: $(VENV)/.installed
@@ -33,8 +37,17 @@ lint: setup
 test: lint
 	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-all: lint
+test-all: lint test-browser-setup
 	$(BIN)/pytest -q
+
+# Debian's browser, for the tests of pages; where it is there already nothing is done.
+test-browser-setup:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
+
+screenshots: setup test-browser-setup
+	$(BIN)/pytest -q tests/test_chain.py -k report_opens --screenshots docs
 
 # The example's model as it would be served: int8, reading up to 512 tokens.
 BENCH_KEYS := --output_dir runs/bench --max_length 512 --precision int8
@@ -48,6 +61,12 @@ bench-http: runs/bench/package/manifest.json
 
 bench-batching: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.bench_batching
+
+bench-int8: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.int8
+
+bench-gates: setup
+	$(BIN)/python -m benchmarks.gates
 
 clean:
 	rm -rf $(VENV) runs

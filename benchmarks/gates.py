@@ -68,7 +68,7 @@ def main() -> None:
     """Simulate and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gates.json")
-    parser.add_argument("--times", type=int, default=400)
+    parser.add_argument("--times", type=int, default=300)
     arguments = parser.parse_args()
     table: list[dict[str, Any]] = []
     cases = [(rows, loss) for rows in ROWS for loss in LOSSES]

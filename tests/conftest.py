@@ -35,6 +35,11 @@ EXAMPLE = ROOT / "examples" / "support_tickets"
 TINY_LABELS = ("delivery", "praise", "returns")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the pictures of the README go, when they are made again."""
+    parser.addoption("--screenshots", metavar="DIR", help="folder for screenshots of the report")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     """A tiny model gains nothing from threads, and loses much where the cores are busy."""

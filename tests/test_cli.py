@@ -268,7 +268,7 @@ def test_train_names_the_command_that_comes_next(
     assert shlex.split(following.removeprefix("next: ")) == words
 
 
-def test_evaluate_prints_a_table_and_writes_metrics_and_picture(
+def test_evaluate_prints_a_table_and_writes_metrics_report_and_picture(
     tiny_package: Path, labelled: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "report"
@@ -280,7 +280,10 @@ def test_evaluate_prints_a_table_and_writes_metrics_and_picture(
     wanted = "accuracy macro_f1 weighted_f1 micro_f1 per_label confusion"
     assert metrics.keys() >= set(wanted.split())
     assert sum(map(sum, metrics["confusion"])) == metrics["rows"] == 30
-    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "report" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report" / "index.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "praise" in page
 
 
 def test_evaluate_writes_nothing_unless_asked(

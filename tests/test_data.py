@@ -363,7 +363,7 @@ def test_a_label_that_the_package_does_not_know_names_the_row_in_the_file(tmp_pa
 
     def read_known(drop_invalid: bool) -> Any:
         arguments = DataArguments(drop_invalid=drop_invalid)
-        return read_labelled(path, arguments, known, "single_label")
+        return read_labelled(path, arguments, known, "single_label")[:2]
 
     assert "mine.csv, row 2: the text is empty" in refusal(read_known, False)
     assert read_known(True) == (single(["late"], ["delivery"]), 2)
@@ -412,8 +412,22 @@ def test_a_file_of_several_labels_is_refused_for_a_package_of_one(tmp_path: Path
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": ["x", "y"]}])
     said = refusal(read_labelled, path, DataArguments(), ["x", "y"], "single_label")
     assert "several labels a row" in said
-    split, _ = read_labelled(path, DataArguments(), ["x", "y"], "multi_label")
+    split, *_ = read_labelled(path, DataArguments(), ["x", "y"], "multi_label")
     assert split.labels == [("x", "y")]
+
+
+def test_columns_to_slice_by_come_with_the_rows_that_are_used(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "label": "x", "channel": "mail"},
+        {"text": "", "label": "x", "channel": "phone"},
+        {"text": "c", "label": "y", "channel": None},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    arguments = DataArguments(drop_invalid=True)
+    found = read_labelled(path, arguments, ["x", "y"], "single_label", ["channel"])
+    assert found[1:] == (1, {"channel": ["mail", ""]})
+    said = refusal(read_labelled, path, arguments, ["x", "y"], "single_label", ["chanel"])
+    assert "has no column 'chanel' to slice by, it has text, label, channel" in said
 
 
 def test_numbered_labels_in_lists_get_their_names() -> None:

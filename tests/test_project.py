@@ -135,7 +135,7 @@ def test_every_recipe_loads_also_with_files_instead_of_the_hub(recipe: Path) -> 
 def test_the_readmes_tree_names_every_file() -> None:
     tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1]
     for folder in ("service", "training"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             assert path.name.startswith("__") or f"  {path.name} " in tree, path.name
 
 

@@ -1,24 +1,37 @@
-"""The package's README.md: a model card, filled from the manifest."""
+"""The package's README.md: a model card in the hub's format, filled from the manifest.
+
+https://huggingface.co/docs/hub/model-cards
+"""
 
 from __future__ import annotations
+
+from typing import Any
+
+import yaml
 
 from service.model_package import Manifest
 from training.evaluate import summary
 
+# Metrics of the manifest under the names that the hub knows.
+HUB_METRICS = (("accuracy", "accuracy"), ("f1", "macro_f1"), ("f1", "micro_f1"))
+
 
 def model_card(manifest: Manifest) -> str:
-    """Markdown for people; nothing reads it back."""
+    """Markdown for people and for the hub; nothing of ours reads it back."""
     base = manifest.provenance.get("base_model", {}).get("name", "unknown")
     rows = manifest.provenance.get("dataset", {})
     metrics = "\n".join(
-        f"| {split} | {found['rows']} | {summary(found)} |"
+        f"| {split} | {found['rows']} | {summary(found)} | {_calibration_error(found)} |"
         for split, found in manifest.metrics.items()
     )
     labels = "\n".join(
         f"- `{label}`" + (f", from {t:g} on" if (t := manifest.thresholds.get(label)) else "")
         for label in manifest.labels
     )
-    return f"""# {manifest.name} {manifest.version}
+    return f"""---
+{_front_matter(manifest, base)}---
+
+# {manifest.name} {manifest.version}
 
 A text classifier, fine-tuned from `{base}` and exported to ONNX ({manifest.precision}) on
 {manifest.created_at[:10]}. It reads {_reading(manifest)}.
@@ -31,19 +44,94 @@ A text classifier, fine-tuned from `{base}` and exported to ONNX ({manifest.prec
 
 ## Measured on this package
 
-| split | rows | |
-|---|---|---|
+| split | rows | | calibration error |
+|---|---|---|---|
 {metrics}
 
-The checkpoint and the thresholds were chosen by the validation split, so that split's numbers
-flatter a little.
+The checkpoint, the calibration and the thresholds were chosen by the validation split, so that
+split's numbers flatter a little. {_calibrated(manifest)}
+
+## What ships, and why
+
+{_selection(manifest)}
 
 ## Made from
 
 {rows.get("train_rows")} training and {rows.get("validation_rows")} validation rows, dataset
 fingerprint `{str(rows.get("fingerprint"))[:16]}`. `manifest.json` has the whole recipe, versions
-and hashes. `golden.jsonl` holds a few of the validation texts with this package's answers.
+and hashes. `golden.jsonl` holds the texts, with this package's answers, that every copy is tested
+by: by default some of the validation split.
 """
+
+
+def _front_matter(manifest: Manifest, base: str) -> str:
+    """What the hub reads of a card."""
+    results = [
+        {
+            "task": {"type": "text-classification"},
+            "dataset": {"name": manifest.name, "type": manifest.name, "split": split},
+            "metrics": [
+                {"type": kind, "name": name, "value": round(found[name], 4)}
+                for kind, name in HUB_METRICS
+                if name in found
+            ],
+        }
+        for split, found in manifest.metrics.items()
+    ]
+    content: dict[str, Any] = {
+        "pipeline_tag": "text-classification",
+        "library_name": "onnx",
+        "tags": ["text-classification", "onnx", "whetstone"],
+        "base_model": base,
+        "model-index": [{"name": manifest.name, "results": results}],
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _calibration_error(metrics: dict[str, Any]) -> str:
+    return f"{metrics['ece']:.4f}" if "ece" in metrics else ""
+
+
+def _calibrated(manifest: Manifest) -> str:
+    found = manifest.calibration
+    if not found.get("method"):
+        reason = found.get("reason")
+        return f"Probabilities are not calibrated: {reason}." if reason else ""
+    how = {
+        "temperature": f"by a temperature of {manifest.temperature:g}",
+        "platt": "by Platt scaling of each label",
+    }[found["method"]]
+    return (
+        f"Probabilities are calibrated {how}: on validation rows held out the expected "
+        f"calibration error went from {found['before']['ece']:.4f} to {found['after']['ece']:.4f}."
+    )
+
+
+def _selection(manifest: Manifest) -> str:
+    found = manifest.selection
+    if not found:
+        return ""
+    lines = [
+        "| graph | verdict | macro-F1 | agrees with the checkpoint | probability drift | MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["candidates"]:
+        cells = ["", "", "", ""]
+        if row["verdict"] != "unavailable":
+            cells = [
+                f"{row['macro_f1']:.4f}",
+                f"{row['label_agreement']:.2%}",
+                f"{row['mean_probability_drift']:.4f}",
+                f"{row['bytes'] / 1e6:.0f}",
+            ]
+        lines.append(f"| {row['name']} | {row['verdict']} | {' | '.join(cells)} |")
+    reasons = [
+        f"- {row['name']}, {row['verdict']}: {reason}"
+        for row in found["candidates"]
+        for reason in row["reasons"]
+    ]
+    ships = f"On the {found['rows']} validation rows. Ships: {found['reason']}."
+    return "\n".join([*lines, "", ships, *(["", *reasons] if reasons else [])])
 
 
 def _reading(manifest: Manifest) -> str:

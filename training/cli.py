@@ -97,24 +97,43 @@ def export(parsed: argparse.Namespace) -> None:
 def evaluate(parsed: argparse.Namespace) -> None:
     """`whetstone evaluate PACKAGE FILE`"""
     from service.classifier import Classifier
+    from training.behaviour import print_behaviour, run_behaviour
     from training.config import columns_of
     from training.data import read_labelled
     from training.evaluate import draw_metrics, print_metrics, write_metrics
     from training.evaluate import evaluate as evaluate_split
-    from training.layout import METRICS_FILE
+    from training.layout import METRICS_FILE, REPORT, REPORT_FILE
+    from training.report import write_report
 
     classifier = Classifier.load(parsed.package)
     manifest = classifier.manifest
+    behaviour = run_behaviour(parsed.behaviour, classifier) if parsed.behaviour else None
     arguments = columns_of(manifest, {**_columns(parsed), "drop_invalid": parsed.drop_invalid})
-    split, dropped = read_labelled(parsed.file, arguments, manifest.labels, manifest.task)
-    metrics, _ = evaluate_split(classifier, split, str(parsed.file))
+    split, dropped, slices = read_labelled(
+        parsed.file, arguments, manifest.labels, manifest.task, parsed.slices
+    )
+    metrics, answers = evaluate_split(classifier, split, str(parsed.file))
     print_metrics(metrics, f"{manifest.name} on {parsed.file}")
     if dropped:
         print(f"{dropped} rows could not be used and were left out")
+    if behaviour:
+        print_behaviour(behaviour)
+        metrics["behaviour"] = {name: behaviour[name] for name in ("passed", "failed", "kinds")}
     if parsed.output_dir:
         write_metrics(metrics, parsed.output_dir / METRICS_FILE)
-        picture = draw_metrics(metrics, parsed.output_dir)
-        print(f"written: {parsed.output_dir / METRICS_FILE}, {picture}")
+        picture = draw_metrics(metrics, parsed.output_dir / REPORT)
+        report = parsed.output_dir / REPORT / REPORT_FILE
+        write_report(
+            report,
+            manifest,
+            split,
+            answers,
+            metrics,
+            where=str(parsed.file),
+            slices=slices,
+            behaviour=behaviour,
+        )
+        print(f"written: {parsed.output_dir / METRICS_FILE}, {report}, {picture}")
 
 
 def register(parsed: argparse.Namespace) -> None:
@@ -204,7 +223,13 @@ def _parser() -> argparse.ArgumentParser:
         "--drop_invalid", action="store_true", help="leave out rows without text or label"
     )
     command.add_argument(
-        "--output_dir", type=Path, help="folder for metrics.json and confusion.png"
+        "--slices", nargs="+", default=[], metavar="COLUMN", help="columns to measure apart by"
+    )
+    command.add_argument(
+        "--behaviour", type=Path, metavar="FILE", help="YAML file of behaviour tests to run, too"
+    )
+    command.add_argument(
+        "--output_dir", type=Path, help="folder for metrics.json and report/index.html"
     )
 
     command = _add_verb(verbs, register, "copy a package into BentoML's model store")

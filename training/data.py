@@ -161,20 +161,39 @@ def rows_of(table: Dataset, where: str, arguments: DataArguments) -> Rows:
 
 
 def read_labelled(
-    path: Path, arguments: DataArguments, labels: Sequence[str], task: Task
-) -> tuple[Split, int]:
-    """The usable rows of a file for a package that knows `labels`, and how many were dropped.
+    path: Path,
+    arguments: DataArguments,
+    labels: Sequence[str],
+    task: Task,
+    columns: Sequence[str] = (),
+) -> tuple[Split, int, dict[str, list[str]]]:
+    """The usable rows of a file for a package that knows `labels`.
+
+    Returns:
+        The rows, how many were dropped, and what stands in each of `columns` beside them.
 
     Raises:
         DataError: the file, a column or a row cannot be used.
     """
-    rows = rows_of(read_table(path), str(path), arguments)
+    table = read_table(path)
+    rows = rows_of(table, str(path), arguments)
+    for column in columns:
+        if column not in table.column_names:
+            raise DataError(
+                f"{path} has no column {column!r} to slice by, it has "
+                f"{', '.join(table.column_names)}"
+            )
     if rows.multi_label and task == "single_label":
         raise DataError(f"{path} has several labels a row, but the package answers with one")
     rows = replace(rows, multi_label=task == "multi_label")
     errors = find_errors({"test": rows}, known=labels)
     errors.refuse(arguments.drop_invalid)
-    return usable_rows(rows, errors.kept["test"]), errors.rows
+    kept = errors.kept["test"]
+    slices = {}
+    for column in columns:
+        values = table[column][:]
+        slices[column] = ["" if values[row] is None else str(values[row]) for row in kept]
+    return usable_rows(rows, kept), errors.rows, slices
 
 
 def read_texts(path: Path, arguments: DataArguments) -> list[Text]:

@@ -18,8 +18,9 @@ from training.evaluate import (
     write_metrics,
 )
 from training.export import export
-from training.layout import METRICS_FILE, REPORT
+from training.layout import METRICS_FILE, REPORT, REPORT_FILE
 from training.register import register
+from training.report import write_report
 from training.train import TrainedRun, train
 
 
@@ -50,18 +51,17 @@ def _measure(run: TrainedRun, package: Path) -> str:
     """Metrics of the finished package on the test split, else on validation; one line."""
     name, split = ("test", run.data.test) if run.data.test else ("validation", run.data.validation)
     classifier = Classifier.load(package)
-    metrics, _ = evaluate(classifier, split, f"{name} split")
+    metrics, answers = evaluate(classifier, split, f"{name} split")
     metrics = {"split": name, **metrics}
     print_metrics(metrics, f"{classifier.manifest.name} on its {name} split")
     write_metrics(metrics, run.folder / METRICS_FILE)
     draw_metrics(metrics, run.folder / REPORT)
+    report = run.folder / REPORT / REPORT_FILE
     manifest = classifier.manifest.model_copy(
         update={"metrics": classifier.manifest.metrics | {name: headline(metrics)}}
     )
     write_manifest(package, manifest)
     write_text(package / CARD_FILE, model_card(manifest))
+    write_report(report, manifest, split, answers, metrics, where=f"its {name} split")
     flattered = "" if run.data.test else " (no test split; the checkpoint was chosen by this one)"
-    return (
-        f"{summary(metrics)} on {metrics['rows']} {name} rows{flattered}; "
-        f"{run.folder / METRICS_FILE}"
-    )
+    return f"{summary(metrics)} on {metrics['rows']} {name} rows{flattered}; {report}"

@@ -1,0 +1,241 @@
+"""Behaviour tests: each kind passes and fails as it should, and a bad table is one sentence."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.classifier import Classifier, Prediction
+from service.model_package import Behaviour, Text
+from tests.conftest import EXAMPLE
+from training.behaviour import CHANGES, print_behaviour, run_behaviour, with_typos
+from training.behaviour_file import read_behaviour
+from training.cli import main
+from training.errors import DataError
+
+LABELS = ("fault", "praise")
+
+
+class Stub:
+    """A classifier whose probability of praise is a function of the text."""
+
+    def __init__(self, praise: Callable[[Text], float], **behaviour: Any) -> None:
+        fields = Behaviour(labels=LABELS, max_length=8, **behaviour).model_dump()
+        self.manifest = SimpleNamespace(
+            **fields, name="stub", has_pairs=len(fields["text_columns"]) == 2
+        )
+        self._praise = praise
+
+    def classify(self, texts: list[Text]) -> list[Prediction]:
+        """One label a text, or those from 0.5 on."""
+        answers = []
+        for text in texts:
+            praise = self._praise(text)
+            probs = np.asarray([1 - praise, praise], dtype=np.float32)
+            several = self.manifest.task == "multi_label"
+            labels = tuple(n for n, p in zip(LABELS, probs, strict=True) if p >= 0.5)
+            best = LABELS[int(probs.argmax())]
+            answers.append(
+                Prediction(best, 0.5, probs, labels if several else None, None, 3, 1, False)
+            )
+        return answers
+
+
+def run(tmp_path: Path, content: str, praise: Callable[[Any], float], **behaviour: Any) -> Any:
+    path = tmp_path / "behaviour.yaml"
+    path.write_text(content, encoding="utf-8")
+    return run_behaviour(path, Stub(praise, **behaviour))  # type: ignore[arg-type]
+
+
+def by_word(text: Any) -> float:
+    """Praise where the text says so."""
+    return 0.9 if "great" in text else 0.2
+
+
+def test_must_have_cases_pass_by_their_label(tmp_path: Path) -> None:
+    content = """
+must_have:
+  - name: plain
+    cases:
+      - {text: great, label: praise}
+      - {text: broken, label: fault}
+      - {text: fine, label: praise}
+"""
+    found = run(tmp_path, content, by_word)
+    assert (found["passed"], found["failed"]) == (2, 1)
+    assert found["failures"] == [
+        {
+            "kind": "must_have",
+            "name": "plain",
+            "text": "fine",
+            "expected": "praise",
+            "got": "fault",
+        }
+    ]
+
+
+def test_invariance_compares_each_variant_with_its_text(tmp_path: Path) -> None:
+    content = """
+invariance:
+  - {name: case, change: uppercase, texts: [great, broken]}
+  - name: names
+    replace: {from: [Anna], to: [Kofi, great]}
+    texts: [Anna called, nobody called]
+  - name: same
+    groups: [[great, great thing, good]]
+"""
+    found = run(tmp_path, content, by_word)
+    counts = {test["name"]: (test["passed"], test["failed"]) for test in found["tests"]}
+    assert counts == {"case": (1, 1), "names": (1, 1), "same": (1, 1)}
+    assert found["kinds"] == {"invariance": {"passed": 3, "failed": 3}}
+    assert [failure["text"] for failure in found["failures"]] == ["GREAT", "great called", "good"]
+
+
+def test_direction_wants_a_move_of_at_least_so_much(tmp_path: Path) -> None:
+    content = """
+direction:
+  - name: much
+    label: praise
+    by: 0.5
+    cases:
+      - {from: broken, to: great, change: up}
+      - {from: great, to: broken, change: down}
+      - {from: great, to: broken, change: up}
+  - name: more
+    label: fault
+    by: 0.75
+    cases: [{from: great, to: broken, change: up}]
+"""
+    found = run(tmp_path, content, by_word)
+    counts = {test["name"]: (test["passed"], test["failed"]) for test in found["tests"]}
+    assert counts == {"much": (2, 1), "more": (0, 1)}
+    assert found["failures"][1]["expected"] == "fault up from 0.100 by more than 0.75"
+
+
+def test_several_labels_and_pairs(tmp_path: Path) -> None:
+    both = """
+must_have:
+  - name: sets
+    cases:
+      - {text: even, labels: [praise, fault]}
+      - {text: even, labels: [praise]}
+"""
+    several = {"task": "multi_label", "thresholds": dict.fromkeys(LABELS, 0.5)}
+    found = run(tmp_path, both, lambda _: 0.5, **several)
+    assert (found["passed"], found["failed"]) == (1, 1)
+    pairs = "must_have: [{name: pairs, cases: [{text: a, text_pair: great, label: praise}]}]"
+    found = run(tmp_path, pairs, lambda text: by_word(text[1]), text_columns=("text", "text_pair"))
+    assert found["passed"] == 1
+
+
+def test_changes_change_what_they_say_and_always_alike() -> None:
+    text = "My account has been blocked."
+    assert {name: change(text) for name, change in CHANGES.items() if name != "typos"} == {
+        "lowercase": "my account has been blocked.",
+        "uppercase": "MY ACCOUNT HAS BEEN BLOCKED.",
+        "punctuation": "My account has been blocked",
+        "whitespace": "  My  account  has  been  blocked.\n",
+    }
+    changed = with_typos(text)
+    assert changed == with_typos(text) != text
+    assert sorted(changed) == sorted(text)
+    words = zip(text.split(), changed.split(), strict=True)
+    assert sum(one != other for one, other in words) == 2
+    assert with_typos("a b aaaaaa") == "a b aaaaaa"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1]", "holds no tests"),
+        ("{}", "holds no tests"),
+        ("a: [", "is not YAML"),
+        ("musthave: []", "unknown key 'musthave': did you mean 'must_have'"),
+        ("must_have: [{name: x, cases: [{text: a}]}]", "must_have.1.cases.1: give either label"),
+        (
+            "must_have: [{name: x, cases: [{text: a, lable: b}]}]",
+            "unknown key 'lable': did you mean 'label'",
+        ),
+        (
+            "must_have: [{name: x, cases: [{text: a, label: prais}]}]",
+            "'x', case 1: stub has no label 'prais': did you mean 'praise'",
+        ),
+        (
+            "must_have: [{name: x, cases: [{text: a, labels: [praise]}]}]",
+            "answers with one label",
+        ),
+        (
+            "must_have: [{name: x, cases: [{text: a, text_pair: b, label: praise}]}]",
+            "single texts: leave out text_pair",
+        ),
+        ("invariance: [{name: x, texts: [a]}]", "give texts with either change or replace"),
+        ("invariance: [{name: x, groups: [[a]]}]", "a group has two texts"),
+        ("invariance: [{name: x, change: shout, texts: [a]}]", "invariance.1.change"),
+        ("direction: [{name: x, label: y, cases: [{from: a, to: b, change: up}]}]", "no label 'y'"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(DataError) as raised:
+        run(tmp_path, content, by_word)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "behaviour.yaml" in str(raised.value)
+
+
+def test_pairs_have_must_have_only(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="only must_have"):
+        run(
+            tmp_path,
+            "invariance: [{name: x, change: typos, texts: [a]}]",
+            by_word,
+            text_columns=("text", "text_pair"),
+        )
+
+
+def test_the_screen_shows_counts_and_failures_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = "must_have: [{name: '[b]x', cases: [{text: '[/b] :smile:', label: praise}]}]"
+    print_behaviour(run(tmp_path, content, by_word))
+    shown = capsys.readouterr().out
+    assert "[b]x: '[/b] :smile:' expected praise, got fault" in shown
+    assert "0 passed, 1 failed" in shown
+
+
+def test_the_example_fits_the_examples_labels() -> None:
+    with (EXAMPLE / "train.csv").open(newline="", encoding="utf-8") as handle:
+        labels = tuple(sorted({row["label"] for row in csv.DictReader(handle)}))
+    manifest = SimpleNamespace(
+        labels=labels, has_pairs=False, task="single_label", name="support_tickets"
+    )
+    tests = read_behaviour(EXAMPLE / "behaviour.yaml", manifest)  # type: ignore[arg-type]
+    named = {case.label for test in tests.must_have for case in test.cases}
+    assert named == set(labels)
+    assert tests.invariance
+    assert tests.direction
+
+
+def test_evaluate_runs_them_and_the_report_shows_them(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label,channel\nwhere is it,delivery,mail\nlovely,praise,\n", "utf-8")
+    behaviour = tmp_path / "behaviour.yaml"
+    behaviour.write_text(
+        "must_have: [{name: plain, cases: [{text: where, label: delivery}]}]", "utf-8"
+    )
+    out = tmp_path / "out"
+    words = ["evaluate", str(tiny_package), str(rows), "--behaviour", str(behaviour)]
+    assert main([*words, "--slices", "channel", "--output_dir", str(out)]) == 0
+    asked = run_behaviour(behaviour, Classifier.load(tiny_package))
+    shown = capsys.readouterr().out
+    assert f"{asked['passed']} passed, {asked['failed']} failed" in shown
+    page = (out / "report" / "index.html").read_text("utf-8")
+    assert "Behaviour tests" in page
+    assert "By channel" in page

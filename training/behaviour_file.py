@@ -1,0 +1,193 @@
+"""The tables of behaviour tests, as a YAML file holds them.
+
+    must_have:                     # a text that must get a label
+      - name: plain questions
+        cases:
+          - {text: "where is my parcel?", label: delivery}
+    invariance:                    # a change that must not change the answer
+      - name: typos
+        change: typos              # or lowercase, uppercase, punctuation, whitespace
+        texts: ["where is my parcel?"]
+      - name: names
+        replace: {from: [Anna], to: [Kofi, Mei]}
+        texts: ["Anna never got her parcel"]
+      - name: the same question
+        groups: [["where is it?", "where has it got to?"]]
+    direction:                     # a change that must move a label's probability
+      - name: negation
+        label: returns
+        by: 0.1
+        cases:
+          - {from: "I will send it back", to: "I will not send it back", change: down}
+
+The three kinds are those of Ribeiro et al. 2020, "Beyond Accuracy: Behavioral Testing of NLP Models
+with CheckList", ACL, section 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.model_package import Manifest
+from training.errors import DataError
+
+KINDS = ("must_have", "invariance", "direction")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+Words = list[str]
+
+
+class MustHaveCase(_Strict):
+    """A text and its label, or its labels for a package of several."""
+
+    text: str = Field(min_length=1)
+    text_pair: str | None = None
+    label: str | None = None
+    labels: Words | None = None
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> MustHaveCase:
+        if (self.label is None) == (self.labels is None):
+            raise ValueError("give either label or labels")
+        return self
+
+
+class MustHave(_Strict):
+    """Texts that must get a label."""
+
+    name: str
+    cases: list[MustHaveCase] = Field(min_length=1)
+
+
+class Replacement(_Strict):
+    """Each of `from` that a text holds, by each of `to`."""
+
+    old: Words = Field(alias="from", min_length=1)
+    new: Words = Field(alias="to", min_length=1)
+
+
+Change = Literal["typos", "lowercase", "uppercase", "punctuation", "whitespace"]
+
+
+class Invariance(_Strict):
+    """Texts whose answer must not change, or groups of texts with the same answer."""
+
+    name: str
+    change: Change | None = None
+    replace: Replacement | None = None
+    texts: Words | None = Field(None, min_length=1)
+    groups: list[Words] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Invariance:
+        ways = [self.change is not None, self.replace is not None, self.groups is not None]
+        if sum(ways) != 1 or (self.texts is None) != (self.groups is not None):
+            raise ValueError("give texts with either change or replace, or give groups alone")
+        if self.groups and min(map(len, self.groups)) < 2:
+            raise ValueError("a group has two texts at least")
+        return self
+
+
+class DirectionCase(_Strict):
+    """A text, what it becomes, and where the label's probability must go."""
+
+    before: str = Field(alias="from", min_length=1)
+    after: str = Field(alias="to", min_length=1)
+    change: Literal["up", "down"]
+
+
+class Direction(_Strict):
+    """Changes that must move a label's probability by more than `by`."""
+
+    name: str
+    label: str
+    by: float = Field(0.0, ge=0, lt=1)
+    cases: list[DirectionCase] = Field(min_length=1)
+
+
+class BehaviourTests(_Strict):
+    """A file of tests."""
+
+    must_have: list[MustHave] = []
+    invariance: list[Invariance] = []
+    direction: list[Direction] = []
+
+
+def read_behaviour(path: Path, manifest: Manifest) -> BehaviourTests:
+    """The tests of a file, which must fit the package.
+
+    Raises:
+        DataError: the file cannot be read, or a test does not fit; one sentence says which.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no tests: it should have some of {', '.join(KINDS)}")
+    try:
+        tests = BehaviourTests.model_validate(content)
+    except ValidationError as error:
+        raise DataError(f"{path}, {_problem(error)}") from None
+    if not (tests.must_have or tests.invariance or tests.direction):
+        raise DataError(f"{path} holds no tests: it should have some of {', '.join(KINDS)}")
+    for test in tests.must_have:
+        for number, case in enumerate(test.cases, start=1):
+            where = f"{path}, {test.name!r}, case {number}"
+            if (case.text_pair is not None) != manifest.has_pairs:
+                wanted = "pairs: add" if manifest.has_pairs else "single texts: leave out"
+                raise DataError(f"{where}: {manifest.name} reads {wanted} text_pair")
+            if case.labels is not None and manifest.task == "single_label":
+                raise DataError(f"{where}: {manifest.name} answers with one label: give label")
+            _check_labels(case.labels or [case.label or ""], manifest, where)
+    if manifest.has_pairs and (tests.invariance or tests.direction):
+        raise DataError(f"{path}: of a package that reads pairs only must_have can be tested")
+    for turn in tests.direction:
+        _check_labels([turn.label], manifest, f"{path}, {turn.name!r}")
+    return tests
+
+
+def _check_labels(labels: Sequence[str], manifest: Manifest, where: str) -> None:
+    for label in labels:
+        if label not in manifest.labels:
+            nearest = difflib.get_close_matches(label, manifest.labels, n=1, cutoff=0.0)[0]
+            raise DataError(
+                f"{where}: {manifest.name} has no label {label!r}: did you mean {nearest!r}?"
+            )
+
+
+def _problem(error: ValidationError) -> str:
+    """The first problem in a sentence: where, and what."""
+    first = error.errors()[0]
+    place = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = {name for model in _MODELS for name in _keys(model)}
+        key = str(first["loc"][-1])
+        nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
+        return f"{place}: unknown key {key!r}: did you mean {nearest!r}?"
+    return f"{place or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
+
+
+_MODELS: tuple[type[BaseModel], ...] = (
+    BehaviourTests,
+    MustHave,
+    MustHaveCase,
+    Invariance,
+    Replacement,
+    Direction,
+    DirectionCase,
+)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,252 @@
+"""What the report says of rows: mistakes, doubts, slices and curves; arithmetic without markup."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from service.classifier import Prediction
+from service.decisions import margin
+from service.model_package import Manifest
+from training.data import Split
+from training.metrics import label_matrix
+from training.significance import label_f1
+
+# 97.5 % of a normal distribution lie below.
+NORMAL_QUANTILE = 1.959964
+CURVE_POINTS = 60
+SLICE_VALUES = 30
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows, their answers and the metrics; arrays are of shape (rows, labels)."""
+
+    manifest: Manifest
+    split: Split
+    answers: Sequence[Prediction]
+    metrics: dict[str, Any]
+    truth: np.ndarray
+    answered: np.ndarray
+    probs: np.ndarray
+
+    @property
+    def several(self) -> bool:
+        """Whether a row has any number of labels."""
+        return self.manifest.task == "multi_label"
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Which rows are answered with exactly their labels; shape (rows,)."""
+        return np.asarray((self.truth == self.answered).all(axis=1))
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """Of each label of a multi-label package; shape (labels,)."""
+        return np.asarray([self.manifest.thresholds[label] for label in self.manifest.labels])
+
+    @cached_property
+    def sureness(self) -> np.ndarray:
+        """How sure each answer was, of several labels where it is wrong; shape (rows,).
+
+        The answer's probability; of several labels the largest distance of a probability from
+        its threshold, among those on the wrong side.
+        """
+        if not self.several:
+            return np.asarray([answer.score for answer in self.answers])
+        wrong = self.truth != self.answered
+        return np.asarray(np.where(wrong, np.abs(self.probs - self.thresholds), 0).max(axis=1))
+
+    @cached_property
+    def margins(self) -> np.ndarray:
+        """How far each row's probabilities are from another answer; shape (rows,)."""
+        return np.asarray([margin(row, self.manifest) for row in self.probs])
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the rows; `low` and `high` are the Wilson interval of `accuracy`."""
+
+    name: str
+    rows: int
+    accuracy: float
+    low: float
+    high: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows of `label` that were answered `answer`; `share` is of all rows of `label`."""
+
+    label: str
+    answer: str
+    rows: int
+    share: float
+
+
+def measure(
+    manifest: Manifest, split: Split, answers: Sequence[Prediction], metrics: dict[str, Any]
+) -> Measured:
+    """Rows and answers as arrays."""
+    given = [(a.label,) if a.labels is None else a.labels for a in answers]
+    return Measured(
+        manifest,
+        split,
+        answers,
+        metrics,
+        label_matrix(split.labels, manifest.labels),
+        label_matrix(given, manifest.labels),
+        np.stack([answer.probs for answer in answers]),
+    )
+
+
+def wilson(hits: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share, sound for few rows and near 0 and 1 too.
+
+    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22.
+    """
+    if not rows:
+        return 0.0, 1.0
+    square = NORMAL_QUANTILE**2
+    middle = (hits + square / 2) / (rows + square)
+    spread = hits * (rows - hits) / rows + square / 4
+    half = NORMAL_QUANTILE * math.sqrt(spread) / (rows + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mistakes(found: Measured) -> list[int]:
+    """Rows answered wrongly, the surest answer first."""
+    order = np.argsort(-found.sureness, kind="stable")
+    return [int(row) for row in order if not found.right[row]]
+
+
+def least_certain(found: Measured) -> list[int]:
+    """All rows, the nearest to another answer first."""
+    return [int(row) for row in np.argsort(found.margins, kind="stable")]
+
+
+def confusions(metrics: dict[str, Any]) -> list[Confusion]:
+    """Pairs of label and wrong answer, the commonest first."""
+    labels, counts = metrics["labels"], np.asarray(metrics["confusion"])
+    wrong, totals = counts * ~np.eye(len(labels), dtype=bool), counts.sum(axis=1)
+    found = [
+        Confusion(labels[i], labels[j], int(wrong[i, j]), float(wrong[i, j] / totals[i]))
+        for i, j in np.argwhere(wrong)
+    ]
+    return sorted(found, key=lambda pair: (-pair.rows, -pair.share))
+
+
+def slice_of(
+    found: Measured, name: str, rows: np.ndarray, per_label: np.ndarray | None = None
+) -> Slice:
+    """The slice of the rows at which the boolean `rows` is true; there is at least one.
+
+    Args:
+        per_label: the F1 of the labels that its macro-F1 is the mean of, where that is not of all
+            labels that these rows have or get.
+    """
+    hits, size = int(found.right[rows].sum()), int(rows.sum())
+    if per_label is None:
+        per_label = label_f1(found.truth[rows], found.answered[rows])
+    known = per_label[~np.isnan(per_label)]
+    macro_f1 = float(known.mean()) if len(known) else math.nan
+    return Slice(name, size, hits / size, *wilson(hits, size), macro_f1)
+
+
+def by_length(found: Measured) -> list[Slice]:
+    """Quarters of the rows by the tokens that were read."""
+    tokens = np.asarray([answer.tokens for answer in found.answers])
+    edges = np.unique(np.floor(np.quantile(tokens, [0.25, 0.5, 0.75])))
+    quarters = np.searchsorted(edges, tokens)
+    slices = []
+    for quarter in np.unique(quarters):
+        rows = quarters == quarter
+        low, high = tokens[rows].min(), tokens[rows].max()
+        ends = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        slices.append(slice_of(found, f"{ends} tokens", rows))
+    return slices
+
+
+def by_label_frequency(found: Measured) -> list[Slice]:
+    """Thirds of the labels by their share of the training rows.
+
+    A row counts with the rarest of its labels. Macro-F1 is that of the third's labels in all rows:
+    the third's rows alone hold none of the other labels that they may be answered.
+    """
+    priors = found.manifest.profile.label_priors
+    if not set(found.manifest.labels) <= set(priors):
+        return []
+    shares = np.asarray([priors[label] for label in found.manifest.labels])
+    thirds = np.empty(len(shares), dtype=int)
+    places = np.arange(len(shares))
+    # Of two labels one is rare and one is common.
+    thirds[np.argsort(shares, kind="stable")] = (
+        places * 3 // len(shares) if len(shares) > 2 else places * 2
+    )
+    of_row = np.where(found.truth, thirds, 3).min(axis=1)
+    names = []
+    for third, word in enumerate(("rare", "medium", "common")):
+        inside = shares[thirds == third]
+        if len(inside):
+            ends = " to ".join(f"{end:.3f}" for end in sorted({inside.min(), inside.max()}))
+            names.append(
+                (third, f"{word} ({len(inside)} label{'s' if len(inside) > 1 else ''}, {ends})")
+            )
+    names.append((3, "no label"))
+    per_label = label_f1(found.truth, found.answered)
+    return [
+        slice_of(found, name, of_row == third, per_label[thirds == third])
+        for third, name in names
+        if (of_row == third).any()
+    ]
+
+
+def by_value(found: Measured, values: Sequence[str]) -> list[Slice]:
+    """Rows by a column's value, the commonest first; past SLICE_VALUES of them together."""
+    counts = Counter(values)
+    ranked = sorted(counts, key=lambda value: (-counts[value], value))
+    kept = ranked if len(ranked) <= SLICE_VALUES else ranked[: SLICE_VALUES - 1]
+    places = {value: place for place, value in enumerate(kept)}
+    of_row = np.asarray([places.get(value, len(kept)) for value in values])
+    slices = [slice_of(found, value, of_row == place) for place, value in enumerate(kept)]
+    if len(ranked) > len(kept):
+        name = f"other ({len(ranked) - len(kept)} values)"
+        slices.append(slice_of(found, name, of_row == len(kept)))
+    return slices
+
+
+def precision_recall(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float, float]]:
+    """At most CURVE_POINTS (recall, precision) by rising recall; empty where nothing is true."""
+    from sklearn.metrics import precision_recall_curve
+
+    if not truth.any():
+        return []
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    precision, recall = precision[::-1], recall[::-1]
+    # Real points of the curve, by even steps of recall: none lies between two others.
+    steps = np.linspace(0, 1, CURVE_POINTS - 1)
+    chosen = np.unique(np.append(np.searchsorted(recall, steps), len(recall) - 1))
+    chosen = chosen[chosen < len(recall)][:CURVE_POINTS]
+    return list(zip(recall[chosen].tolist(), precision[chosen].tolist(), strict=True))
+
+
+def histograms(found: Measured) -> tuple[list[int], list[int]]:
+    """Answers right and wrong by their probability, in HISTOGRAM_BINS equal bins of 0 to 1.
+
+    Of several labels every label of every row is an answer.
+    """
+    if found.several:
+        scores, right = found.probs.ravel(), (found.truth == found.answered).ravel()
+    else:
+        scores, right = found.sureness, found.right
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    first, second = (np.histogram(scores[rows], edges)[0].tolist() for rows in (right, ~right))
+    return first, second
