@@ -12,7 +12,12 @@ from service.classifier import Prediction
 from service.decisions import decide
 from service.model_package import Behaviour
 from training.evaluate import draw_metrics, headline, print_metrics, summary
-from training.metrics import all_metrics, coverage_table, validation_metrics
+from training.metrics import (
+    all_metrics,
+    calibration_metrics,
+    coverage_table,
+    validation_metrics,
+)
 
 SEVERAL = Behaviour(
     task="multi_label",
@@ -98,3 +103,27 @@ def test_several_labels_are_shown_and_drawn(
     picture = draw_metrics(metrics, tmp_path)
     assert picture.name == "labels.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibration_is_weighted_by_rows_and_computed_by_hand() -> None:
+    probs = np.asarray([[0.9, 0.1]] * 4 + [[0.5, 0.5]], dtype=np.float32)
+    truth = np.asarray([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
+    found = calibration_metrics(probs, truth, "single_label")
+    # Four at 0.9 of which three are right; one at 0.5 that is not.
+    assert found["ece"] == pytest.approx(0.8 * 0.15 + 0.2 * 0.5)
+    assert found["brier"] == pytest.approx((3 * 2 * 0.1**2 + 2 * 0.9**2 + 2 * 0.5**2) / 5)
+    assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.9, 0.9, 0.1, 0.5]).mean(), rel=1e-5)
+    filled = {round(b["high"] * 15): b["count"] for b in found["bins"] if b["count"]}
+    assert filled == {8: 1, 14: 4}
+    assert len(found["bins"]) == 15
+
+
+def test_calibration_of_several_labels_counts_every_probability() -> None:
+    probs = np.asarray([[1.0, 0.0], [0.2, 0.2]], dtype=np.float32)
+    truth = np.asarray([[True, False], [True, False]])
+    found = calibration_metrics(probs, truth, "multi_label")
+    # At 0.2 one of two is true; at the ends all is as it says.
+    assert found["ece"] == pytest.approx(0.5 * 0.3)
+    assert found["brier"] == pytest.approx((0.8**2 + 0.2**2) / 4)
+    expected = -(np.log(0.2) + np.log(0.8)) / 4
+    assert found["log_loss"] == pytest.approx(expected, rel=1e-5)

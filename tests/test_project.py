@@ -168,3 +168,23 @@ def test_the_readmes_figures_are_those_of_the_benchmarks() -> None:
     for kind in ("mixed", "short"):
         share = batching["overload_by_deadline"][kind]["1 s"]["late_share_of_accepted"]
         assert f"{share:.3%}" in section
+
+
+def test_the_readmes_table_of_the_gates_is_the_simulations() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "gates.json").read_text("utf-8"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for rows in {row["rows"] for row in result["verdicts"]}:
+        found = sorted(
+            (row for row in result["verdicts"] if row["rows"] == rows),
+            key=lambda row: row["points_worse"],
+        )
+        cells = [f"{row['passed']:.0%} pass, {row['refused']:.0%} refused" for row in found]
+        assert f"| {rows:,} | {' | '.join(cells)} |" in readme
+
+
+def test_the_readmes_figure_of_int8_by_batch_is_the_benchmarks() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "int8.json").read_text("utf-8"))
+    change = result["graphs"]["int8 by batch"]["largest_change_by_neighbours"]
+    readme = (ROOT / "README.md").read_text("utf-8").replace("\n", " ")
+    assert f"changed by up to {change:.2f} with the texts beside it" in readme
+    assert result["graphs"]["int8 by token"]["largest_change_by_neighbours"] < 1e-5

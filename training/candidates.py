@@ -306,7 +306,10 @@ def _first_that_may(
             chosen = fused
     whys = [f"{c.kind.name} is {c.verdict.outcome}" for c in reduced]
     whys += [f"{name} is not available" for name in trial.unavailable]
-    return chosen, False, f"{chosen.kind.name}, since {' and '.join(whys)}"
+    # What anybody can do about it.
+    undecided = any(c.verdict.outcome == "inconclusive" for c in reduced)
+    hint = " (more validation rows would decide; `precision` overrules it)" if undecided else ""
+    return chosen, False, f"{chosen.kind.name}, since {' and '.join(whys)}{hint}"
 
 
 def print_selection(selection: dict[str, Any]) -> None:
@@ -318,7 +321,7 @@ def print_selection(selection: dict[str, Any]) -> None:
     lengths = next(row["cpu_ms_per_text"] for row in rows if "cpu_ms_per_text" in row)
     table = Table(title=f"what may ship, on {selection['rows']} validation rows")
     table.title_justify = "left"
-    table.add_column("graph", no_wrap=True)
+    table.add_column("graph", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     for name in ("macro-F1", "agrees", "drift", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -329,15 +332,15 @@ def print_selection(selection: dict[str, Any]) -> None:
         if row["verdict"] != "unavailable":
             cells = [
                 f"{row['macro_f1']:.4f}",
-                f"{row['label_agreement']:.2%}",
+                f"{row['label_agreement']:.1%}",
                 f"{row['mean_probability_drift']:.4f}",
                 f"{row['bytes'] / 1e6:.0f}",
-                " / ".join(f"{cost:.1f}" for cost in row["cpu_ms_per_text"].values()),
+                "/".join(f"{cost:.1f}" for cost in row["cpu_ms_per_text"].values()),
             ]
         table.add_row(mark + row["name"], row["verdict"], *cells)
     console = Console(markup=False, emoji=False)
     console.print(table)
-    console.print(f"CPU ms: one text alone of {' / '.join(lengths)} tokens", highlight=False)
+    console.print(f"CPU ms: one text alone of {'/'.join(lengths)} tokens", highlight=False)
     for row in rows:
         for reason in row["reasons"]:
             console.print(f"{row['name']}, {row['verdict']}: {reason}", highlight=False)
