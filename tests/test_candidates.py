@@ -16,7 +16,7 @@ from tests.conftest import example_rows, write_csv
 from training import candidates as candidates_module
 from training.candidates import print_selection
 from training.config import load_recipe
-from training.errors import RecipeError
+from training.errors import DataError, RecipeError
 from training.export import export
 from training.train import TrainedRun, train
 
@@ -222,6 +222,9 @@ def test_golden_texts_are_the_users_or_none(run: TrainedRun, tmp_path: Path) -> 
     lines = (package / "golden.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 2
     assert "where is it?" in lines[0]
+    many = write_csv(tmp_path / "many.csv", [{"text": "again"}] * 1001)
+    with pytest.raises(DataError, match="choose 1000 at most"):
+        exported(run, golden_file=str(many))
     exported(run, golden_file="none")
     assert (package / "golden.jsonl").read_bytes() == b""
     assert Classifier.load(package).check_golden(package) == 0

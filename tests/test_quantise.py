@@ -101,6 +101,40 @@ def test_a_row_of_zeros_stays_zeros(tmp_path: Path) -> None:
     assert run(tmp_path / "int8.onnx", np.asarray([[3]])).tolist() == [[[0.0] * OUTPUTS]]
 
 
+def test_weights_that_only_an_inner_graph_reads_stay(tmp_path: Path) -> None:
+    path, _, _ = small_graph(tmp_path)
+    model = onnx.load(path)
+    graph = model.graph
+    inner = {
+        name: helper.make_graph(
+            [helper.make_node(kind, ["logits", "inner_weight"], [f"{name}_out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)],
+        )
+        for name, kind in (("then", "Add"), ("otherwise", "Sub"))
+    }
+    graph.initializer.append(numpy_helper.from_array(np.float32([1, 2]), "inner_weight"))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(True), "condition"))
+    graph.node.append(
+        helper.make_node(
+            "If",
+            ["condition"],
+            ["chosen"],
+            then_branch=inner["then"],
+            else_branch=inner["otherwise"],
+        )
+    )
+    graph.output.append(helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    quantise(path, tmp_path / "int8.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "int8.onnx"), providers=["CPUExecutionProvider"]
+    )
+    logits, chosen = session.run(["logits", "chosen"], {"ids": np.asarray([[1, 2]])})
+    np.testing.assert_allclose(chosen, logits + np.float32([1, 2]))
+
+
 def test_embeddings_stay_when_told_and_the_head_always_does(tmp_path: Path) -> None:
     path, _, _ = small_graph(tmp_path)
     for embeddings, kept in ((True, {"head"}), (False, {"head", "table"})):

@@ -34,7 +34,7 @@ from training.data import Split
 from training.errors import ExportError
 from training.exporter import optimise
 from training.gates import Answers, Gates, Verdict, evidence, judge
-from training.metrics import label_matrix
+from training.metrics import label_matrix, mean_of
 from training.parity import LOGIT_TOLERANCE
 from training.progress import progress
 from training.quantise import quantise
@@ -188,7 +188,7 @@ class Trial:
             "precision": kind.precision,
             **evidence(verdict),
             "accuracy": float((compared.answered == self._truth).all(axis=1).mean()),
-            "macro_f1": float(np.nanmean(per_label)),
+            "macro_f1": mean_of([None if np.isnan(f1) else float(f1) for f1 in per_label]),
             "per_label_f1": {
                 label: None if np.isnan(f1) else round(float(f1), 4)
                 for label, f1 in zip(manifest.labels, per_label, strict=True)
@@ -271,6 +271,8 @@ def choose(trial: Trial, arguments: ExportArguments) -> tuple[Candidate, dict[st
     ]
     return chosen, {
         "rows": len(chosen.answers),
+        # Graphs for a GPU, too: the numbers are the same, the costs are not.
+        "measured_on": "cpu",
         "gates": vars(trial.gates),
         "chosen": chosen.kind.name,
         "forced": forced,

@@ -11,8 +11,9 @@ import numpy as np
 from service.classifier import Classifier, Prediction, TokenIds, predictions
 from service.model_package import Manifest, Text
 
-# Texts that are asked alone and again in batches of NEIGHBOURS, mixed lengths together.
-NEIGHBOUR_TEXTS = 1000
+# Tokens of the texts that are asked alone and again in batches of NEIGHBOURS: about 2,000 short
+# texts, and of long ones no more than half a minute.
+NEIGHBOUR_TOKENS = 50_000
 NEIGHBOURS = 16
 # Tokens at which the cost of one text is measured.
 COST_LENGTHS = (16, 64, 256)
@@ -25,10 +26,13 @@ def neighbour_effect(
 ) -> tuple[float, int]:
     """The largest change of a probability, and how many answers change, by texts in the batch.
 
-    Up to NEIGHBOUR_TEXTS texts, each asked alone, and together with others of any length.
+    Texts of up to NEIGHBOUR_TOKENS tokens, each asked alone, and together with others of any
+    length.
     """
-    order = np.random.default_rng(0).permutation(len(texts))[:NEIGHBOUR_TEXTS]
+    order = np.random.default_rng(0).permutation(len(texts))
     encoded = classifier.encode([texts[index] for index in order])
+    tokens = np.cumsum([sum(map(len, text.windows)) for text in encoded])
+    encoded = encoded[: max(1, int(np.searchsorted(tokens, NEIGHBOUR_TOKENS, side="right")))]
     windows = [window for text in encoded for window in text.windows]
 
     def answers(size: int) -> list[Prediction]:

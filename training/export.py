@@ -37,7 +37,7 @@ from training.candidates import FP32_SCORE_TOLERANCE, Trial, choose
 from training.card import model_card
 from training.data import read_texts
 from training.encoding import make_targets
-from training.errors import ExportError
+from training.errors import DataError, ExportError
 from training.evaluate import headline
 from training.exporter import export_graph
 from training.gates import parse_gates
@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 ACCURACY_TOLERANCE = 0.01
 GOLDEN_TEXTS = 32
 NO_GOLDEN = "none"
+# Every start of every copy asks all of them.
+MOST_GOLDEN_TEXTS = 1000
 CONFIDENCE_BINS = 20
 LENGTH_BINS = 16
 VERSIONED_PACKAGES = (
@@ -189,13 +191,19 @@ def _golden_texts(run: TrainedRun) -> list[Text]:
     """GOLDEN_TEXTS validation texts, spread over the labels; or those of `golden_file`; or none.
 
     Raises:
-        DataError: `golden_file` cannot be read, lacks a column or holds an empty text.
+        DataError: `golden_file` cannot be read, lacks a column, holds an empty text or too many.
     """
     wanted = run.recipe.export.golden_file
     if wanted == NO_GOLDEN:
         return []
     if wanted is not None:
-        return read_texts(Path(wanted), run.recipe.data)
+        texts = read_texts(Path(wanted), run.recipe.data)
+        if len(texts) > MOST_GOLDEN_TEXTS:
+            raise DataError(
+                f"{wanted} holds {len(texts)} texts, and every start of a copy asks them all: "
+                f"choose {MOST_GOLDEN_TEXTS} at most"
+            )
+        return texts
     seen: Counter[tuple[str, ...]] = Counter()
     turns = []
     for row, labels in enumerate(run.data.validation.labels):

@@ -18,6 +18,7 @@ one row a text) stays in fp32: it holds few weights and decides the answer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,8 +147,7 @@ class _Rewriter:
         graph = self._graph
         del graph.node[:]
         graph.node.extend(self._nodes)
-        read = {name for node in self._nodes for name in node.input}
-        read |= {output.name for output in graph.output}
+        read = set(_read_names(graph)) | {output.name for output in graph.output}
         kept = [weight for weight in self._weights.values() if weight.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
@@ -201,6 +201,15 @@ class _Rewriter:
         from onnx import numpy_helper
 
         self._weights[name] = numpy_helper.from_array(np.asarray(value), name)
+
+
+def _read_names(graph: GraphProto) -> Iterator[str]:
+    """What the nodes of a graph read, those of the graphs inside `If` and `Loop`, too."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read_names(attribute.g)
 
 
 def _scale(largest: np.ndarray, steps: int) -> np.ndarray:

@@ -10,6 +10,7 @@ the package was made, within what another processor explains.
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import urllib.error
@@ -92,8 +93,9 @@ def verify_service(url: str, package: str | None, key_file: Path | None) -> str:
     """
     service = Service(url, _read_key(key_file))
     info = service.ask("/info")
-    version, texts = info.get("version"), info.get("limits", {}).get("texts")
-    if not isinstance(version, str) or not isinstance(texts, int) or texts < 1:
+    version = info.get("version")
+    # Other servers have an /info with a version, too.
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
         raise VerifyError(f"{url}/info is not Whetstone's: is this the right address?")
     folder = package_folder(package) if package else _served(url, version)
     manifest = verify_package(folder)
@@ -102,7 +104,7 @@ def verify_service(url: str, package: str | None, key_file: Path | None) -> str:
             f"{url} serves version {version}, and {folder} is version {manifest.version}"
         )
     golden = read_golden(folder)
-    size = min(texts, TEXTS_PER_REQUEST)
+    size = _texts_per_request(info)
     answers: list[Decision] = []
     for start in range(0, len(golden), size):
         answers += service.classify(golden[start : start + size], manifest)
@@ -126,8 +128,8 @@ class Service:
             VerifyError: there is no such answer; one sentence says why.
         """
         data = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self._url + path, data=data, headers=self._headers)  # noqa: S310
         try:
+            request = urllib.request.Request(self._url + path, data=data, headers=self._headers)  # noqa: S310
             # A key must not follow a redirect to another host, and no route of ours redirects.
             opener = urllib.request.build_opener(_NoRedirects)
             with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
@@ -138,14 +140,20 @@ class Service:
             raise VerifyError(
                 f"{self._url} did not answer within {TIMEOUT_SECONDS:g} seconds"
             ) from None
-        except (OSError, ValueError) as error:
+        except (http.client.InvalidURL, ValueError):
+            raise VerifyError(f"{self._url} is not an address: write http://host:port") from None
+        except http.client.IncompleteRead:
+            raise VerifyError(f"{self._url}{path} broke off in its answer: try again") from None
+        except OSError as error:
             reason = getattr(error, "reason", error)
             raise VerifyError(f"{self._url} cannot be reached: {reason}") from None
+        except http.client.HTTPException:
+            raise VerifyError(f"{self._url} is not Whetstone's: it does not speak HTTP") from None
         if len(body) > MAX_ANSWER_BYTES:
             raise VerifyError(f"{self._url}{path} answered with more than {MAX_ANSWER_BYTES} bytes")
         try:
             found = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise VerifyError(f"{self._url}{path} is not Whetstone's: it answered with other text")
@@ -162,11 +170,10 @@ class Service:
             content["text_pair"] = [one.text_pair for one in golden]
         answer = self.ask("/classify", content)
         try:
-            decisions = [_decision(item) for item in answer["data"]]
-            fitting = all(len(one.probs) == len(manifest.labels) for one in decisions)
-        except (KeyError, TypeError, ValueError):
-            decisions, fitting = [], False
-        if not fitting or len(decisions) != len(golden):
+            decisions = [_decision(item, manifest) for item in answer["data"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            decisions = []
+        if len(decisions) != len(golden):
             raise VerifyError(f"{self._url}/classify answered with something else than classes")
         return decisions
 
@@ -178,14 +185,25 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """Do not follow."""
 
 
-def _decision(item: dict[str, Any]) -> Decision:
-    labels = item.get("labels")
-    return Decision(
-        item["label"],
-        float(item["score"]),
-        np.asarray(item["probs"], dtype=np.float32),
-        None if labels is None else tuple(labels),
-        item.get("abstained"),
+def _decision(item: Any, manifest: Manifest) -> Decision:
+    """One answer of `/classify`; KeyError, TypeError, ValueError or OverflowError if it is none."""
+    if not isinstance(item, dict):
+        raise TypeError
+    label, labels = item["label"], item.get("labels")
+    probs = np.asarray(item["probs"], dtype=np.float32)
+    named = [label, *(labels or ())]
+    if any(name not in manifest.labels for name in named) or probs.shape != (len(manifest.labels),):
+        raise ValueError
+    several = None if labels is None else tuple(labels)
+    return Decision(label, float(item["score"]), probs, several, item.get("abstained"))
+
+
+def _texts_per_request(info: dict[str, Any]) -> int:
+    """How many texts a service takes at once, of those that we would send."""
+    limits = info.get("limits")
+    texts = limits.get("texts") if isinstance(limits, dict) else None
+    return (
+        min(texts, TEXTS_PER_REQUEST) if isinstance(texts, int) and texts > 0 else TEXTS_PER_REQUEST
     )
 
 
@@ -208,8 +226,6 @@ def _refuse(address: str, status: int) -> NoReturn:
 
 def _served(url: str, version: str) -> Path:
     """The model of the store that a service says it serves."""
-    if not VERSION.fullmatch(version):
-        raise VerifyError(f"{url}/info is not Whetstone's: its version is not one of ours")
     try:
         return package_folder(f"{MODEL_STORE_NAME}:{version}")
     except VerifyError:
@@ -222,7 +238,8 @@ def _served(url: str, version: str) -> Path:
 def _read_key(path: Path | None) -> str | None:
     if path is None:
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Bytes that are no text are refused below, without a word of them.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     key = lines[0].strip() if lines else ""
     if not key or not key.isascii() or not key.isprintable():
         raise VerifyError(f"{path} holds no API key in its first line")
