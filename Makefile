@@ -44,7 +44,7 @@ test-all: lint test-browser-setup
 test-browser-setup:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		{ apt-get update -qq && \
-		apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
 
 screenshots: setup test-browser-setup
 	$(BIN)/pytest -q tests/test_chain.py -k report_opens --screenshots docs

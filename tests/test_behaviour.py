@@ -14,8 +14,9 @@ import pytest
 from service.classifier import Classifier, Prediction
 from service.model_package import Behaviour, Text
 from tests.conftest import EXAMPLE
+from tests.test_project import words
 from training.behaviour import CHANGES, print_behaviour, run_behaviour, with_typos
-from training.behaviour_file import read_behaviour
+from training.behaviour_file import BehaviourTests, read_behaviour
 from training.cli import main
 from training.errors import DataError
 
@@ -95,6 +96,20 @@ invariance:
     assert counts == {"case": (1, 1), "names": (1, 1), "same": (1, 1)}
     assert found["kinds"] == {"invariance": {"passed": 3, "failed": 3}}
     assert [failure["text"] for failure in found["failures"]] == ["GREAT", "great called", "good"]
+    assert found["failures"][0]["expected"] == "praise, as for 'great'"
+    assert found["failures"][0]["got"] == "fault"
+
+
+def test_names_are_replaced_as_words(tmp_path: Path) -> None:
+    content = r"""
+invariance:
+  - name: names
+    replace: {from: [Ann, Joe], to: ['great\1']}
+    texts: [Anna asked Ann, Joes call]
+"""
+    found = run(tmp_path, content, by_word)
+    assert [failure["text"] for failure in found["failures"]] == [r"Anna asked great\1"]
+    assert (found["passed"], found["failed"]) == (0, 1)
 
 
 def test_direction_wants_a_move_of_at_least_so_much(tmp_path: Path) -> None:
@@ -107,15 +122,26 @@ direction:
       - {from: broken, to: great, change: up}
       - {from: great, to: broken, change: down}
       - {from: great, to: broken, change: up}
+  - name: just
+    label: praise
+    by: 0.7
+    cases: [{from: broken, to: great, change: up}, {from: great, to: broken, change: down}]
   - name: more
     label: fault
     by: 0.75
     cases: [{from: great, to: broken, change: up}]
+  - name: any
+    label: fault
+    cases: [{from: great, to: broken, change: up}, {from: broken, to: bad, change: up}]
 """
     found = run(tmp_path, content, by_word)
     counts = {test["name"]: (test["passed"], test["failed"]) for test in found["tests"]}
-    assert counts == {"much": (2, 1), "more": (0, 1)}
-    assert found["failures"][1]["expected"] == "fault up from 0.100 by more than 0.75"
+    assert counts == {"much": (2, 1), "just": (2, 0), "more": (0, 1), "any": (1, 1)}
+    assert [failure["expected"] for failure in found["failures"]] == [
+        "praise up by at least 0.5 from 0.900, as of 'great'",
+        "fault up by at least 0.75 from 0.100, as of 'great'",
+        "fault up from 0.800, as of 'broken'",
+    ]
 
 
 def test_several_labels_and_pairs(tmp_path: Path) -> None:
@@ -148,6 +174,17 @@ def test_changes_change_what_they_say_and_always_alike() -> None:
     words = zip(text.split(), changed.split(), strict=True)
     assert sum(one != other for one, other in words) == 2
     assert with_typos("a b aaaaaa") == "a b aaaaaa"
+    # Numbers and marks are no letters, and the outer letters stay.
+    assert with_typos("order 1234567890, (gloves)!") == "oredr 1234567890, (golves)!"
+
+
+@pytest.mark.parametrize(
+    "change", ["change: lowercase", "change: typos", "replace: {from: [Ana], to: [Kofi]}"]
+)
+def test_a_change_that_changes_nothing_is_no_passed_test(tmp_path: Path, change: str) -> None:
+    content = f"invariance: [{{name: x, {change}, texts: [it is ok, so]}}]"
+    with pytest.raises(DataError, match="'x': the change leaves each of its texts as it is"):
+        run(tmp_path, content, by_word)
 
 
 @pytest.mark.parametrize(
@@ -208,15 +245,45 @@ def test_the_screen_shows_counts_and_failures_as_they_are(
     assert "0 passed, 1 failed" in shown
 
 
-def test_the_example_fits_the_examples_labels() -> None:
-    with (EXAMPLE / "train.csv").open(newline="", encoding="utf-8") as handle:
-        labels = tuple(sorted({row["label"] for row in csv.DictReader(handle)}))
+def _letters(text: str) -> str:
+    """A text without what a copy of it may differ in."""
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
+
+def _written(tests: BehaviourTests) -> list[str]:
+    """Every text of a file of tests."""
+    return [
+        *(case.text for test in tests.must_have for case in test.cases),
+        *(text for test in tests.invariance for text in test.texts or []),
+        *(text for test in tests.invariance for group in test.groups or [] for text in group),
+        *(
+            text
+            for test in tests.direction
+            for case in test.cases
+            for text in (case.before, case.after)
+        ),
+    ]
+
+
+def test_the_example_fits_the_examples_labels_and_copies_no_message() -> None:
+    rows = []
+    for name in ("train.csv", "test.csv"):
+        with (EXAMPLE / name).open(newline="", encoding="utf-8") as handle:
+            rows += list(csv.DictReader(handle))
+    labels = tuple(sorted({row["label"] for row in rows}))
+    messages = {row["text"] for row in rows}
     manifest = SimpleNamespace(
         labels=labels, has_pairs=False, task="single_label", name="support_tickets"
     )
     tests = read_behaviour(EXAMPLE / "behaviour.yaml", manifest)  # type: ignore[arg-type]
     named = {case.label for test in tests.must_have for case in test.cases}
     assert named == set(labels)
+    written = {_letters(text) for text in _written(tests)}
+    assert not written & {_letters(text) for text in messages}
+    bags = [words(message) for message in messages]
+    for text in _written(tests):
+        bag = words(text)
+        assert max(len(bag & other) / len(bag | other) for other in bags) <= 0.6, text
     assert tests.invariance
     assert tests.direction
 

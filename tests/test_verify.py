@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,9 +157,11 @@ def test_a_key_that_is_missing_or_wrong_is_said(
         said = capsys.readouterr().err
         assert "the API key is missing or wrong" in said
         assert "another" not in said
-    wrong.write_text("", "utf-8")
-    assert verified(address, "--api_key_file", wrong) == 1
-    assert "holds no API key" in capsys.readouterr().err
+    for no_key in (b"", b"\n" + KEY.encode(), b"\xff\xfe\n"):
+        wrong.write_bytes(no_key)
+        assert verified(address, "--api_key_file", wrong) == 1
+        said = capsys.readouterr().err
+        assert said == f"whetstone: {wrong} holds no API key in its first line\n"
 
 
 @contextmanager
@@ -177,7 +180,48 @@ def strange_server(status: int, body: bytes, headers: dict[str, str]) -> Iterato
         def log_message(self, *_: Any) -> None:
             """Be silent."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with running(Handler) as address:
+        yield address
+
+
+@contextmanager
+def recorded_server(
+    package: Path, limits: dict[str, Any], change: Callable[[dict[str, Any]], Any]
+) -> Iterator[tuple[str, list[int]]]:
+    """A server that answers golden texts as recorded, each answer changed; and how many it got."""
+    answers = {one.text: one for one in read_golden(package)}
+    info = {"version": read_manifest(package).version, **limits}
+    sizes: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, content: object) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.answer(info)
+
+        def do_POST(self) -> None:
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            sizes.append(len(texts))
+            found = [answers[text] for text in texts]
+            items = [{"label": o.label, "score": max(o.probs), "probs": o.probs} for o in found]
+            self.answer({"data": [change(item) for item in items]})
+
+        def log_message(self, *_: Any) -> None:
+            """Be silent."""
+
+    with running(Handler) as address:
+        yield address, sizes
+
+
+@contextmanager
+def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server of `handler`; its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -194,7 +238,11 @@ def strange_server(status: int, body: bytes, headers: dict[str, str]) -> Iterato
         (200, b"<html>", "answered with other text"),
         (200, b"[1]", "answered with other text"),
         (200, b"{}", "is not Whetstone's"),
-        (200, json.dumps({"version": "../..", "limits": {"texts": 1}}).encode(), "not one of ours"),
+        (200, b'{"version": "../.."}', "is not Whetstone's"),
+        (200, b'{"version": "1.8.0", "model_id": "other/server"}', "is not Whetstone's"),
+        (200, b'{"version": "aaaaaaaaaaaa", "limits": null}', "name its package with --package"),
+        (200, b"\xff\xfe", "answered with other text"),
+        (200, b"[" * 100_000, "answered with other text"),
         (404, b"", "404 Not Found: that is not Whetstone's"),
         (429, b"", "overloaded: try again"),
         (503, b"", "starting or shutting down: try again"),
@@ -210,7 +258,7 @@ def test_what_is_no_service_of_ours_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if len(body) > 100:
+    if body.startswith(b'"x'):
         monkeypatch.setattr(verify_module, "MAX_ANSWER_BYTES", 50)
     with strange_server(status, body, {"Location": "http://127.0.0.1:9/"}) as address:
         assert verified(address) == 1
@@ -219,11 +267,72 @@ def test_what_is_no_service_of_ours_is_one_sentence(
     assert printed.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "it does not speak HTTP"),
+        (b"", "cannot be reached: Remote end closed"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nab", "broke off"),
+    ],
+)
+def test_what_speaks_no_http_is_one_sentence(
+    answer: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_once() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        assert verified(f"http://127.0.0.1:{server.getsockname()[1]}") == 1
+        thread.join()
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port", "http://[::1", "http://localhost/a b"])
+def test_what_is_no_address_is_one_sentence(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verified(url) == 1
+    assert f"{url} is not an address" in capsys.readouterr().err
+
+
+def test_texts_are_asked_in_lists_that_the_service_takes(package: Path) -> None:
+    for limits, size in (({"limits": {"texts": 5}}, 5), ({}, 32), ({"limits": {"texts": 0}}, 32)):
+        with recorded_server(package, limits, lambda item: item) as (address, sizes):
+            assert verified(address, "--package", package) == 0
+        assert max(sizes) == size
+        assert sum(sizes) == 32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: "praise",
+        lambda item: item | {"label": ["praise"]},
+        lambda item: item | {"label": "weather"},
+        lambda item: item | {"labels": [["praise"]]},
+        lambda item: item | {"probs": [[one] for one in item["probs"]]},
+        lambda item: item | {"probs": item["probs"][1:]},
+        lambda item: item | {"probs": [10**400] * 3},
+        lambda item: {"label": item["label"]},
+    ],
+)
+def test_answers_that_are_no_classes_of_the_package_are_one_sentence(
+    change: Callable[[dict[str, Any]], Any], package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with recorded_server(package, {}, change) as (address, _):
+        assert verified(address, "--package", package) == 1
+    said = capsys.readouterr().err
+    assert said == f"whetstone: {address}/classify answered with something else than classes\n"
+
+
 def test_nobody_there_and_nobody_answering(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import socket
-
     assert verified("http://127.0.0.1:9") == 1
     assert "cannot be reached" in capsys.readouterr().err
     monkeypatch.setattr(verify_module, "TIMEOUT_SECONDS", 0.2)

@@ -6,6 +6,7 @@ whetstone evaluate PACKAGE test.csv --behaviour behaviour.yaml
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 from service.classifier import Classifier, Prediction
 from service.model_package import Text
 from training.behaviour_file import Change, Direction, Invariance, MustHave, read_behaviour
+from training.errors import DataError
 
-# Letters of a word whose inner ones can be swapped and the word still be read.
-TYPO_LETTERS = 5
+# Letters enough that inner ones can be swapped and the word still be read.
+TYPO_WORD = re.compile(r"[^\W\d_]{5,}")
+TYPO_WORDS = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ def run_behaviour(path: Path, classifier: Classifier) -> dict[str, Any]:
         DataError: the file or a test cannot be used.
     """
     tests = read_behaviour(path, classifier.manifest)
+    for test in tests.invariance:
+        if not list(_variants(test)):
+            raise DataError(
+                f"{path}, {test.name!r}: the change leaves each of its texts as it is, so nothing "
+                "would be tested: give texts that it changes"
+            )
     outcomes = [
         *_must_have(tests.must_have, classifier),
         *_invariance(tests.invariance, classifier),
@@ -76,7 +85,9 @@ def print_behaviour(result: dict[str, Any]) -> None:
 
     table = Table(title="behaviour tests", title_justify="left")
     for name in ("kind", "test", "passed", "failed"):
-        table.add_column(name, justify="right" if name in ("passed", "failed") else "left")
+        table.add_column(
+            name, justify="right" if name in ("passed", "failed") else "left", overflow="fold"
+        )
     for test in result["tests"]:
         counts = (str(test["passed"]), str(test["failed"]))
         table.add_row(test["kind"], test["name"], *counts)
@@ -105,9 +116,10 @@ def _must_have(tests: Sequence[MustHave], classifier: Classifier) -> Iterator[Ou
 
 def _invariance(tests: Sequence[Invariance], classifier: Classifier) -> Iterator[Outcome]:
     pairs = [(test.name, before, after) for test in tests for before, after in _variants(test)]
-    for (name, _, after), old, new in _both(pairs, classifier):
+    for (name, before, after), old, new in _both(pairs, classifier):
         same = old.answer == new.answer
-        yield Outcome("invariance", name, same, after, _said(old.answer), _said(new.answer))
+        expected = f"{_said(old.answer)}, as for {before!r}"
+        yield Outcome("invariance", name, same, after, expected, _said(new.answer))
 
 
 def _direction(tests: Sequence[Direction], classifier: Classifier) -> Iterator[Outcome]:
@@ -116,10 +128,12 @@ def _direction(tests: Sequence[Direction], classifier: Classifier) -> Iterator[O
     for (test, case), (_, old, new) in zip(cases, _both(pairs, classifier), strict=True):
         column = classifier.manifest.labels.index(test.label)
         before, after = float(old.probs[column]), float(new.probs[column])
-        moved = after - before if case.change == "up" else before - after
-        expected = f"{test.label} {case.change} from {before:.3f} by more than {test.by:g}"
-        got = f"{after:.3f}"
-        yield Outcome("direction", test.name, moved > test.by, case.after, expected, got)
+        # Probabilities are float32: 0.9 - 0.2 must not fall short of 0.7.
+        moved = round(after - before if case.change == "up" else before - after, 6)
+        passed = moved >= test.by and moved > 0
+        least = f" by at least {test.by:g}" if test.by else ""
+        expected = f"{test.label} {case.change}{least} from {before:.3f}, as of {case.before!r}"
+        yield Outcome("direction", test.name, passed, case.after, expected, f"{after:.3f}")
 
 
 def _both(
@@ -137,34 +151,32 @@ def _variants(test: Invariance) -> Iterator[tuple[str, str]]:
         for first, *others in test.groups:
             yield from ((first, other) for other in others)
     for text in test.texts or []:
+        changed = [CHANGES[test.change](text)] if test.change is not None else []
         if test.replace is not None:
-            for old in test.replace.old:
-                for new in test.replace.new:
-                    if old in text and old != new:
-                        yield text, text.replace(old, new)
-        elif test.change is not None:
-            changed = CHANGES[test.change](text)
-            if changed != text:
-                yield text, changed
+            changed = [
+                _replaced(text, old, new) for old in test.replace.old for new in test.replace.new
+            ]
+        yield from ((text, other) for other in changed if other != text)
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    """The text with `new` for each `old` that stands as words of its own: no Ann of an Anna."""
+    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, text)
 
 
 def with_typos(text: str) -> str:
     """Two neighbouring inner letters swapped in the two longest words; the same every time."""
-    words = text.split(" ")
+    letters = list(text)
     generator = random.Random(text)  # noqa: S311 - nothing secret
-    longest = sorted(range(len(words)), key=lambda index: -len(words[index]))[:2]
-    for index in longest:
-        word = words[index]
-        places = [
-            place
-            for place in range(1, len(word) - 2)
-            if word[place : place + 2].isalpha() and word[place] != word[place + 1]
-        ]
-        if len(word) >= TYPO_LETTERS and places:
+    spans = sorted(
+        (match.span() for match in TYPO_WORD.finditer(text)), key=lambda span: span[0] - span[1]
+    )
+    for start, end in spans[:TYPO_WORDS]:
+        places = [place for place in range(start + 1, end - 2) if text[place] != text[place + 1]]
+        if places:
             place = generator.choice(places)
-            swapped = word[place + 1] + word[place]
-            words[index] = word[:place] + swapped + word[place + 2 :]
-    return " ".join(words)
+            letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return "".join(letters)
 
 
 def _without_punctuation(text: str) -> str:
