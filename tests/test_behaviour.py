@@ -105,10 +105,10 @@ def test_names_are_replaced_as_words(tmp_path: Path) -> None:
 invariance:
   - name: names
     replace: {from: [Ann, Joe], to: ['great\1']}
-    texts: [Anna asked Ann, Joes call]
+    texts: [MaryAnn and Anna asked Ann, Joes call]
 """
     found = run(tmp_path, content, by_word)
-    assert [failure["text"] for failure in found["failures"]] == [r"Anna asked great\1"]
+    assert [failure["text"] for failure in found["failures"]] == [r"MaryAnn and Anna asked great\1"]
     assert (found["passed"], found["failed"]) == (0, 1)
 
 
@@ -155,6 +155,8 @@ must_have:
     several = {"task": "multi_label", "thresholds": dict.fromkeys(LABELS, 0.5)}
     found = run(tmp_path, both, lambda _: 0.5, **several)
     assert (found["passed"], found["failed"]) == (1, 1)
+    none = "must_have: [{name: none, cases: [{text: even, labels: []}]}]"
+    assert run(tmp_path, none, lambda _: 0.5, **several)["failures"][0]["expected"] == "no label"
     pairs = "must_have: [{name: pairs, cases: [{text: a, text_pair: great, label: praise}]}]"
     found = run(tmp_path, pairs, lambda text: by_word(text[1]), text_columns=("text", "text_pair"))
     assert found["passed"] == 1
@@ -192,7 +194,9 @@ def test_a_change_that_changes_nothing_is_no_passed_test(tmp_path: Path, change:
     [
         ("[1]", "holds no tests"),
         ("{}", "holds no tests"),
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML at line 1"),
+        ("a: 2026-99-99", "is not YAML: month must be in 1..12"),
+        ("[" * 3000, "is not YAML"),
         ("musthave: []", "unknown key 'musthave': did you mean 'must_have'"),
         ("must_have: [{name: x, cases: [{text: a}]}]", "must_have.1.cases.1: give either label"),
         (
@@ -213,7 +217,35 @@ def test_a_change_that_changes_nothing_is_no_passed_test(tmp_path: Path, change:
         ),
         ("invariance: [{name: x, texts: [a]}]", "give texts with either change or replace"),
         ("invariance: [{name: x, groups: [[a]]}]", "a group has two texts"),
-        ("invariance: [{name: x, change: shout, texts: [a]}]", "invariance.1.change"),
+        (
+            "invariance: [{name: x, change: shout, texts: [a]}]",
+            "invariance.1.change: 'shout' is no choice: give 'typos', 'lowercase'",
+        ),
+        (
+            "invariance: [{name: x, replace: {old: [a], new: [b]}, texts: [a]}]",
+            "invariance.1.replace: unknown key 'old': did you mean 'to'",
+        ),
+        (
+            "invariance: [{name: x, replace: {from: [''], to: [b]}, texts: [a]}]",
+            "invariance.1.replace.from.1: it is empty: write some text",
+        ),
+        (
+            "direction: [{name: x, label: praise, cases: [{from: a, to: b, chnge: up}]}]",
+            "direction.1.cases.1: unknown key 'chnge': did you mean 'change'",
+        ),
+        (
+            "direction: [{name: x, label: praise, by: 2, cases: [{from: a, to: b, change: up}]}]",
+            "direction.1.by: 2 is no step: give a number from 0 to below 1",
+        ),
+        ("must_have: [{cases: [{text: a, label: praise}]}]", "1.name: it is missing: add it"),
+        ("must_have: [{name: x, cases: []}]", "1.cases: it is an empty list"),
+        ("must_have: {name: x}", "must_have: it is no list"),
+        ("must_have: [x]", "must_have.1: it is no mapping"),
+        ("must_have: [{name: x, 3: 4, cases: []}]", "must_have.1: unknown key '3'"),
+        (
+            "must_have: [{name: x, cases: [{text: a, label: yes}]}]",
+            "must_have.1.cases.1.label: it is no text: put text in quotes",
+        ),
         ("direction: [{name: x, label: y, cases: [{from: a, to: b, change: up}]}]", "no label 'y'"),
     ],
 )

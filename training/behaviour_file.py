@@ -29,7 +29,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -41,16 +41,17 @@ KINDS = ("must_have", "invariance", "direction")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
 
-Words = list[str]
+Line = Annotated[str, Field(min_length=1)]
+Words = list[Line]
 
 
 class MustHaveCase(_Strict):
     """A text and its label, or its labels for a package of several."""
 
-    text: str = Field(min_length=1)
+    text: Line
     text_pair: str | None = None
     label: str | None = None
     labels: Words | None = None
@@ -65,7 +66,7 @@ class MustHaveCase(_Strict):
 class MustHave(_Strict):
     """Texts that must get a label."""
 
-    name: str
+    name: Line
     cases: list[MustHaveCase] = Field(min_length=1)
 
 
@@ -82,7 +83,7 @@ Change = Literal["typos", "lowercase", "uppercase", "punctuation", "whitespace"]
 class Invariance(_Strict):
     """Texts whose answer must not change, or groups of texts with the same answer."""
 
-    name: str
+    name: Line
     change: Change | None = None
     replace: Replacement | None = None
     texts: Words | None = Field(None, min_length=1)
@@ -101,15 +102,15 @@ class Invariance(_Strict):
 class DirectionCase(_Strict):
     """A text, what it becomes, and where the label's probability must go."""
 
-    before: str = Field(alias="from", min_length=1)
-    after: str = Field(alias="to", min_length=1)
+    before: Line = Field(alias="from")
+    after: Line = Field(alias="to")
     change: Literal["up", "down"]
 
 
 class Direction(_Strict):
-    """Changes that must move a label's probability by more than `by`."""
+    """Changes that must move a label's probability by at least `by`."""
 
-    name: str
+    name: Line
     label: str
     by: float = Field(0.0, ge=0, lt=1)
     cases: list[DirectionCase] = Field(min_length=1)
@@ -131,8 +132,12 @@ def read_behaviour(path: Path, manifest: Manifest) -> BehaviourTests:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        # A date that no calendar has is a ValueError, as is a file that is not UTF-8.
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise DataError(f"{path} is not YAML{where}: {problem}: correct it there") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no tests: it should have some of {', '.join(KINDS)}")
     try:
@@ -149,7 +154,8 @@ def read_behaviour(path: Path, manifest: Manifest) -> BehaviourTests:
                 raise DataError(f"{where}: {manifest.name} reads {wanted} text_pair")
             if case.labels is not None and manifest.task == "single_label":
                 raise DataError(f"{where}: {manifest.name} answers with one label: give label")
-            _check_labels(case.labels or [case.label or ""], manifest, where)
+            labels = case.labels if case.label is None else [case.label]
+            _check_labels(labels or [], manifest, where)
     if manifest.has_pairs and (tests.invariance or tests.direction):
         raise DataError(f"{path}: of a package that reads pairs only must_have can be tested")
     for turn in tests.direction:
@@ -167,26 +173,51 @@ def _check_labels(labels: Sequence[str], manifest: Manifest, where: str) -> None
 
 
 def _problem(error: ValidationError) -> str:
-    """The first problem in a sentence: where, and what."""
-    first = error.errors()[0]
-    place = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = {name for model in _MODELS for name in _keys(model)}
-        key = str(first["loc"][-1])
-        nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
-        return f"{place}: unknown key {key!r}: did you mean {nearest!r}?"
-    return f"{place or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
+    """The first problem in a sentence: where, and what to do; misspelt keys before missing ones."""
+    misspelt = ("extra_forbidden", "invalid_key")
+    first = min(error.errors(), key=lambda found: found["type"] not in misspelt)
+    *above, last = first["loc"] or ("the file",)
+    if first["type"] in misspelt:
+        known = _keys(_MODELS[tuple(part for part in above if isinstance(part, str))])
+        nearest = difflib.get_close_matches(str(last), known, n=1, cutoff=0.0)[0]
+        place = _place(above) or "the file"
+        return f"{place}: unknown key {str(last)!r}: did you mean {nearest!r}?"
+    return f"{_place([*above, last])}: {_remedy(first)}"
 
 
-_MODELS: tuple[type[BaseModel], ...] = (
-    BehaviourTests,
-    MustHave,
-    MustHaveCase,
-    Invariance,
-    Replacement,
-    Direction,
-    DirectionCase,
-)
+def _place(parts: Sequence[int | str]) -> str:
+    """Keys and numbers, counted from 1, on the way from the top of the file."""
+    return ".".join(str(part + 1) if isinstance(part, int) else part for part in parts)
+
+
+def _remedy(found: Any) -> str:
+    """What to do about one of pydantic's errors."""
+    kind = found["type"]
+    if kind == "literal_error":
+        return f"{found['input']!r} is no choice: give {found['ctx']['expected']}"
+    if kind.startswith(("float", "greater", "less", "finite")):
+        return f"{found['input']!r} is no step: give a number from 0 to below 1"
+    remedies = {
+        "missing": "it is missing: add it",
+        "string_type": "it is no text: put text in quotes",
+        "string_too_short": "it is empty: write some text",
+        "list_type": "it is no list: write [one, two], or lines that begin with -",
+        "too_short": "it is an empty list: give at least one",
+        "model_type": "it is no mapping: write {key: value}",
+    }
+    return remedies.get(kind) or str(found["msg"]).removeprefix("Value error, ")
+
+
+# Which model reads the mapping below these keys.
+_MODELS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): BehaviourTests,
+    ("must_have",): MustHave,
+    ("must_have", "cases"): MustHaveCase,
+    ("invariance",): Invariance,
+    ("invariance", "replace"): Replacement,
+    ("direction",): Direction,
+    ("direction", "cases"): DirectionCase,
+}
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
