@@ -187,11 +187,11 @@ def strange_server(status: int, body: bytes, headers: dict[str, str]) -> Iterato
 @contextmanager
 def recorded_server(
     package: Path, limits: dict[str, Any], change: Callable[[dict[str, Any]], Any]
-) -> Iterator[tuple[str, list[int]]]:
-    """A server that answers golden texts as recorded, each answer changed; and how many it got."""
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that answers golden texts as recorded, each answer changed; and what it was sent."""
     answers = {one.text: one for one in read_golden(package)}
     info = {"version": read_manifest(package).version, **limits}
-    sizes: list[int] = []
+    requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, content: object) -> None:
@@ -205,17 +205,18 @@ def recorded_server(
             self.answer(info)
 
         def do_POST(self) -> None:
-            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
-            sizes.append(len(texts))
-            found = [answers[text] for text in texts]
-            items = [{"label": o.label, "score": max(o.probs), "probs": o.probs} for o in found]
-            self.answer({"data": [change(item) for item in items]})
+            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            found = [answers[text] for text in requests[-1]["input"]]
+            items = [
+                one.model_dump(mode="json", include={"label", "labels", "probs"}) for one in found
+            ]
+            self.answer({"data": [change(item | {"score": 0.5}) for item in items]})
 
         def log_message(self, *_: Any) -> None:
             """Be silent."""
 
     with running(Handler) as address:
-        yield address, sizes
+        yield address, requests
 
 
 @contextmanager
@@ -302,10 +303,66 @@ def test_what_is_no_address_is_one_sentence(url: str, capsys: pytest.CaptureFixt
 
 def test_texts_are_asked_in_lists_that_the_service_takes(package: Path) -> None:
     for limits, size in (({"limits": {"texts": 5}}, 5), ({}, 32), ({"limits": {"texts": 0}}, 32)):
-        with recorded_server(package, limits, lambda item: item) as (address, sizes):
+        with recorded_server(package, limits, lambda item: item) as (address, requests):
             assert verified(address, "--package", package) == 0
+        sizes = [len(request["input"]) for request in requests]
         assert max(sizes) == size
         assert sum(sizes) == 32
+
+
+def recorded(package: Path, golden: GoldenAnswer, **behaviour: Any) -> Path:
+    """The package with one golden answer, and other fields of its behaviour."""
+    write_golden(package, [golden])
+    seal_package(package, read_manifest(package).model_copy(update=behaviour))
+    return package
+
+
+@pytest.mark.parametrize(
+    ("probs", "status"), [((0.52, 0.45, 0.03), 1), ((0.5, 0.46, 0.04), 0)], ids=["sure", "close"]
+)
+def test_another_label_counts_where_the_recorded_answer_was_sure(
+    probs: tuple[float, ...], status: int, package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(package, GoldenAnswer(text="secret words", label="delivery", probs=probs))
+    with recorded_server(package, {}, lambda item: item | {"label": "praise"}) as (address, _):
+        assert verified(address, "--package", package) == status
+    said = capsys.readouterr().err
+    assert ("golden text 1 no longer" in said) == bool(status)
+    assert "secret" not in said
+
+
+def test_of_several_labels_all_must_be_those_recorded(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = read_manifest(package).labels
+    golden = GoldenAnswer(
+        text="late", label="delivery", labels=("delivery", "returns"), probs=(0.9, 0.1, 0.7)
+    )
+    several = {"task": "multi_label", "thresholds": dict.fromkeys(labels, 0.5), "temperature": 1.0}
+    recorded(package, golden, **several)
+    for answered, status in ((["returns", "delivery"], 0), (["delivery"], 1)):
+        change = {"labels": answered}
+        with recorded_server(package, {}, lambda item, to=change: item | to) as (address, _):
+            assert verified(address, "--package", package) == status
+    assert "golden text 1 no longer" in capsys.readouterr().err
+
+
+def test_pairs_are_asked_as_pairs(package: Path) -> None:
+    pair = GoldenAnswer(text="one", text_pair="two", label="delivery", probs=(0.8, 0.1, 0.1))
+    recorded(package, pair, text_columns=("text", "text_pair"))
+    with recorded_server(package, {}, lambda item: item) as (address, requests):
+        assert verified(address, "--package", package) == 0
+    assert requests == [{"input": ["one"], "text_pair": ["two"]}]
+
+
+def test_the_package_to_compare_with_must_be_sound_itself(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with recorded_server(package, {}, lambda item: item) as (address, requests):
+        (package / "model.onnx").write_bytes(b"another")
+        assert verified(address, "--package", package) == 1
+    assert "model.onnx was altered" in capsys.readouterr().err
+    assert not requests
 
 
 @pytest.mark.parametrize(
