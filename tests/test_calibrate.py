@@ -235,3 +235,21 @@ def encoding() -> Encoding:
     tokenizer = Tokenizer(models.WordLevel({"x": 0, "[UNK]": 1}, unk_token="[UNK]"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer.encode("x")
+
+
+def test_labels_that_validation_does_not_have_are_not_scaled_away() -> None:
+    random = np.random.default_rng(0)
+    names = ("x", "y", "flat")
+    logits = (random.normal(size=(400, 3)) * 2).astype(np.float32)
+    draft = Manifest.model_construct(
+        task="multi_label", labels=names, thresholds=dict.fromkeys(names, 0.5), max_length=8
+    )
+    none = with_calibration(draft, [()] * 400, [1] * 400, logits)
+    assert none.platt == {}
+    assert "fewer than 5 labels are set" in none.calibration["reason"]
+    truth = random.random((400, 3)) < 1 / (1 + np.exp(-logits / 3))
+    # As often with a low logit as with a high one, and rather against it.
+    truth[:, 2] = (random.random(400) < 0.3) & (logits[:, 2] < 1)
+    labels = [tuple(name for name, has in zip(names, row, strict=True) if has) for row in truth]
+    found = with_calibration(draft, labels, [1] * 400, logits)
+    assert found.platt["flat"][0] > 0.05

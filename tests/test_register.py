@@ -7,7 +7,14 @@ from pathlib import Path
 import bentoml
 import pytest
 
-from service.model_package import GOLDEN_FILE, PackageError, verify_package
+from service.model_package import (
+    GOLDEN_FILE,
+    PackageError,
+    read_manifest,
+    seal_package,
+    verify_package,
+    write_golden,
+)
 from training.register import register
 
 
@@ -35,3 +42,13 @@ def test_a_spoilt_package_is_not_registered(package: Path) -> None:
     (package / GOLDEN_FILE).unlink()
     with pytest.raises(PackageError, match=GOLDEN_FILE):
         register(package)
+
+
+def test_a_copy_with_other_golden_texts_is_replaced(package: Path) -> None:
+    """The same version: but who asked for no golden texts must not ship the old ones."""
+    tag, _ = register(package)
+    write_golden(package, [])
+    seal_package(package, read_manifest(package))
+    assert register(package) == (tag, True)
+    assert (Path(bentoml.models.get(tag).path) / "golden.jsonl").read_bytes() == b""
+    assert register(package) == (tag, False)

@@ -34,6 +34,7 @@ CALIBRATION_ROWS = 50
 # Parts of the validation split that calibration is tried on, each with what the others fitted.
 FOLDS = 5
 TEMPERATURES = (0.05, 20.0)
+LEAST_SLOPE = 0.05
 
 
 def check_choices(arguments: ExportArguments, data: LabelledData) -> None:
@@ -116,6 +117,9 @@ def with_calibration(
         found["reason"] = f"{len(truth)} validation rows are fewer than {CALIBRATION_ROWS}"
         return draft.model_copy(update={"calibration": found})
     rows = _Rows(draft, label_matrix(truth, draft.labels), np.asarray(windows), logits)
+    if several and min(int(rows.truth.sum()), int((~rows.truth).sum())) < FEW_POSITIVES:
+        found["reason"] = f"fewer than {FEW_POSITIVES} labels are set, or not set, on validation"
+        return draft.model_copy(update={"calibration": found})
     fit = _fit_platt if several else _fit_temperature
     before, after = rows.probabilities(draft), _cross_fitted(rows, fit)
     found["before"] = _without_bins(calibration_metrics(before, rows.truth, draft.task))
@@ -190,7 +194,9 @@ def _fit_platt(rows: _Rows) -> Manifest:
     for column, label in enumerate(rows.draft.labels):
         count = int(rows.truth[:, column].sum())
         few = min(count, len(rows.truth) - count) < FEW_POSITIVES
-        platt[label] = shared if few else _platt(rows, np.asarray([column]))
+        own = shared if few else _platt(rows, np.asarray([column]))
+        # A label whose logits say nothing would get a constant, which no threshold can use.
+        platt[label] = own if own[0] > LEAST_SLOPE else shared
     return rows.draft.model_copy(update={"platt": platt})
 
 

@@ -32,14 +32,18 @@ def register(package: Path) -> tuple[str, bool]:
     manifest = classifier.manifest
     tag = f"{MODEL_STORE_NAME}:{manifest.version}"
     try:
-        verify_package(Path(bentoml.models.get(tag).path))
+        stored = verify_package(Path(bentoml.models.get(tag).path))
     except NotFound:
         pass
     except PackageError:
         logger.warning("the stored copy of %s is damaged: replacing it", tag)
         bentoml.models.delete(tag)
     else:
-        return tag, False
+        if stored.files == manifest.files:
+            return tag, False
+        # Golden texts are no part of the version, and somebody may have asked for none.
+        logger.warning("the stored copy of %s has other golden texts: replacing it", tag)
+        bentoml.models.delete(tag)
     with bentoml.models.create(
         tag,
         labels={"name": manifest.name, "precision": manifest.precision, "task": manifest.task},
