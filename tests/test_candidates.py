@@ -174,9 +174,27 @@ def test_bounds_of_the_recipe_count(run: TrainedRun) -> None:
 def test_an_answer_that_depends_on_its_neighbours_is_refused(
     run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates_module, "neighbour_effect", lambda *_: (0.33, 2))
-    with pytest.raises(Exception, match="2 answers do"):
-        exported(run)
+    def effect(_classifier: Classifier, manifest: Manifest, _texts: object) -> tuple[float, int]:
+        return (0.33, 2) if manifest.precision == "int8" else (0.0, 0)
+
+    monkeypatch.setattr(candidates_module, "neighbour_effect", effect)
+    manifest = exported(run)
+    assert manifest.precision == "fp32"
+    assert "2 answers do" in by_name(manifest)["int8"]["reasons"][0]
+
+
+def test_a_graph_that_cannot_be_run_is_not_available_and_another_ships(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_source: Path, target: Path) -> None:
+        target.write_bytes(b"no graph")
+
+    broken = dataclasses.replace(candidates_module.OPTIMISED, make=unreadable)
+    monkeypatch.setattr(candidates_module, "OPTIMISED", broken)
+    manifest = exported(run)
+    assert manifest.selection["chosen"] == "int8"
+    assert by_name(manifest)["optimised"]["verdict"] == "unavailable"
+    assert "ONNX Runtime does not run it" in by_name(manifest)["optimised"]["reasons"][0]
 
 
 def test_a_gpu_package_is_half_precision(run: TrainedRun) -> None:

@@ -166,9 +166,16 @@ class Trial:
             return None
         shutil.copyfile(self._tokenizer, folder / TOKENIZER_FILE)
         draft = seal_package(folder, self._draft.model_copy(update={"precision": kind.precision}))
-        classifier = Classifier.load(folder)
-        with progress(len(self._encoded), kind.name, "text", leave=False) as bar:
-            logits = classifier.window_logits(self._encoded, on_batch=bar.update)
+        try:
+            classifier = Classifier.load(folder)
+            with progress(len(self._encoded), kind.name, "text", leave=False) as bar:
+                logits = classifier.window_logits(self._encoded, on_batch=bar.update)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            if kind is FP32:
+                raise
+            logger.debug("%s cannot be run", kind.name, exc_info=True)
+            self.unavailable[kind.name] = f"ONNX Runtime does not run it ({type(error).__name__})"
+            return None
         if not np.isfinite(logits).all():
             self.unavailable[kind.name] = "its logits are not finite numbers"
             return None
@@ -288,8 +295,9 @@ def _first_that_may(
     found = trial.candidates
     if wanted != "auto":
         family = [c for c in found.values() if c.kind.name.split(",")[0] == wanted]
-        passing = [candidate for candidate in family if candidate.passed]
-        chosen = (passing or family)[0]
+        # The first of the best there is: what nobody could refuse before what was refused.
+        order = ("passed", "inconclusive", "refused")
+        chosen = min(family, key=lambda candidate: order.index(candidate.verdict.outcome))
         if chosen.passed:
             return chosen, False, f"{chosen.kind.name}, which was asked for and passes"
         why = "; ".join(chosen.verdict.reasons)
