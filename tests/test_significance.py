@@ -112,10 +112,23 @@ def test_a_label_that_got_worse_is_found_and_noise_is_not() -> None:
     truth = random.integers(0, 20, 2000)
     before = answers(random, truth, 0.95, 20)
     noise = np.where(random.random(2000) < 0.02, answers(random, truth, 0.95, 20), before)
-    changes = label_changes(one_hot(truth, 20), one_hot(before, 20), one_hot(noise, 20))
+    changes = label_changes(one_hot(truth, 20), one_hot(before, 20), one_hot(noise, 20), 0.05)
     assert changes.min() > 0.05
     worse = before.copy()
     worse[(truth == 7) & (random.random(2000) < 0.4)] = 8
-    changes = label_changes(one_hot(truth, 20), one_hot(before, 20), one_hot(worse, 20))
+    changes = label_changes(one_hot(truth, 20), one_hot(before, 20), one_hot(worse, 20), 0.05)
     assert changes[7] < 1e-4
     assert set(np.flatnonzero(changes < 0.05)) <= {7, 8}
+
+
+def test_labels_with_hardly_a_change_do_not_hide_one_that_lost_most_of_its_rows() -> None:
+    """77 labels of 13 rows: one loses eight of them, nine rows elsewhere turn right."""
+    truth = np.repeat(np.arange(77), 13)
+    before = truth.copy()
+    elsewhere = np.arange(20, 29) * 13
+    before[elsewhere] += 1
+    after = truth.copy()
+    after[:8] = np.arange(40, 48)
+    changes = label_changes(one_hot(truth, 77), one_hot(before, 77), one_hot(after, 77), 0.05)
+    assert changes[0] < 0.05
+    assert changes[1:].min() > 0.05

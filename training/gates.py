@@ -10,7 +10,8 @@ Where each rule comes from. All of them compare the same rows, so what is hard i
 - *Drift*, the mean change of a probability: hardly noisy, so the plain bound decides.
 - *Macro-F1 significantly lower*: the upper end of the 95 % paired bootstrap interval below zero.
   An equally good candidate is refused by this alone in about 2.5 % of cases.
-- *A label significantly worse*: exact McNemar, one-sided, Holm-corrected over the labels at 5 %.
+- *A label significantly worse*: exact McNemar, one-sided, Holm-corrected at 5 % over the labels of
+  which enough rows changed to tell (Tarone's rule).
   A fixed bound on every label's F1 refused equally good int8 models in 13 % of cases at 1,000 rows,
   since the worst of many noisy labels always looks bad.
 - *Agreement and the drop of macro-F1*, point bounds: they catch what is large, and count only where
@@ -168,7 +169,7 @@ def _label_reasons(
     truth: np.ndarray, before: np.ndarray, after: np.ndarray, labels: Sequence[str]
 ) -> list[str]:
     """A sentence for the labels that became significantly worse."""
-    p_values = label_changes(truth, before, after)
+    p_values = label_changes(truth, before, after, SIGNIFICANCE)
     worse = [int(index) for index in np.flatnonzero(p_values < SIGNIFICANCE)]
     if not worse:
         return []

@@ -100,11 +100,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def label_changes(truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def label_changes(
+    truth: np.ndarray, before: np.ndarray, after: np.ndarray, level: float
+) -> np.ndarray:
     """For each label the Holm-corrected p-value that it became worse; shape (labels,).
 
     A row is right for a label when it has the label and gets it, or neither. One-sided exact
-    McNemar over the rows that changed, one test a label that changed at all.
+    McNemar over the rows that changed. Labels of which so few rows changed that no outcome could
+    be significant at `level` are no part of the family, or they would hide the others (Tarone 1990,
+    "A Modified Bonferroni Method for Discrete Data", Biometrics 46(2)); their p-value is 1.
     """
     from scipy.stats import binom
 
@@ -113,7 +117,14 @@ def label_changes(truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
     gained = (~right_before & right_after).sum(axis=0)
     # P(X >= lost) of a binomial variable with chance one half.
     p_values = binom.sf(lost - 1, lost + gained, 0.5)
-    return np.asarray(holm(p_values.tolist()))
+    # The smallest p-value that so many changed rows could give.
+    least = 0.5 ** (lost + gained).astype(np.float64)
+    sizes = range(1, len(least) + 1)
+    family = next(size for size in sizes if (least <= level / size).sum() <= size)
+    testable = least <= level / family
+    adjusted = np.ones(len(least))
+    adjusted[testable] = holm(p_values[testable].tolist())
+    return adjusted
 
 
 def label_f1(truth: np.ndarray, answered: np.ndarray) -> np.ndarray:
