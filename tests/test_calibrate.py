@@ -17,6 +17,7 @@ from training import calibrate as calibrate_module
 from training.calibrate import (
     choose_threshold,
     finish,
+    warn_of_low_precision,
     with_abstention,
     with_calibration,
     with_choices,
@@ -168,16 +169,34 @@ def test_few_rows_are_not_calibrated_and_say_so() -> None:
     assert found.calibration["reason"] == "49 validation rows are fewer than 50"
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
 def test_a_calibration_that_makes_answers_worse_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
+    several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth, logits = overconfident(500, 3.0)
-    rows = calibrate_module._Rows
-    counts = iter([400, 399])
-    monkeypatch.setattr(rows, "right", lambda *_: next(counts))
-    found = with_calibration(single(), truth, [1] * 500, logits)
-    assert found.temperature == 1
-    assert found.calibration["reason"] == "1 rows would be answered wrongly"
+    """A calibration that turns one label's scores around, as no real one should."""
+    names = ("a", "b")
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(300, 2)).astype(np.float32)
+    if several:
+        rows = [tuple(n for n, z in zip(names, row, strict=True) if z > 0) for row in logits]
+        keys = {"task": "multi_label", "thresholds": dict.fromkeys(names, 0.5)}
+        fields = {"platt": {"a": (-1.0, 0.0), "b": (1.0, 0.0)}}
+    else:
+        rows, keys = [(names[int(row.argmax())],) for row in logits], {}
+        fields = {"temperature": -1.0}
+    draft = Manifest.model_construct(labels=names, max_length=8, **keys)
+    method = "platt" if several else "temperature"
+
+    def worse(manifest: Manifest, *_: object) -> Manifest:
+        return manifest.model_copy(update={**fields, "calibration": {"method": method}})
+
+    monkeypatch.setattr(calibrate_module, "with_calibration", worse)
+    encoded = [EncodedText((encoding(),), truncated=False)] * 300
+    found, given = finish(draft, ExportArguments(), rows, encoded, logits)
+    assert (found.temperature, found.platt) == (1, {})
+    assert found.calibration["method"] is None
+    assert "rows more would be answered wrongly" in found.calibration["reason"]
+    assert [answer.answer for answer in given] == [frozenset(labels) for labels in rows]
 
 
 def test_each_label_of_several_gets_its_coefficients_and_rare_ones_share_theirs() -> None:
@@ -253,3 +272,16 @@ def test_labels_that_validation_does_not_have_are_not_scaled_away() -> None:
     labels = [tuple(name for name, has in zip(names, row, strict=True) if has) for row in truth]
     found = with_calibration(draft, labels, [1] * 400, logits)
     assert found.platt["flat"][0] > 0.05
+
+
+def test_a_precision_that_a_label_lacks_is_said_once_of_what_ships(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shipped = Manifest.model_construct(labels=("a", "b"), thresholds={"a": 0.5}, max_length=8)
+    given_answers = answers([0.9, 0.9, 0.9, 0.9])
+    truth = [("a",), ("a",), ("a",), ("b",)]
+    warn_of_low_precision(shipped, 0.7, truth, given_answers)
+    warn_of_low_precision(shipped, None, truth, given_answers)
+    assert not caplog.text
+    warn_of_low_precision(shipped, 0.9, truth, given_answers)
+    assert "no threshold gives precision 0.9 on validation to 1 labels, such as 'a'" in caplog.text

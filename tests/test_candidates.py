@@ -16,7 +16,8 @@ from tests.conftest import example_rows, write_csv
 from training import candidates as candidates_module
 from training.candidates import print_selection
 from training.config import load_recipe
-from training.errors import DataError, RecipeError
+from training.costs import batch_within_memory
+from training.errors import DataError, ExportError, RecipeError
 from training.export import export
 from training.train import TrainedRun, train
 
@@ -223,6 +224,9 @@ def test_fused_operators_ship_only_where_they_save_enough(
         ("gates: {max_drfit: 0.1}", "did you mean 'max_drift'"),
         ("gates: {max_drift: 2}", "lies between 0 and 1"),
         ("gates: strict", "give a mapping"),
+        ("gates: {max_drift: 2024-01-01}", "'2024-01-01', which is no number"),
+        ("gates: {max_drift: yes}", "which is no number"),
+        ("gates: {max_drift: .nan}", "lies between 0 and 1"),
         ("gates: {max_half_width: 0}", "no number of rows reaches"),
     ],
 )
@@ -241,11 +245,54 @@ def test_golden_texts_are_the_users_or_none(run: TrainedRun, tmp_path: Path) -> 
     assert len(lines) == 2
     assert "where is it?" in lines[0]
     many = write_csv(tmp_path / "many.csv", [{"text": "again"}] * 1001)
-    with pytest.raises(DataError, match="choose 1000 at most"):
+    with pytest.raises(DataError, match=r"holds 1001 texts.*give 1 to 1000"):
         exported(run, golden_file=str(many))
     exported(run, golden_file="none")
     assert (package / "golden.jsonl").read_bytes() == b""
     assert Classifier.load(package).check_golden(package) == 0
+    assert "It has no golden texts." in (package / "README.md").read_text("utf-8")
+
+
+def test_golden_texts_that_cannot_be_used_are_refused_before_training(
+    trained: TrainedRun, tmp_path: Path
+) -> None:
+    arguments = dataclasses.replace(trained.recipe.export, golden_file=str(tmp_path / "none.csv"))
+    recipe = dataclasses.replace(trained.recipe, export=arguments, output_dir=tmp_path / "run")
+    with pytest.raises(DataError, match=r"none\.csv"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_int8_that_cannot_be_had_is_repaired_too(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_source: Path, target: Path) -> None:
+        target.write_bytes(b"no graph")
+
+    broken = dataclasses.replace(candidates_module.INT8, make=unreadable)
+    monkeypatch.setattr(candidates_module, "INT8", broken)
+    monkeypatch.setitem(candidates_module.KINDS, "int8", broken)
+    for precision in ("auto", "int8"):
+        manifest = exported(run, precision=precision)
+        assert manifest.selection["chosen"] == "int8, embeddings in fp32"
+        assert manifest.selection["forced"] is False
+    monkeypatch.setattr(candidates_module, "REPAIRS", ())
+    with pytest.raises(ExportError, match="precision int8 cannot be had: ONNX Runtime does not"):
+        exported(run, precision="int8")
+
+
+def test_a_tie_of_fp32_is_no_reason_to_refuse_it(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "neighbour_effect", lambda *_: (1e-7, 1))
+    manifest = exported(run)
+    assert by_name(manifest)["fp32"]["verdict"] == "passed"
+    assert by_name(manifest)["int8"]["verdict"] == "refused"
+
+
+def test_batches_of_long_texts_stay_within_memory() -> None:
+    assert [batch_within_memory(64, n) for n in (32, 512, 1024, 8192)] == [64, 64, 16, 1]
+    assert batch_within_memory(2, 512) == 2
 
 
 def test_the_table_is_on_the_screen(

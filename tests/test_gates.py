@@ -104,6 +104,7 @@ def test_drift_of_independent_probabilities_is_their_mean_change() -> None:
 def test_bounds_come_from_a_mapping() -> None:
     assert parse_gates(None) == Gates()
     assert parse_gates('{"min_agreement": 0.99}') == Gates(min_agreement=0.99)
+    assert parse_gates("{max_drift: 1e-2}") == Gates(max_drift=0.01)
 
 
 def test_how_often_the_gates_err_is_what_the_docstring_says() -> None:

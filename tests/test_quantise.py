@@ -101,6 +101,21 @@ def test_a_row_of_zeros_stays_zeros(tmp_path: Path) -> None:
     assert run(tmp_path / "int8.onnx", np.asarray([[3]])).tolist() == [[[0.0] * OUTPUTS]]
 
 
+def test_a_head_without_a_bias_stays_and_so_does_what_a_caller_may_give(tmp_path: Path) -> None:
+    path, _, _ = small_graph(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[1].name = "/head/dense/MatMul"
+    onnx.save(model, path)
+    assert quantise(path, tmp_path / "head.onnx") == 1
+    model.graph.node[1].name = "/layer/MatMul"
+    model.graph.input.append(
+        helper.make_tensor_value_info("matrix", TensorProto.FLOAT, [FEATURES, OUTPUTS])
+    )
+    onnx.save(model, path)
+    assert quantise(path, tmp_path / "given.onnx") == 1
+    assert run(tmp_path / "given.onnx", np.asarray([[1, 2]])).shape == (1, 2, OUTPUTS)
+
+
 def test_weights_that_only_an_inner_graph_reads_stay(tmp_path: Path) -> None:
     path, _, _ = small_graph(tmp_path)
     model = onnx.load(path)

@@ -13,7 +13,6 @@ from training.significance import (
     interval,
     label_changes,
     label_f1,
-    mcnemar,
     paired_difference,
 )
 
@@ -98,13 +97,6 @@ def test_a_label_that_nobody_has_or_answers_has_no_f1() -> None:
 def test_holm_is_the_textbooks() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
-
-
-def test_mcnemar_is_the_binomials() -> None:
-    assert mcnemar(0, 0) == 1
-    assert mcnemar(0, 5) == pytest.approx(2 / 32)
-    assert mcnemar(5, 0) == mcnemar(0, 5)
-    assert mcnemar(10, 10) == pytest.approx(1)
 
 
 def test_a_label_that_got_worse_is_found_and_noise_is_not() -> None:

@@ -247,6 +247,8 @@ def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         (404, b"", "404 Not Found: that is not Whetstone's"),
         (429, b"", "overloaded: try again"),
         (503, b"", "starting or shutting down: try again"),
+        (413, b"", "raise WHETSTONE_MAX_BODY_BYTES there"),
+        (504, b"", "too slow: try again"),
         (302, b"", "it redirects, which is not followed"),
         (500, b"", "answered 500 Internal Server Error"),
         (200, b'"' + b"x" * 100 + b'"', "more than 50 bytes"),
@@ -308,6 +310,26 @@ def test_texts_are_asked_in_lists_that_the_service_takes(package: Path) -> None:
         sizes = [len(request["input"]) for request in requests]
         assert max(sizes) == size
         assert sum(sizes) == 32
+
+
+def test_long_texts_are_asked_in_bodies_that_the_service_takes(package: Path) -> None:
+    answer = read_golden(package)[0]
+    long = [answer.model_copy(update={"text": f"{n} " + "word " * 400}) for n in range(10)]
+    write_golden(package, long)
+    seal_package(package, read_manifest(package))
+    limits = {"limits": {"texts": 256, "body_bytes": 10_000}}
+    with recorded_server(package, limits, lambda item: item) as (address, requests):
+        assert verified(address, "--package", package) == 0
+    assert max(len(json.dumps(request)) for request in requests) < 10_000
+    assert [len(request["input"]) for request in requests] == [2] * 5
+
+
+def test_texts_by_windows_are_asked_one_by_one(package: Path) -> None:
+    fields = {"long_text": "window", "window_stride": 4, "window_aggregation": "mean"}
+    seal_package(package, read_manifest(package).model_copy(update=fields))
+    with recorded_server(package, {}, lambda item: item) as (address, requests):
+        assert verified(address, "--package", package) == 0
+    assert [len(request["input"]) for request in requests] == [1] * 32
 
 
 def recorded(package: Path, golden: GoldenAnswer, **behaviour: Any) -> Path:

@@ -79,6 +79,8 @@ def finish(
 ) -> tuple[Manifest, list[Prediction]]:
     """Calibrate, then choose thresholds, then abstention: as it ships, and its answers.
 
+    A calibration with which fewer rows are answered rightly is left out.
+
     Args:
         draft: a manifest without any of them.
         truth: the labels of the validation rows.
@@ -87,10 +89,24 @@ def finish(
     Raises:
         ExportError: no abstain threshold reaches the wanted precision.
     """
-    manifest = with_calibration(draft, truth, [len(text.windows) for text in encoded], logits)
-    answers = predictions(manifest, encoded, logits)
-    manifest = with_choices(manifest, arguments, truth, answers)
-    answers = predictions(manifest, encoded, logits)
+
+    def decided(manifest: Manifest) -> tuple[Manifest, list[Prediction], int]:
+        """With thresholds, the answers they give, and how many of those are right."""
+        answers = predictions(manifest, encoded, logits)
+        manifest = with_choices(manifest, arguments, truth, answers)
+        answers = predictions(manifest, encoded, logits)
+        pairs = zip(answers, truth, strict=True)
+        return manifest, answers, sum(answer.answer == set(labels) for answer, labels in pairs)
+
+    calibrated = with_calibration(draft, truth, [len(text.windows) for text in encoded], logits)
+    manifest, answers, right = decided(calibrated)
+    if calibrated.calibration["method"] is not None:
+        plain, plain_answers, plain_right = decided(draft)
+        if right < plain_right:
+            reason = f"{plain_right - right} rows more would be answered wrongly"
+            found = {**calibrated.calibration, "method": None, "reason": reason}
+            manifest = plain.model_copy(update={"calibration": found})
+            answers = plain_answers
     manifest = with_abstention(manifest, arguments, truth, answers)
     return manifest, predictions(manifest, encoded, logits)
 
@@ -104,8 +120,8 @@ def with_calibration(
     """The manifest with the calibration that lowers the log loss of rows it was not fitted on.
 
     A temperature for one label a row, Platt's coefficients for several. It is tried by
-    cross-fitting and left out where it does not help or would make answers worse; the manifest's
-    `calibration` says which, why, and what it changes on the rows held out.
+    cross-fitting and left out where it does not help; the manifest's `calibration` says which, why,
+    and what it changes on the rows held out.
 
     Args:
         windows: how many windows each row has.
@@ -127,14 +143,8 @@ def with_calibration(
     if found["after"]["log_loss"] >= found["before"]["log_loss"]:
         found["reason"] = "the log loss of rows held out does not fall"
         return draft.model_copy(update={"calibration": found})
-    fitted = fit(rows)
-    if not several:
-        right = [rows.right(before), rows.right(rows.probabilities(fitted))]
-        if right[1] < right[0]:
-            found["reason"] = f"{right[0] - right[1]} rows would be answered wrongly"
-            return draft.model_copy(update={"calibration": found})
     found["method"] = "platt" if several else "temperature"
-    return fitted.model_copy(update={"calibration": found})
+    return fit(rows).model_copy(update={"calibration": found})
 
 
 class _Rows:
@@ -153,10 +163,6 @@ class _Rows:
     def probabilities(self, manifest: Manifest) -> FloatArray:
         """As the package gives them with the calibration of `manifest`."""
         return text_probabilities(self.logits, self.windows.tolist(), manifest)
-
-    def right(self, probs: FloatArray) -> int:
-        """How many rows get their label."""
-        return int(self.truth[np.arange(len(probs)), probs.argmax(axis=1)].sum())
 
 
 def _cross_fitted(rows: _Rows, fit: Callable[[_Rows], Manifest]) -> FloatArray:
@@ -254,27 +260,46 @@ def with_choices(
     matrix = label_matrix(truth, names)
     shared = choose_threshold(matrix.ravel(), probs.ravel(), arguments.threshold_precision)
     thresholds = {}
-    unreached = []
     for label in chosen_for:
         column = names.index(label)
         if draft.task == "multi_label" and matrix[:, column].sum() < FEW_POSITIVES:
-            threshold, reached = shared
+            thresholds[label], _ = shared
         else:
-            threshold, reached = choose_threshold(
+            thresholds[label], _ = choose_threshold(
                 matrix[:, column], probs[:, column], arguments.threshold_precision
             )
-        thresholds[label] = threshold
-        if not reached:
-            unreached.append(label)
-    if unreached:
-        logger.warning(
-            "no threshold reaches precision %g on validation for %d labels, such as %r: they got "
-            "the one with the highest precision",
-            arguments.threshold_precision,
-            len(unreached),
-            unreached[0],
-        )
     return draft.model_copy(update={"thresholds": thresholds})
+
+
+def warn_of_low_precision(
+    manifest: Manifest,
+    wanted: float | None,
+    truth: Sequence[tuple[str, ...]],
+    answers: Sequence[Prediction],
+) -> None:
+    """Say which labels are answered on validation with less precision than the recipe wants.
+
+    Once, of what ships: thresholds are chosen for every candidate.
+    """
+    if wanted is None:
+        return
+    low = []
+    for label in manifest.thresholds:
+        right = [
+            label in labels
+            for answer, labels in zip(answers, truth, strict=True)
+            if label in answer.answer
+        ]
+        if right and np.mean(right) < wanted:
+            low.append(label)
+    if low:
+        logger.warning(
+            "no threshold gives precision %g on validation to %d labels, such as %r: they got the "
+            "best there was",
+            wanted,
+            len(low),
+            low[0],
+        )
 
 
 def choose_threshold(

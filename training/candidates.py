@@ -229,7 +229,8 @@ class Trial:
             equal = largest <= LOGIT_TOLERANCE
             why = () if equal else (f"logits differ from the checkpoint's by {largest:.2g}",)
             verdict = replace(verdict, outcome="passed" if equal else "refused", reasons=why)
-        if flips or change > NEIGHBOUR_TOLERANCE:
+        # An fp32 answer that changes with so small a change was a tie, for the checkpoint as well.
+        if change > NEIGHBOUR_TOLERANCE or (flips and kind.precision != "fp32"):
             why = (
                 f"a text's probabilities change by up to {change:.2g} with the texts beside it in "
                 f"a batch, and {flips} answers do",
@@ -260,14 +261,16 @@ def choose(trial: Trial, arguments: ExportArguments) -> tuple[Candidate, dict[st
         on_gpu = arguments.target_device == "gpu"
         for kind in (FP16,) if on_gpu else (INT8, OPTIMISED):
             trial.measure(kind)
-    elif wanted != FP32.name and trial.measure(KINDS[wanted]) is None:
-        raise ExportError(f"precision {wanted} cannot be had: {trial.unavailable[wanted]}")
+    elif wanted != FP32.name:
+        trial.measure(KINDS[wanted])
     first = trial.candidates.get(INT8.name)
-    if first is not None and first.verdict.outcome == "refused":
+    if INT8.name in trial.unavailable or (first and first.verdict.outcome == "refused"):
         for repair in REPAIRS:
             repaired = trial.measure(repair)
             if repaired is not None and repaired.passed:
                 break
+    if wanted in trial.unavailable and not any(map(_is_kind_of(wanted), trial.candidates.values())):
+        raise ExportError(f"precision {wanted} cannot be had: {trial.unavailable[wanted]}")
     costs = cpu_milliseconds({n: c.classifier for n, c in trial.candidates.items()})
     for name, cost in costs.items():
         trial.candidates[name].evidence["cpu_ms_per_text"] = cost
@@ -288,13 +291,18 @@ def choose(trial: Trial, arguments: ExportArguments) -> tuple[Candidate, dict[st
     }
 
 
+def _is_kind_of(wanted: str) -> Callable[[Candidate], bool]:
+    """Whether a candidate is of the kind named, or a repair of it."""
+    return lambda candidate: candidate.kind.name.split(",")[0] == wanted
+
+
 def _first_that_may(
     trial: Trial, wanted: str, costs: dict[str, dict[str, float]]
 ) -> tuple[Candidate, bool, str]:
     """What ships, whether the gates were overruled, and why in a sentence."""
     found = trial.candidates
     if wanted != "auto":
-        family = [c for c in found.values() if c.kind.name.split(",")[0] == wanted]
+        family = list(filter(_is_kind_of(wanted), found.values()))
         # The first of the best there is: what nobody could refuse before what was refused.
         order = ("passed", "inconclusive", "refused")
         chosen = min(family, key=lambda candidate: order.index(candidate.verdict.outcome))
@@ -306,8 +314,11 @@ def _first_that_may(
     reduced = [c for c in found.values() if c.kind.precision != "fp32"]
     passing = [candidate for candidate in reduced if candidate.passed]
     if passing:
-        repaired = f", after {reduced[0].kind.name} was refused" if passing[0] != reduced[0] else ""
-        return passing[0], False, f"{passing[0].kind.name}, which passes the gates{repaired}"
+        first, repaired = passing[0].kind, ""
+        if first in REPAIRS:
+            outcome = "not available" if INT8.name in trial.unavailable else "refused"
+            repaired = f", after {INT8.name} was {outcome}"
+        return passing[0], False, f"{first.name}, which passes the gates{repaired}"
     chosen = found[FP32.name]
     fused = found.get(OPTIMISED.name)
     if fused is not None and fused.passed:

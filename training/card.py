@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from service.model_package import Manifest
+from service.model_package import GOLDEN_FILE, Manifest
 from training.evaluate import summary
 
 # Metrics of the manifest under the names that the hub knows.
@@ -59,8 +59,7 @@ split's numbers flatter a little. {_calibrated(manifest)}
 
 {rows.get("train_rows")} training and {rows.get("validation_rows")} validation rows, dataset
 fingerprint `{str(rows.get("fingerprint"))[:16]}`. `manifest.json` has the whole recipe, versions
-and hashes. `golden.jsonl` holds the texts, with this package's answers, that every copy is tested
-by: by default some of the validation split.
+and hashes. {_golden(manifest)}
 """
 
 
@@ -86,6 +85,15 @@ def _front_matter(manifest: Manifest, base: str) -> str:
         "model-index": [{"name": manifest.name, "results": results}],
     }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _golden(manifest: Manifest) -> str:
+    if not manifest.files[GOLDEN_FILE].size:
+        return "It has no golden texts."
+    return (
+        "`golden.jsonl` holds the texts, with this package's answers, that every copy is tested "
+        "by: by default some of the validation split."
+    )
 
 
 def _calibration_error(metrics: dict[str, Any]) -> str:

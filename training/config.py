@@ -289,7 +289,7 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         if isinstance(value, list) and key in single:
             raise RecipeError(f"key {key} takes one value, not {len(value)}")
         if isinstance(value, dict):
-            words.append(f"--{key}={json.dumps(value)}")
+            words.append(f"--{key}={json.dumps(value, default=str)}")
         elif isinstance(value, list):
             words += [f"--{key}", *(str(item) for item in value)]
         else:

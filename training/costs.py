@@ -21,6 +21,11 @@ COST_ROUNDS = 5
 COST_SECONDS = 0.02
 
 
+def batch_within_memory(size: int, length: int) -> int:
+    """`size`, or as many texts of `length` tokens as need the memory of 64 of 512 for attention."""
+    return max(1, min(size, 64 * 512**2 // length**2))
+
+
 def neighbour_effect(
     classifier: Classifier, manifest: Manifest, texts: Sequence[Text]
 ) -> tuple[float, int]:
@@ -34,13 +39,14 @@ def neighbour_effect(
     tokens = np.cumsum([sum(map(len, text.windows)) for text in encoded])
     encoded = encoded[: max(1, int(np.searchsorted(tokens, NEIGHBOUR_TOKENS, side="right")))]
     windows = [window for text in encoded for window in text.windows]
+    together_size = batch_within_memory(NEIGHBOURS, classifier.manifest.max_length)
 
     def answers(size: int) -> list[Prediction]:
         batches = [windows[start : start + size] for start in range(0, len(windows), size)]
         logits = np.concatenate([classifier.logits(batch) for batch in batches])
         return predictions(manifest, encoded, logits)
 
-    pairs = list(zip(answers(1), answers(NEIGHBOURS), strict=True))
+    pairs = list(zip(answers(1), answers(together_size), strict=True))
     change = max(float(np.abs(alone.probs - together.probs).max()) for alone, together in pairs)
     return change, sum(alone.answer != together.answer for alone, together in pairs)
 

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Every start of every copy asks all of them.
+MOST_GOLDEN_TEXTS = 1000
+NO_GOLDEN = "none"
+
+
 @dataclass(frozen=True)
 class Split:
     """Rows of one split: texts, or pairs of them, and the names of each row's labels."""
@@ -220,6 +225,25 @@ def read_texts(path: Path, arguments: DataArguments) -> list[Text]:
     if len(read) == 1:
         return list(read[0])
     return list(zip(*read, strict=True))
+
+
+def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text] | None:
+    """The texts of the recipe's `golden_file`: no text for `none`; None where it names no file.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, holds an empty text, none at all or too many.
+    """
+    if path is None:
+        return None
+    if path == NO_GOLDEN:
+        return []
+    texts = read_texts(Path(path), arguments)
+    if not 0 < len(texts) <= MOST_GOLDEN_TEXTS:
+        raise DataError(
+            f"golden_file {path} holds {len(texts)} texts, and every start of a copy asks them "
+            f"all: give 1 to {MOST_GOLDEN_TEXTS}, or golden_file: {NO_GOLDEN}"
+        )
+    return texts
 
 
 def _marked(text: object) -> bool:

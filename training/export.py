@@ -32,12 +32,12 @@ from service.model_package import (
     write_golden,
     write_text,
 )
-from training.calibrate import DEFAULT_THRESHOLD
+from training.calibrate import DEFAULT_THRESHOLD, warn_of_low_precision
 from training.candidates import FP32_SCORE_TOLERANCE, Trial, choose
 from training.card import model_card
-from training.data import read_texts
+from training.data import chosen_golden_texts
 from training.encoding import make_targets
-from training.errors import DataError, ExportError
+from training.errors import ExportError
 from training.evaluate import headline
 from training.exporter import export_graph
 from training.gates import parse_gates
@@ -53,9 +53,6 @@ logger = logging.getLogger(__name__)
 # bf16 on a GPU flips a row now and then.
 ACCURACY_TOLERANCE = 0.01
 GOLDEN_TEXTS = 32
-NO_GOLDEN = "none"
-# Every start of every copy asks all of them.
-MOST_GOLDEN_TEXTS = 1000
 CONFIDENCE_BINS = 20
 LENGTH_BINS = 16
 VERSIONED_PACKAGES = (
@@ -105,8 +102,13 @@ def export(run: TrainedRun) -> Path:
             reference=reference,
             scratch=scratch,
         )
+        # The candidates need the memory, and nothing asks the checkpoint any more.
+        del checkpoint
         chosen, selection = choose(trial, arguments)
 
+        warn_of_low_precision(
+            chosen.manifest, arguments.threshold_precision, validation.labels, chosen.answers
+        )
         shutil.copyfile(chosen.folder / MODEL_FILE, folder / MODEL_FILE)
         shutil.copyfile(chosen.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         metrics = all_metrics(chosen.manifest, validation.labels, chosen.answers)
@@ -191,19 +193,11 @@ def _golden_texts(run: TrainedRun) -> list[Text]:
     """GOLDEN_TEXTS validation texts, spread over the labels; or those of `golden_file`; or none.
 
     Raises:
-        DataError: `golden_file` cannot be read, lacks a column, holds an empty text or too many.
+        DataError: `golden_file` cannot be used.
     """
-    wanted = run.recipe.export.golden_file
-    if wanted == NO_GOLDEN:
-        return []
-    if wanted is not None:
-        texts = read_texts(Path(wanted), run.recipe.data)
-        if len(texts) > MOST_GOLDEN_TEXTS:
-            raise DataError(
-                f"{wanted} holds {len(texts)} texts, and every start of a copy asks them all: "
-                f"choose {MOST_GOLDEN_TEXTS} at most"
-            )
-        return texts
+    chosen = chosen_golden_texts(run.recipe.export.golden_file, run.recipe.data)
+    if chosen is not None:
+        return chosen
     seen: Counter[tuple[str, ...]] = Counter()
     turns = []
     for row, labels in enumerate(run.data.validation.labels):

@@ -26,13 +26,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from service.decisions import FloatArray
 from service.model_package import Behaviour, Task
@@ -88,22 +87,27 @@ def parse_gates(value: str | None) -> Gates:
     if value is None:
         return Gates()
     try:
-        given = json.loads(value)
-    except ValueError:
+        given = yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
         given = None
     if not isinstance(given, dict):
         raise RecipeError(f"gates is {value!r}: give a mapping such as {{max_drift: 0.01}}")
     known = [bound.name for bound in dataclasses.fields(Gates)]
+    bounds = {}
     for name, bound in given.items():
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise RecipeError(f"gates has no bound {name!r}: did you mean {nearest!r}?")
-        number = isinstance(bound, int | float) and not isinstance(bound, bool)
-        if not number or not 0 <= bound <= 1 or math.isnan(bound):
+        try:
+            # YAML reads 1e-2 as text; float() reads true as 1.
+            bounds[name] = float("" if isinstance(bound, bool) else bound)
+        except (TypeError, ValueError):
+            raise RecipeError(f"gates: {name} is {bound!r}, which is no number") from None
+        if not 0 <= bounds[name] <= 1:
             raise RecipeError(f"gates: {name} is {bound!r}: it lies between 0 and 1")
-    if given.get("max_half_width") == 0:
+    if bounds.get("max_half_width") == 0:
         raise RecipeError("gates: max_half_width is 0, which no number of rows reaches")
-    return Gates(**given)
+    return Gates(**bounds)
 
 
 def judge(

@@ -15,6 +15,7 @@ import numpy as np
 from service.classifier import Classifier, EncodedText, Window, length_sorted_batches
 from service.decisions import FloatArray
 from service.model_package import Text
+from training.costs import batch_within_memory
 from training.errors import ExportError
 from training.progress import progress
 
@@ -99,7 +100,8 @@ def check_parity(
         )
     expected = checkpoint.all_logits(encoded)
     largest = 0.0
-    for size in PARITY_BATCH_SIZES:
+    sizes = sorted({batch_within_memory(size, max_length) for size in PARITY_BATCH_SIZES})
+    for size in sizes:
         for start in range(0, len(encodings), size):
             rows = slice(start, start + size)
             difference = np.abs(expected[rows] - classifier.logits(encodings[rows])).max()
@@ -113,7 +115,7 @@ def check_parity(
     return {
         "texts": len(chosen),
         "windows": len(encodings),
-        "batch_sizes": list(PARITY_BATCH_SIZES),
+        "batch_sizes": sizes,
         "token_ids_equal": True,
         "largest_logit_difference": largest,
         "tolerance": LOGIT_TOLERANCE,

@@ -12,8 +12,8 @@ weights by column are the vector-wise quantisation of Dettmers et al. 2022, "LLM
 
 ONNX Runtime's own `quantize_dynamic` takes one activation scale from the whole batch, padding
 included, so that a text's answer depends on its neighbours: probabilities of a fine-tuned MiniLM
-changed by up to 0.33. Here no number of one text enters another's. The classification head (Gemm,
-one row a text) stays in fp32: it holds few weights and decides the answer.
+changed by up to 0.33. Here no number of one text enters another's. The classification head stays in
+fp32: it holds few weights and decides the answer.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ STEP, ZERO, ONE, LEAST, LAST_AXIS = (
 )
 # ReduceMax takes its axes as an input from here on.
 AXES_AS_INPUT = 18
+# Parts of a node's name that say it belongs to the classification head. Most heads are a Gemm, one
+# row a text, which is not quantised anyway; one without a bias is a MatMul.
+HEAD_NAMES = frozenset({"classifier", "head", "pooler", "score"})
 
 
 def quantise(
@@ -56,7 +59,8 @@ def quantise(
     model = onnx.load(source)
     rewriter = _Rewriter(model, FULL_RANGE if full_range else REDUCED_RANGE)
     for node in list(model.graph.node):
-        if node.op_type == "MatMul" and rewriter.is_matrix(node.input[1]):
+        in_head = HEAD_NAMES & set(node.name.split("/"))
+        if node.op_type == "MatMul" and rewriter.is_matrix(node.input[1]) and not in_head:
             rewriter.matmul(node)
         elif embeddings and node.op_type == "Gather" and rewriter.is_matrix(node.input[0]):
             rewriter.gather(node)
@@ -75,6 +79,8 @@ class _Rewriter:
         self._model = model
         self._graph: GraphProto = model.graph
         self._weights: dict[str, TensorProto] = {one.name: one for one in self._graph.initializer}
+        # What a caller may give instead is no constant.
+        self._inputs = {one.name for one in self._graph.input}
         self._range = weight_range
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._nodes: list[NodeProto] = []
@@ -93,6 +99,7 @@ class _Rewriter:
         weight = self._weights.get(name)
         return (
             weight is not None
+            and name not in self._inputs
             and weight.data_type == TensorProto.FLOAT
             and len(weight.dims) == 2
             and min(weight.dims) > 1

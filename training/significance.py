@@ -74,17 +74,6 @@ def paired_difference(
     return Difference(float(second[0] - first[0]), low, high, len(truth))
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p-value that as many rows turned right as turned wrong.
-
-    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12(2); exact by the binomial distribution.
-    """
-    from scipy.stats import binomtest
-
-    return float(binomtest(lost, gained + lost).pvalue) if gained + lost else 1.0
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of a family of tests, adjusted so that any false alarm stays as rare as one.
 
@@ -105,10 +94,12 @@ def label_changes(
 ) -> np.ndarray:
     """For each label the Holm-corrected p-value that it became worse; shape (labels,).
 
-    A row is right for a label when it has the label and gets it, or neither. One-sided exact
-    McNemar over the rows that changed. Labels of which so few rows changed that no outcome could
-    be significant at `level` are no part of the family, or they would hide the others (Tarone 1990,
-    "A Modified Bonferroni Method for Discrete Data", Biometrics 46(2)); their p-value is 1.
+    A row is right for a label when it has the label and gets it, or neither. One-sided exact test
+    over the rows that changed (McNemar 1947, "Note on the sampling error of the difference between
+    correlated proportions or percentages", Psychometrika 12(2)). Labels of which so few rows
+    changed that no outcome could be significant at `level` are no part of the family, or they
+    would hide the others (Tarone 1990, "A Modified Bonferroni Method for Discrete Data",
+    Biometrics 46(2)); their p-value is 1.
     """
     from scipy.stats import binom
 

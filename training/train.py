@@ -40,7 +40,13 @@ from training.calibrate import check_choices
 from training.callbacks import Progress, StopOnRequest
 from training.check import look_at
 from training.config import FILE_KEYS, ExportArguments, Recipe, parse_training_arguments
-from training.data import LabelledData, load_data, read_rows, usable_data
+from training.data import (
+    LabelledData,
+    chosen_golden_texts,
+    load_data,
+    read_rows,
+    usable_data,
+)
 from training.defaults import careful_defaults
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
@@ -105,6 +111,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     errors = find_errors(rows)
     data = usable_data(rows, errors, recipe.data, recipe_seed(recipe))
     check_choices(recipe.export, data)
+    chosen_golden_texts(recipe.export.golden_file, recipe.data)
     weights = label_weights(recipe.data.class_weights, data)
     identity = run_identity(recipe, data)
     record = {} if overwrite else _found_run(recipe.output_dir, identity)

@@ -15,7 +15,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +37,7 @@ TIMEOUT_SECONDS = 10.0
 # An answer to 32 texts with a thousand labels has a tenth of this.
 MAX_ANSWER_BYTES = 16 * 2**20
 TEXTS_PER_REQUEST = 32
+SMALL_BODY_BYTES = 2**20
 VERSION = re.compile(r"[0-9a-f]{12}")
 
 
@@ -104,10 +105,9 @@ def verify_service(url: str, package: str | None, key_file: Path | None) -> str:
             f"{url} serves version {version}, and {folder} is version {manifest.version}"
         )
     golden = read_golden(folder)
-    size = _texts_per_request(info)
     answers: list[Decision] = []
-    for start in range(0, len(golden), size):
-        answers += service.classify(golden[start : start + size], manifest)
+    for part in _requests(golden, info, manifest):
+        answers += service.classify(part, manifest)
     compare_golden(golden, answers, manifest, url)
     return _found(url, manifest, len(golden))
 
@@ -198,13 +198,36 @@ def _decision(item: Any, manifest: Manifest) -> Decision:
     return Decision(label, float(item["score"]), probs, several, item.get("abstained"))
 
 
-def _texts_per_request(info: dict[str, Any]) -> int:
-    """How many texts a service takes at once, of those that we would send."""
+def _requests(
+    golden: Sequence[GoldenAnswer], info: dict[str, Any], manifest: Manifest
+) -> Iterator[list[GoldenAnswer]]:
+    """Golden texts in as few requests as the service's limits take.
+
+    A text by windows goes alone: how many windows it needs is the service's to count.
+    """
     limits = info.get("limits")
-    texts = limits.get("texts") if isinstance(limits, dict) else None
-    return (
-        min(texts, TEXTS_PER_REQUEST) if isinstance(texts, int) and texts > 0 else TEXTS_PER_REQUEST
-    )
+    most = _limit(limits, "texts", TEXTS_PER_REQUEST)
+    if manifest.long_text == "window":
+        most = 1
+    # Half of a body: what stands around the texts takes little.
+    room = _limit(limits, "body_bytes", SMALL_BODY_BYTES) // 2
+    part: list[GoldenAnswer] = []
+    used = 0
+    for one in golden:
+        size = len(json.dumps([one.text, one.text_pair]))
+        if part and (len(part) == most or used + size > room):
+            yield part
+            part, used = [], 0
+        part.append(one)
+        used += size
+    if part:
+        yield part
+
+
+def _limit(limits: object, name: str, most: int) -> int:
+    """A limit that a service states, at most so much."""
+    stated = limits.get(name) if isinstance(limits, dict) else None
+    return min(stated, most) if isinstance(stated, int) and stated > 0 else most
 
 
 def _refuse(address: str, status: int) -> NoReturn:
@@ -212,8 +235,12 @@ def _refuse(address: str, status: int) -> NoReturn:
     meaning = {
         401: "the API key is missing or wrong: give it with --api_key_file",
         404: "that is not Whetstone's: is this the right address?",
+        413: "a golden text is too large for it: raise WHETSTONE_MAX_BODY_BYTES there",
+        422: "its limits refuse a golden text: raise WHETSTONE_MAX_CHARACTERS or "
+        "WHETSTONE_MAX_WINDOWS there",
         429: "it is overloaded: try again",
         503: "it is starting or shutting down: try again",
+        504: "it was too slow: try again",
     }.get(status)
     if 300 <= status < 400:
         meaning = "it redirects, which is not followed: give the address that it redirects to"
