@@ -33,7 +33,7 @@ from training.costs import cpu_milliseconds, neighbour_effect
 from training.data import Split
 from training.errors import ExportError
 from training.exporter import optimise
-from training.gates import Answers, Gates, Verdict, evidence, judge
+from training.gates import Answers, Gates, Rule, Verdict, evidence, judge
 from training.metrics import label_matrix, mean_of
 from training.parity import LOGIT_TOLERANCE
 from training.progress import progress
@@ -227,15 +227,17 @@ class Trial:
         if kind.precision == "fp32":
             largest = float(np.abs(logits - self._logits).max())
             equal = largest <= LOGIT_TOLERANCE
-            why = () if equal else (f"logits differ from the checkpoint's by {largest:.2g}",)
-            verdict = replace(verdict, outcome="passed" if equal else "refused", reasons=why)
+            why: dict[Rule, str] = {}
+            if not equal:
+                why = {"logits": f"logits differ from the checkpoint's by {largest:.2g}"}
+            verdict = replace(verdict, outcome="passed" if equal else "refused", by_rule=why)
         # An fp32 answer that changes with so small a change was a tie, for the checkpoint as well.
         if change > NEIGHBOUR_TOLERANCE or (flips and kind.precision != "fp32"):
-            why = (
-                f"a text's probabilities change by up to {change:.2g} with the texts beside it in "
-                f"a batch, and {flips} answers do",
-            )
-            verdict = replace(verdict, outcome="refused", reasons=(*why, *verdict.reasons))
+            why = {
+                "neighbours": f"a text's probabilities change by up to {change:.2g} with the texts "
+                f"beside it in a batch, and {flips} answers do"
+            }
+            verdict = replace(verdict, outcome="refused", by_rule=why | verdict.by_rule)
         return verdict
 
     def _compared(self, answers: Sequence[Prediction]) -> Answers:

@@ -28,7 +28,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -43,9 +43,19 @@ from training.significance import (
     paired_difference,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Bounds = TypeVar("Bounds", bound=DataclassInstance)
+
 SIGNIFICANCE = 0.05
 
 Outcome = Literal["passed", "refused", "inconclusive"]
+# What refused, or could not tell: a word for each of the rules above, and for equality of logits
+# and independence of neighbours, which `training.candidates` sees to.
+Rule = Literal[
+    "drift", "significance", "label", "agreement", "drop", "rows", "logits", "neighbours"
+]
 
 
 @dataclass(frozen=True)
@@ -68,14 +78,19 @@ class Answers:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, and what follows from it; one sentence for each of `reasons`."""
+    """What was found, and what follows from it; a sentence for each rule that spoke up."""
 
     outcome: Outcome
-    reasons: tuple[str, ...]
+    by_rule: dict[Rule, str]
     agreement: float
     mean_drift: float
     largest_drift: float
     difference: Difference
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The sentences alone."""
+        return tuple(self.by_rule.values())
 
 
 def parse_gates(value: str | None) -> Gates:
@@ -84,30 +99,50 @@ def parse_gates(value: str | None) -> Gates:
     Raises:
         RecipeError: it is not a mapping of bounds to numbers from 0 to 1.
     """
+    gates = parse_bounds("gates", value, Gates())
+    if gates.max_half_width == 0:
+        raise RecipeError("gates: max_half_width is 0, which no number of rows reaches")
+    return gates
+
+
+def parse_bounds(key: str, value: str | None, defaults: Bounds) -> Bounds:
+    """A recipe's mapping of bounds; what it does not name stays as in `defaults`, a dataclass.
+
+    Raises:
+        RecipeError: it is not a mapping of these bounds to numbers from 0 to 1.
+    """
     if value is None:
-        return Gates()
+        return defaults
+    known = [bound.name for bound in dataclasses.fields(defaults)]
     try:
         given = yaml.safe_load(value)
     except (ValueError, yaml.YAMLError):
         given = None
     if not isinstance(given, dict):
-        raise RecipeError(f"gates is {value!r}: give a mapping such as {{max_drift: 0.01}}")
-    known = [bound.name for bound in dataclasses.fields(Gates)]
+        raise RecipeError(f"{key} is {value!r}: give a mapping such as {{{known[0]}: 0.01}}")
     bounds = {}
     for name, bound in given.items():
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise RecipeError(f"gates has no bound {name!r}: did you mean {nearest!r}?")
-        try:
-            # YAML reads 1e-2 as text; float() reads true as 1.
-            bounds[name] = float("" if isinstance(bound, bool) else bound)
-        except (TypeError, ValueError):
-            raise RecipeError(f"gates: {name} is {bound!r}, which is no number") from None
-        if not 0 <= bounds[name] <= 1:
-            raise RecipeError(f"gates: {name} is {bound!r}: it lies between 0 and 1")
-    if bounds.get("max_half_width") == 0:
-        raise RecipeError("gates: max_half_width is 0, which no number of rows reaches")
-    return Gates(**bounds)
+            raise RecipeError(f"{key} has no bound {name!r}: did you mean {nearest!r}?")
+        bounds[name] = parse_bound(key, name, bound)
+    return dataclasses.replace(defaults, **bounds)
+
+
+def parse_bound(key: str, name: str, value: object) -> float:
+    """One bound, a number from 0 to 1.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    try:
+        # YAML reads 1e-2 as text; float() reads true as 1.
+        bound = float("" if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise RecipeError(f"{key}: {name} is {value!r}, which is no number") from None
+    if not 0 <= bound <= 1:
+        raise RecipeError(f"{key}: {name} is {value!r}: it lies between 0 and 1")
+    return bound
 
 
 def judge(
@@ -123,34 +158,32 @@ def judge(
     agreement = float((reference.answered == candidate.answered).all(axis=1).mean())
     drift = probability_drift(reference.probs, candidate.probs, behaviour.task)
     enough = difference.half_width <= gates.max_half_width
+    reasons: dict[Rule, str] = {}
     # `not <=` also refuses NaN.
-    reasons = []
     if not drift.mean() <= gates.max_drift:
-        reasons.append(
+        reasons["drift"] = (
             f"probabilities drift by {drift.mean():.4f} on average, more than {gates.max_drift:g}"
         )
     if difference.high < 0:
-        reasons.append(
-            f"macro-F1 is significantly lower: {difference.point:+.4f}, 95 % interval "
-            f"{difference.low:+.4f} to {difference.high:+.4f}"
-        )
-    reasons += _label_reasons(truth, reference.answered, candidate.answered, behaviour.labels)
+        reasons["significance"] = significance_reason(difference)
+    if worse := label_reason(truth, reference.answered, candidate.answered, behaviour.labels):
+        reasons["label"] = worse
     if enough and agreement < gates.min_agreement:
-        reasons.append(f"{agreement:.2%} of the answers agree, fewer than {gates.min_agreement:g}")
-    if enough and -difference.point > gates.max_macro_f1_drop:
-        reasons.append(
-            f"macro-F1 drops by {-difference.point:.4f}, more than {gates.max_macro_f1_drop:g}"
+        reasons["agreement"] = (
+            f"{agreement:.2%} of the answers agree, fewer than {gates.min_agreement:g}"
         )
+    if enough and -difference.point > gates.max_macro_f1_drop:
+        reasons["drop"] = drop_reason(difference, gates.max_macro_f1_drop)
     outcome: Outcome = "refused" if reasons else "passed" if enough else "inconclusive"
     if outcome == "inconclusive":
         needed = difference.rows_needed(gates.max_half_width)
-        reasons.append(
+        reasons["rows"] = (
             f"{len(truth)} validation rows cannot tell: the macro-F1 difference is known to "
             f"±{difference.half_width:.3f}, {gates.max_half_width:g} is needed, about {needed} rows"
         )
     return Verdict(
         outcome,
-        tuple(reasons),
+        reasons,
         agreement,
         float(drift.mean()),
         float(drift.max()),
@@ -169,21 +202,34 @@ def probability_drift(before: FloatArray, after: FloatArray, task: Task) -> np.n
     return np.asarray(differences.sum(axis=1) / 2 if single else differences.mean(axis=1))
 
 
-def _label_reasons(
+def significance_reason(difference: Difference) -> str:
+    """Why a difference of macro-F1 that is surely below zero refuses."""
+    return (
+        f"macro-F1 is significantly lower: {difference.point:+.4f}, 95 % interval "
+        f"{difference.low:+.4f} to {difference.high:+.4f}"
+    )
+
+
+def drop_reason(difference: Difference, bound: float) -> str:
+    """Why a difference of macro-F1 below the bound refuses."""
+    return f"macro-F1 drops by {-difference.point:.4f}, more than {bound:g}"
+
+
+def label_reason(
     truth: np.ndarray, before: np.ndarray, after: np.ndarray, labels: Sequence[str]
-) -> list[str]:
-    """A sentence for the labels that became significantly worse."""
+) -> str | None:
+    """A sentence for the labels that became significantly worse; None where none did."""
     p_values = label_changes(truth, before, after, SIGNIFICANCE)
     worse = [int(index) for index in np.flatnonzero(p_values < SIGNIFICANCE)]
     if not worse:
-        return []
+        return None
     first = min(worse, key=lambda index: p_values[index])
     old, new = label_f1(truth, before)[first], label_f1(truth, after)[first]
     others = f" (and {len(worse) - 1} more)" if len(worse) > 1 else ""
-    return [
+    return (
         f"label {labels[first]!r}{others} is significantly worse: F1 {old:.3f} to {new:.3f}, "
         f"p = {p_values[first]:.2g}"
-    ]
+    )
 
 
 def evidence(verdict: Verdict) -> dict[str, Any]:
