@@ -279,8 +279,10 @@ def verify_package(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`: whole or not at all."""
-    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+    """Write `manifest.json` into `folder`, in today's format: whole or not at all."""
+    # One that was read in an earlier format is written with the fields of this one.
+    written = manifest.model_copy(update={"format_version": FORMAT_VERSION})
+    write_text(folder / MANIFEST_FILE, written.model_dump_json(indent=2) + "\n")
 
 
 def seal_package(folder: Path, manifest: Manifest) -> Manifest:

@@ -30,6 +30,7 @@ from service.model_package import read_manifest
 from service.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
 from tests.conftest import ROOT
 from tests.servers import serving
+from training import overlap
 
 SERVICE = "service.service:TextClassifier"
 # Far above what the tiny model takes; below what a person would wait.
@@ -312,6 +313,10 @@ def test_bentomls_page_asks_nobody_else(server: Server) -> None:
 def test_info_names_the_version(server: Server, tiny_package: Path) -> None:
     status, answer, _ = server.ask("/info", method="GET")
     assert (status, answer["version"]) == (200, read_manifest(tiny_package).version)
+    # Hashes of training texts would let any caller find out what was trained on.
+    assert read_manifest(tiny_package).provenance[overlap.KEY]["hashes"]
+    assert overlap.KEY not in answer["provenance"]
+    assert "hashes" not in json.dumps(answer)
 
 
 def test_the_served_document_is_kept_to(server: Server) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from service.model_package import (
+    FORMAT_VERSION,
     HASHED_FILES,
     MANIFEST_FILE,
+    READABLE_FORMATS,
     PackageError,
     PackageFileError,
     PackageFormatError,
@@ -71,6 +73,20 @@ def test_a_package_of_the_format_before_is_read(package: Path) -> None:
     change_manifest(package, as_before)
     manifest = verify_package(package)
     assert (manifest.version, manifest.temperature, manifest.platt) == (version, 1, {})
+    # Whoever writes it again writes fields that a reader of that format refuses, and says so.
+    write_manifest(package, manifest)
+    assert json.loads((package / MANIFEST_FILE).read_text())["format_version"] == FORMAT_VERSION
+    assert verify_package(package).version == version
+
+
+def test_a_server_of_the_format_before_refuses_a_new_package_in_a_sentence(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at the format before anything that it could not know."""
+    change_manifest(package, lambda content: content.update(of_the_next_format=1))
+    monkeypatch.setattr("service.model_package.READABLE_FORMATS", READABLE_FORMATS[:-1])
+    with pytest.raises(PackageFormatError, match="format_version 2, this Whetstone reads 1: use"):
+        verify_package(package)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from training.significance import (
     interval,
     label_changes,
     label_f1,
+    mcnemar,
     paired_difference,
 )
 
@@ -71,9 +72,27 @@ def test_no_difference_in_few_rows_is_no_certainty() -> None:
 
 
 def test_rows_needed_grow_with_the_square() -> None:
-    found = Difference(point=0.0, low=-0.04, high=0.04, rows=1000)
+    found = Difference(before=0.5, after=0.5, low=-0.04, high=0.04, rows=1000)
     assert found.half_width == pytest.approx(0.04)
     assert found.rows_needed(0.02) == pytest.approx(4000, abs=1)
+
+
+def test_what_few_rows_could_have_missed_is_not_surely_above() -> None:
+    """No answer differs: the bootstrap's interval is a point, which ten rows do not prove."""
+    same = Difference(before=0.5, after=0.5, low=0.0, high=0.0, rows=10)
+    assert same.surely_above == pytest.approx(-0.3)
+    known = Difference(before=0.5, after=0.6, low=0.05, high=0.15, rows=10_000)
+    assert known.surely_above == 0.05
+
+
+def test_mcnemar_is_the_textbooks() -> None:
+    """All ten of ten changed rows one way: twice a half to the tenth."""
+    assert mcnemar(10, 0) == pytest.approx(2 * 0.5**10)
+    assert mcnemar(0, 10) == pytest.approx(2 * 0.5**10)
+    # The approval ratings of Agresti 2013, "Categorical Data Analysis", chapter 11.
+    assert mcnemar(150, 86) == pytest.approx(3.7e-5, rel=0.1)
+    assert mcnemar(7, 7) == 1
+    assert mcnemar(0, 0) == 1
 
 
 def test_several_labels_a_row() -> None:

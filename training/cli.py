@@ -18,8 +18,17 @@ from training.errors import InterruptedRunError, WhetstoneError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+# What `compare` says to scripts.
+EXIT_OF_VERDICT = {"promote": 0, "refuse": 3, "inconclusive": 4}
 # What evaluate and predict may be told of a file; its package's recipe says the rest.
 COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "label_separator")
+# Bounds of `compare`, each a flag; the challenger's recipe has them as `compare:`.
+BOUND_TEXTS = {
+    "max_macro_f1_drop": "refuse where macro-F1 drops by more (default: 0.01)",
+    "max_half_width": "inconclusive where half its interval is wider (default: 0.02)",
+    "min_macro_f1": "refuse below this macro-F1 (default: no floor)",
+    "max_ece": "refuse above this calibration error (default: no bound)",
+}
 # What of a recipe decides what `check` sees.
 DATA_KEYS = (
     "dataset_name",
@@ -157,6 +166,30 @@ def verify(parsed: argparse.Namespace) -> None:
     print(verify_folder(package_folder(parsed.target)))
 
 
+def compare(parsed: argparse.Namespace) -> int:
+    """`whetstone compare CHAMPION CHALLENGER --data FILE`"""
+    from training.compare import compare as compare_packages
+    from training.compare_output import default_folder, print_comparison, write_comparison
+    from training.layout import REPORT_FILE
+    from training.report.comparison import write_comparison_page
+
+    given = {name: getattr(parsed, name) for name in BOUND_TEXTS}
+    found = compare_packages(
+        parsed.champion,
+        parsed.challenger,
+        parsed.data,
+        bounds=given,
+        columns={**_columns(parsed), "drop_invalid": parsed.drop_invalid},
+        allow_label_change=parsed.allow_label_change,
+    )
+    folder = parsed.output_dir or default_folder(found)
+    written = write_comparison(found, folder)
+    write_comparison_page(folder / REPORT_FILE, found)
+    print_comparison(found)
+    print(f"written: {', '.join(map(str, [*written, folder / REPORT_FILE]))}")
+    return EXIT_OF_VERDICT[found.outcome]
+
+
 def run(parsed: argparse.Namespace) -> None:
     """`whetstone run RECIPE`: train, export, evaluate, register."""
     recipe, overwrite = _recipe(parsed)
@@ -243,6 +276,33 @@ def _parser() -> argparse.ArgumentParser:
         "--package", help="what a service must serve (default: the stored version that it names)"
     )
     command.add_argument("--api_key_file", type=Path, help="file with the service's API key")
+
+    command = _add_verb(verbs, compare, "may a retrained package replace the one that runs?")
+    command.epilog = (
+        "Ends with 0 for promote, 3 for refuse, 4 for inconclusive, 1 for an error. A package is a "
+        "folder, a tag or a version of the model store. compare.json holds numbers only; flips.csv "
+        "and index.html hold texts of the file."
+    )
+    command.add_argument("champion", help="the package that runs, or none for a first release")
+    command.add_argument("challenger", help="the package that may replace it")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="labelled rows neither has seen"
+    )
+    for name, text in BOUND_TEXTS.items():
+        command.add_argument(f"--{name}", metavar="SHARE", help=text)
+    command.add_argument(
+        "--allow_label_change", action="store_true", help="the set of labels may change"
+    )
+    _add_columns(command, COLUMN_KEYS)
+    command.add_argument(
+        "--drop_invalid", action="store_true", help="leave out rows without text or label"
+    )
+    command.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder for compare.json, flips.csv and index.html (default: "
+        "comparisons/<champion>-<challenger>)",
+    )
 
     command = _add_verb(verbs, predict, "classify every row of a file, however large")
     _add_package(command)

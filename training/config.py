@@ -117,6 +117,11 @@ class ExportArguments:
         "bounds for what may ship in place of the checkpoint, a mapping of some of min_agreement "
         "(0.98), max_drift (0.02), max_macro_f1_drop (0.01), max_half_width (0.02)",
     )
+    compare: str | None = _key(
+        None,
+        "bounds for replacing the package that runs, a mapping of some of max_macro_f1_drop "
+        "(0.01), max_half_width (0.02), and the floors min_macro_f1 and max_ece (none)",
+    )
     golden_file: str | None = _key(
         None,
         "file with the texts that every copy of the package is tested by, or none; they travel "
@@ -333,8 +338,10 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
     parse_class_weights(data.class_weights)
     # Not above: `--help` needs no numpy.
     from training.gates import parse_gates
+    from training.promotion import parse_compare
 
     parse_gates(export.gates)
+    parse_compare(export.compare)
     on_gpu = export.target_device == "gpu"
     if export.precision in (("int8", "optimised") if on_gpu else ("fp16",)):
         raise RecipeError(

@@ -56,11 +56,13 @@ def cpu_milliseconds(classifiers: Mapping[str, Classifier]) -> dict[str, dict[st
 
     Interleaved, the median of COST_ROUNDS rounds: the machine may be busy with other things.
     """
-    encodings = _of_lengths(next(iter(classifiers.values())))
+    encodings = _of_lengths(classifiers)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in classifiers}
     for _ in range(COST_ROUNDS):
-        for encoding in encodings:
-            for name, classifier in classifiers.items():
+        for of_classifiers in zip(*encodings.values(), strict=True):
+            for (name, classifier), encoding in zip(
+                classifiers.items(), of_classifiers, strict=True
+            ):
                 times, began = 0, time.thread_time()
                 while not times or time.thread_time() - began < COST_SECONDS:
                     classifier.logits([encoding])
@@ -73,10 +75,16 @@ def cpu_milliseconds(classifiers: Mapping[str, Classifier]) -> dict[str, dict[st
     }
 
 
-def _of_lengths(classifier: Classifier) -> list[TokenIds]:
-    """One text of each of COST_LENGTHS tokens, as far as the model reads."""
+def _of_lengths(classifiers: Mapping[str, Classifier]) -> dict[str, list[TokenIds]]:
+    """One text of each of COST_LENGTHS tokens, as far as all read; each has its own vocabulary."""
     words = " ".join(["word"] * max(COST_LENGTHS))
-    (encoded,) = classifier.encode([(words, words) if classifier.manifest.has_pairs else words])
-    window = encoded.windows[0]
-    lengths = sorted({min(length, len(window)) for length in COST_LENGTHS})
-    return [TokenIds(window.ids[:length], window.type_ids[:length]) for length in lengths]
+    windows = {}
+    for name, classifier in classifiers.items():
+        (encoded,) = classifier.encode([(words, words) if classifier.manifest.has_pairs else words])
+        windows[name] = encoded.windows[0]
+    most = min(map(len, windows.values()))
+    lengths = sorted({min(length, most) for length in COST_LENGTHS})
+    return {
+        name: [TokenIds(window.ids[:length], window.type_ids[:length]) for length in lengths]
+        for name, window in windows.items()
+    }

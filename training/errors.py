@@ -6,7 +6,8 @@ WhetstoneError
 ├── BaseModelError    pre-trained weights that cannot be had or trusted
 ├── RunError          a run folder that cannot be used
 ├── ExportError       what was exported is not what was trained
-└── VerifyError       a copy or a service that is not what it should be
+├── VerifyError       a copy or a service that is not what it should be
+└── CompareError      two packages that cannot be compared
 """
 
 
@@ -36,6 +37,10 @@ class ExportError(WhetstoneError):
 
 class VerifyError(WhetstoneError):
     """A service cannot be asked, or does not serve what it should."""
+
+
+class CompareError(WhetstoneError):
+    """Two packages, or a package and a file, cannot be compared."""
 
 
 class InterruptedRunError(WhetstoneError):

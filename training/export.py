@@ -32,6 +32,7 @@ from service.model_package import (
     write_golden,
     write_text,
 )
+from training import overlap
 from training.calibrate import DEFAULT_THRESHOLD, warn_of_low_precision
 from training.candidates import FP32_SCORE_TOLERANCE, Trial, choose
 from training.card import model_card
@@ -287,6 +288,8 @@ def _provenance(run: TrainedRun) -> dict[str, Any]:
             "test_rows": len(data.test) if data.test else 0,
             "dropped_rows": data.dropped,
         },
+        # Whoever compares it later can tell what it has seen: by training, or by what was chosen.
+        overlap.KEY: overlap.fingerprint([*data.train.texts, *data.validation.texts]),
         "recipe": run.recipe.as_dict(),
         "training_arguments": record["training_arguments"],
         "evaluations": record["evaluations"],

@@ -11,6 +11,8 @@ CONFUSION_FILE = "confusion.png"
 LABELS_FILE = "labels.png"
 FINDINGS_FILE = "findings.json"
 DATA_FILE = "data.png"
+COMPARE_FILE = "compare.json"
+FLIPS_FILE = "flips.csv"
 RECORD = "training.json"
 RESOLVED_RECIPE = "resolved_recipe.yaml"
 # Everything that a run makes, and so all that `--overwrite` removes.

@@ -24,22 +24,41 @@ Metric = Literal["accuracy", "macro_f1", "micro_f1"]
 
 @dataclass(frozen=True)
 class Difference:
-    """After minus before: its value on all rows, and the ends of its 95 % interval."""
+    """A metric before and after on all rows, and the 95 % interval of after minus before."""
 
-    point: float
+    before: float
+    after: float
     low: float
     high: float
     rows: int
 
     @property
-    def half_width(self) -> float:
-        """Half of the interval, and never less than what so few rows could have missed.
+    def point(self) -> float:
+        """After minus before, on all rows."""
+        return self.after - self.before
+
+    @property
+    def unseen(self) -> float:
+        """What so few rows could have missed.
 
         Where no answer differs a bootstrap knows no spread, however few the rows. That nothing
         was seen in n rows leaves room for a rate of 3/n (Hanley and Lippman-Hand 1983, "If nothing
         goes wrong, is everything all right?", JAMA 249(13)).
         """
-        return max((self.high - self.low) / 2, min(1.0, 3 / self.rows))
+        return min(1.0, 3 / self.rows)
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval, and never less than what so few rows could have missed."""
+        return max((self.high - self.low) / 2, self.unseen)
+
+    @property
+    def surely_above(self) -> float:
+        """What the difference is surely not below: the lower end, or what rows could have missed.
+
+        The one-sided confidence of the interval's lower end is 97.5 %.
+        """
+        return min(self.low, self.point - self.unseen)
 
     def rows_needed(self, half_width: float) -> int:
         """About how many rows of this kind would bring the half-width down to that."""
@@ -71,7 +90,7 @@ def paired_difference(
         old, new = measured(weights)
         values.append(new - old)
     low, high = _ends(np.concatenate(values))
-    return Difference(float(second[0] - first[0]), low, high, len(truth))
+    return Difference(float(first[0]), float(second[0]), low, high, len(truth))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -87,6 +106,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """How likely rows right before and wrong after, and the reverse, are so unequal by chance.
+
+    The exact two-sided test (McNemar 1947, "Note on the sampling error of the difference between
+    correlated proportions or percentages", Psychometrika 12(2); the exact form is the sign test).
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def label_changes(

@@ -47,20 +47,22 @@ def is_url(target: str) -> bool:
 
 
 def package_folder(target: str) -> Path:
-    """The folder of a package that is named by its path, its tag or its version.
+    """The folder of a package that is named by its path, its tag, its version, or the store's name.
+
+    The name alone means the model that was registered last.
 
     Raises:
         VerifyError: the model store has no such model.
     """
     folder = Path(target)
     if folder.exists() or not (
-        VERSION.fullmatch(target) or target.startswith(f"{MODEL_STORE_NAME}:")
+        VERSION.fullmatch(target) or target.partition(":")[0] == MODEL_STORE_NAME
     ):
         return folder
     import bentoml
     from bentoml.exceptions import BentoMLException
 
-    tag = target if ":" in target else f"{MODEL_STORE_NAME}:{target}"
+    tag = f"{MODEL_STORE_NAME}:{target}" if VERSION.fullmatch(target) else target
     try:
         return Path(bentoml.models.get(tag).path)
     except BentoMLException:

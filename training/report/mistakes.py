@@ -64,7 +64,7 @@ def _row(found: Measured, row: int, *, doubt: bool = False) -> Html:
     facts = _several_facts(found, row) if found.several else _single_facts(found, row, doubt)
     parts = [
         element("div", *facts, class_="verdict"),
-        _text(found.split.texts[row]),
+        shown_texts(found.split.texts[row]),
         element("p", *_details(found, row, doubt), class_="details"),
     ]
     return element("li", *parts)
@@ -131,7 +131,8 @@ def _several_facts(found: Measured, row: int) -> list[Html]:
     return facts
 
 
-def _text(text: Text) -> Html:
+def shown_texts(text: Text) -> Html:
+    """A row's text or pair, of which what is long opens on demand."""
     if isinstance(text, str):
         return element("div", _clipped(text), class_="texts")
     return element("div", *map(_clipped, text), class_="texts pair")

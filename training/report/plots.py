@@ -9,6 +9,7 @@ from typing import Any
 
 from training.report.page import Html, count, element, join, plural, score, span
 from training.report.rows import HISTOGRAM_BINS, Slice, wilson
+from training.significance import Difference
 
 Points = Sequence[tuple[float, float]]
 # Around the drawing: for the ticks and the names of the axes.
@@ -204,6 +205,40 @@ def coverage(table: Sequence[dict[str, float]], abstention: dict[str, float] | N
         dots.append(axes.dot(*at, 6, title, class_="chosen"))
     frame = axes.frame("coverage: share of rows answered", "precision")
     return axes.drawing("Precision by coverage", frame, line, element("g", *dots, class_="dots"))
+
+
+def difference_strip(differences: Sequence[tuple[str, Difference]], allowed: float) -> Html:
+    """Differences with their intervals over one axis, zero and the drop that is allowed."""
+    ends = [end for _, one in differences for end in (one.low, one.high, one.point)]
+    reach = max(nice(max(map(abs, [*ends, allowed]))), 0.01)
+    row, left = 30, 110
+    axes = Axes(width=520, height=row * len(differences) + 44, x=(-reach, reach))
+
+    def across(value: float) -> float:
+        share = (value + reach) / (2 * reach)
+        return round(left + share * (axes.width - left - RIGHT), 1)
+
+    bottom = row * len(differences) + 8
+    zero, bound = across(0), across(allowed)
+    parts = [
+        element("line", x1=zero, x2=zero, y1=0, y2=bottom, class_="axis"),
+        element("line", x1=bound, x2=bound, y1=0, y2=bottom, class_="ideal"),
+        element("line", x1=left, x2=axes.width - RIGHT, y1=bottom, y2=bottom, class_="axis"),
+    ]
+    for tick in (-reach, -reach / 2, 0.0, reach / 2, reach):
+        x = across(tick)
+        name = f"{tick:+g}".replace("-", "−") if tick else "0"  # noqa: RUF001
+        parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="tick"))
+        parts.append(element("text", name, x=x, y=bottom + 17, class_="middle"))
+    for place, (name, one) in enumerate(differences):
+        y = row * place + row // 2 + 4
+        title = f"{name} {one.point:+.4f}, 95 % interval {one.low:+.4f} to {one.high:+.4f}"
+        whisker = {"x1": across(one.low), "x2": across(one.high), "y1": y, "y2": y}
+        parts.append(element("text", name, x=left - 10, y=y + 4, class_="end name"))
+        parts.append(element("line", **whisker, class_="whisker"))
+        dot = element("circle", element("title", title), cx=across(one.point), cy=y, r=5)
+        parts.append(element("g", dot, class_="dots"))
+    return axes.drawing("Differences with their intervals", *parts)
 
 
 def strip(part: Slice, start: float, overall: float) -> Html:

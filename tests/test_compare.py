@@ -1,0 +1,406 @@
+"""Champion against challenger, by real packages: what is measured, said, written and returned."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.model_package import read_manifest, seal_package
+from tests.browsers import browsing
+from tests.conftest import TINY_LABELS, example_rows, write_csv
+from tests.test_report import ATTACK, WIDTHS, Page
+from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
+from training.compare import Comparison, compare
+from training.compare_output import as_json, changed_most, write_comparison
+from training.errors import CompareError
+from training.report.comparison import write_comparison_page
+
+Captured = pytest.CaptureFixture[str]
+
+
+def variant(package: Path, target: Path, **fields: Any) -> Path:
+    """A copy of a package that behaves otherwise, with a version of its own."""
+    shutil.copytree(package, target)
+    manifest = read_manifest(package)
+    seal_package(target, manifest.model_copy(update=fields))
+    return target
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's test rows of the three labels."""
+    return write_csv(tmp_path_factory.mktemp("data") / "test.csv", example_rows("test"))
+
+
+@pytest.fixture(scope="module")
+def confused(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny package with its labels' names moved on: it is nearly always wrong."""
+    first, *others = read_manifest(tiny_package).labels
+    return variant(
+        tiny_package, tmp_path_factory.mktemp("confused") / "package", labels=(*others, first)
+    )
+
+
+@pytest.fixture(scope="module")
+def warmer(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny package with other probabilities and the same answers."""
+    temperature = read_manifest(tiny_package).temperature * 1.5
+    return variant(
+        tiny_package, tmp_path_factory.mktemp("warmer") / "package", temperature=temperature
+    )
+
+
+def some_rows(data: Path, target: Path, count: int) -> Path:
+    with data.open(newline="", encoding="utf-8") as handle:
+        return write_csv(target, list(csv.DictReader(handle))[:count])
+
+
+def test_a_package_against_itself_is_promoted_however_few_the_rows(
+    tiny_package: Path, data: Path, tmp_path: Path
+) -> None:
+    few = some_rows(data, tmp_path / "few.csv", 10)
+    found = compare(str(tiny_package), str(tiny_package), few)
+    assert found.outcome == "promote"
+    assert "both are version" in found.sentence
+    assert found.paired is not None
+    assert (found.paired.flips, found.paired.p_value) == ([], 1)
+
+
+def test_a_challenger_that_answers_wrongly_is_refused(
+    tiny_package: Path, confused: Path, data: Path
+) -> None:
+    found = compare(str(tiny_package), str(confused), data)
+    assert found.outcome == "refuse"
+    assert set(found.reasons) == {"significance", "label", "drop"}
+    assert found.sentence.startswith("refuse: macro-F1 is significantly lower: -0.")
+    assert found.paired is not None
+    difference = found.paired.differences["accuracy"]
+    assert found.champion is not None
+    assert difference.before == pytest.approx(found.champion.metrics["accuracy"])
+    assert difference.after == pytest.approx(found.challenger.metrics["accuracy"])
+    lost = (found.paired.gained - found.paired.lost) / len(found.split)
+    assert difference.point == pytest.approx(lost)
+    assert found.paired.p_value < 1e-6
+    assert {one.label for one in found.paired.per_label if one.worse < 0.05} == set(TINY_LABELS)
+
+
+def test_the_other_way_round_it_is_promoted(tiny_package: Path, confused: Path, data: Path) -> None:
+    found = compare(str(confused), str(tiny_package), data)
+    assert found.outcome == "promote"
+    assert found.paired is not None
+    assert found.paired.differences["macro_f1"].low > 0
+    assert all(one.better < 0.05 for one in changed_most(found.paired.per_label))
+
+
+def test_too_few_rows_are_inconclusive(tiny_package: Path, warmer: Path, data: Path) -> None:
+    found = compare(str(tiny_package), str(warmer), data)
+    assert len(found.split) < 150
+    assert found.outcome == "inconclusive"
+    assert "about 150 rows" in found.sentence
+    wide = compare(str(tiny_package), str(warmer), data, bounds={"max_half_width": "0.2"})
+    assert wide.outcome == "promote"
+
+
+def test_without_a_champion_floors_decide(tiny_package: Path, confused: Path, data: Path) -> None:
+    found = compare("none", str(confused), data)
+    assert (found.outcome, found.champion, found.paired) == ("promote", None, None)
+    assert any("nothing is asked" in warning for warning in found.warnings)
+    good = compare("none", str(tiny_package), data)
+    measured = [side.floors_measured_on for side in (found, good)]
+    floors = {
+        "min_macro_f1": sum(one["macro_f1"] for one in measured) / 2,
+        "max_ece": sum(one["ece"] for one in measured) / 2,
+    }
+    refused = compare("none", str(confused), data, bounds=floors)
+    assert refused.outcome == "refuse"
+    assert set(refused.reasons) == {"min_macro_f1", "max_ece"}
+    good = compare("none", str(tiny_package), data, bounds=floors)
+    assert good.outcome == "promote"
+    assert not any("nothing is asked" in warning for warning in good.warnings)
+
+
+def test_floors_are_asked_with_a_champion_too(tiny_package: Path, data: Path) -> None:
+    found = compare(str(tiny_package), str(tiny_package), data, bounds={"min_macro_f1": 0.999})
+    assert (found.outcome, set(found.reasons)) == ("refuse", {"min_macro_f1"})
+
+
+def test_the_challengers_manifest_carries_the_bounds_and_what_is_given_wins(
+    tiny_package: Path, data: Path, tmp_path: Path
+) -> None:
+    provenance = read_manifest(tiny_package).provenance
+    recipe = provenance["recipe"] | {"compare": '{"min_macro_f1": 0.999, "max_ece": 0.9}'}
+    strict = variant(tiny_package, tmp_path / "strict", provenance=provenance | {"recipe": recipe})
+    assert compare("none", str(strict), data).outcome == "refuse"
+    loose = compare("none", str(strict), data, bounds={"min_macro_f1": "0.1", "max_ece": None})
+    assert loose.outcome == "promote"
+    assert (loose.bounds.min_macro_f1, loose.bounds.max_ece) == (0.1, 0.9)
+
+
+def test_other_labels_are_refused_and_with_leave_the_shared_rows_are_compared(
+    tiny_package: Path, data: Path, tmp_path: Path
+) -> None:
+    old, *others = read_manifest(tiny_package).labels
+    renamed = variant(tiny_package, tmp_path / "renamed", labels=("renamed", *others))
+    found = compare(str(tiny_package), str(renamed), data)
+    assert found.outcome == "refuse"
+    assert (found.gone, found.come) == ([old], ["renamed"])
+    assert f"without {old!r} and with new 'renamed'" in found.sentence
+    rows = example_rows("test")
+    allowed = compare(str(tiny_package), str(renamed), data, allow_label_change=True)
+    assert "labels" not in allowed.reasons
+    assert allowed.left_out == sum(row["label"] == old for row in rows)
+    assert len(allowed.split) == len(rows) - allowed.left_out
+    # Wherever the champion said the label that goes, both are wrong: nothing is lost or gained.
+    assert allowed.paired is not None
+    assert (allowed.paired.lost, allowed.paired.gained) == (0, 0)
+    # The floor is of the challenger's own labels: those rows are not in its file.
+    new_rows = [row | {"label": "renamed" if row["label"] == old else row["label"]} for row in rows]
+    file = write_csv(tmp_path / "new.csv", new_rows)
+    whole = compare(
+        str(tiny_package), str(renamed), file, allow_label_change=True, bounds={"min_macro_f1": 0.5}
+    )
+    same = compare(str(tiny_package), str(tiny_package), data)
+    own = write_comparison(whole, tmp_path / "whole")
+    content = json.loads(own[0].read_text(encoding="utf-8"))
+    assert content["floors_measured_on"] == same.floors_measured_on
+    assert same.floors_measured_on["rows"] == len(rows)
+    assert same.floors_measured_on["macro_f1"] == same.challenger.metrics["macro_f1"]
+
+
+def test_no_shared_row_is_an_error(tiny_package: Path, data: Path, tmp_path: Path) -> None:
+    others = variant(tiny_package, tmp_path / "others", labels=("x", "y", "z"))
+    with pytest.raises(CompareError, match="no row has labels that both packages know"):
+        compare(str(others), str(tiny_package), data, allow_label_change=True)
+
+
+def several(package: Path, target: Path) -> Path:
+    """The tiny package as one that gives any number of labels."""
+    labels = read_manifest(package).labels
+    thresholds = dict.fromkeys(labels, 0.5)
+    return variant(package, target, task="multi_label", thresholds=thresholds, temperature=1.0)
+
+
+def test_other_tasks_are_an_error(tiny_package: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match=r"gives one label a row.*any number of labels"):
+        compare(str(tiny_package), str(several(tiny_package, tmp_path / "several")), data)
+    pairs = variant(tiny_package, tmp_path / "pairs", text_columns=("text", "text_pair"))
+    with pytest.raises(CompareError, match=r"reads pairs of texts.*single texts"):
+        compare(str(pairs), str(tiny_package), data)
+
+
+def test_several_labels_a_row(tiny_package: Path, confused: Path, tmp_path: Path) -> None:
+    rows = [
+        row | {"label": "delivery|praise" if place % 5 == 0 else row["label"]}
+        for place, row in enumerate(example_rows("test"))
+    ]
+    rows[1]["label"] = ""
+    file = write_csv(tmp_path / "several.csv", rows)
+    old = several(tiny_package, tmp_path / "old")
+    new = several(confused, tmp_path / "new")
+    found = compare(str(old), str(new), file, columns={"label_separator": "|"})
+    assert found.outcome == "refuse"
+    assert found.paired is not None
+    assert set(found.paired.differences) == {"micro_f1", "macro_f1"}
+    assert found.champion is not None
+    micro = found.paired.differences["micro_f1"]
+    assert micro.before == pytest.approx(found.champion.metrics["micro_f1"], abs=1e-6)
+    assert micro.after == pytest.approx(found.challenger.metrics["micro_f1"], abs=1e-6)
+    written = write_comparison(found, tmp_path / "out")
+    with written[1].open(newline="", encoding="utf-8") as handle:
+        flips = list(csv.DictReader(handle))
+    assert len(flips) == len(found.paired.flips)
+    assert any("|" in flip["label"] for flip in flips)
+    write_comparison_page(tmp_path / "out" / "index.html", found)
+    Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+
+
+def test_a_file_that_was_trained_on_is_warned_of(
+    tiny_package: Path, warmer: Path, data: Path, tmp_path: Path
+) -> None:
+    seen, unseen = example_rows("train")[:20], example_rows("test")[:20]
+    file = write_csv(tmp_path / "mixed.csv", [*seen, *unseen])
+    warnings = compare(str(warmer), str(tiny_package), file).warnings
+    assert len(warnings) == 2
+    assert "20 of 40 rows" in warnings[0]
+    assert "challenger was trained or tuned on" in warnings[0]
+    assert "champion was trained or tuned on" in warnings[1]
+    assert compare(str(warmer), str(tiny_package), data).warnings == []
+    older = variant(tiny_package, tmp_path / "older", provenance={})
+    (warning,) = compare(str(warmer), str(older), data).warnings
+    assert "does not say which texts" in warning
+
+
+def test_flips_are_all_there_and_the_worst_come_first(
+    tiny_package: Path, confused: Path, data: Path, tmp_path: Path
+) -> None:
+    found = compare(str(tiny_package), str(confused), data)
+    _, file = write_comparison(found, tmp_path)
+    with file.open(newline="", encoding="utf-8") as handle:
+        flips = list(csv.DictReader(handle))
+    assert found.paired is not None
+    rows = example_rows("test")
+    assert len(flips) == (found.paired.before != found.paired.after).any(axis=1).sum()
+    kinds = [flip["change"] for flip in flips]
+    assert kinds == sorted(kinds, key=["lost", "still wrong", "gained"].index)
+    assert kinds.count("lost") == found.paired.lost
+    assert kinds.count("gained") == found.paired.gained
+    lost = [float(flip["challenger_score"]) for flip in flips if flip["change"] == "lost"]
+    assert lost == sorted(lost, reverse=True)
+    for flip in flips:
+        row = rows[int(flip["row"]) - 1]
+        assert (flip["text"], flip["label"]) == (row["text"], row["label"])
+        assert (flip["champion"] == flip["label"]) == (flip["change"] == "lost")
+        assert (flip["challenger"] == flip["label"]) == (flip["change"] == "gained")
+
+
+def test_the_json_holds_numbers_and_no_text(tiny_package: Path, confused: Path, data: Path) -> None:
+    found = compare(str(tiny_package), str(confused), data)
+    content = json.loads(json.dumps(as_json(found)))
+    assert content["verdict"] == "refuse"
+    assert content["champion"]["version"] == read_manifest(tiny_package).version
+    assert content["challenger"]["cpu_ms_per_text"].keys() == {"16", "32"}
+    assert content["challenger"]["model_bytes"] == (confused / "model.onnx").stat().st_size
+    assert content["mcnemar"]["only_champion_right"] == found.paired.lost if found.paired else 0
+    assert content["data"]["rows"] == len(found.split)
+    assert not [text for text in found.split.texts if str(text) in json.dumps(content)]
+
+
+def main_of(*words: str | Path) -> int:
+    return main(["compare", *map(str, words)])
+
+
+def test_the_command_says_shows_and_returns_the_verdict(
+    tiny_package: Path,
+    confused: Path,
+    warmer: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for challenger, verdict in (
+        (tiny_package, "promote"),
+        (confused, "refuse"),
+        (warmer, "inconclusive"),
+    ):
+        status = main_of(tiny_package, challenger, "--data", data)
+        said = capsys.readouterr().out
+        assert status == EXIT_OF_VERDICT[verdict]
+        assert f"\n{verdict}: " in said
+        versions = [read_manifest(side).version for side in (tiny_package, challenger)]
+        assert all(version in said for version in versions)
+        folder = Path("comparisons") / "-".join(versions)
+        assert {file.name for file in folder.iterdir()} == {
+            "compare.json",
+            "flips.csv",
+            "index.html",
+        }
+        assert json.loads((folder / "compare.json").read_text())["verdict"] == verdict
+    assert main_of("none", tiny_package, "--data", data, "--output_dir", "first") == 0
+    assert {file.name for file in Path("first").iterdir()} == {"compare.json", "index.html"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max_ece", "two"), "max_ece is 'two', which is no number"),
+        (("--min_macro_f1", "1.5"), "between 0 and 1"),
+        (("--max_half_width", "0"), "no number of rows reaches"),
+        (("--label_column", "team"), "has no column 'team'"),
+        (("--output_dir", "taken"), "cannot use"),
+    ],
+)
+def test_what_is_impossible_is_an_error_in_a_sentence(
+    words: tuple[str, str],
+    said: str,
+    tiny_package: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    assert main_of(tiny_package, tiny_package, "--data", data, *words) == EXIT_ERROR
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"taken"}
+
+
+def test_a_package_that_is_not_there_is_an_error(
+    tiny_package: Path, data: Path, capsys: Captured
+) -> None:
+    assert main_of("text-classifier:aaaaaaaaaaaa", tiny_package, "--data", data) == EXIT_ERROR
+    assert "there is no text-classifier:aaaaaaaaaaaa" in capsys.readouterr().err
+    assert main_of(tiny_package, "nowhere", "--data", data) == EXIT_ERROR
+    assert "nowhere is not a model package" in capsys.readouterr().err
+
+
+def hostile(package: Path, folder: Path) -> Comparison:
+    """A comparison with markup in labels and texts."""
+    first, *others = read_manifest(package).labels
+    attacking = {first: ATTACK}
+    rows = [
+        {"text": f"{row['text']} {ATTACK}", "label": attacking.get(row["label"], row["label"])}
+        for row in example_rows("test")
+    ]
+    old = variant(package, folder / "old", labels=(ATTACK, *others), name="tickets")
+    new = variant(package, folder / "new", labels=(*others, ATTACK), name="tickets")
+    return compare(str(old), str(new), write_csv(folder / "rows.csv", rows))
+
+
+def test_the_page_is_well_formed_and_what_the_user_wrote_is_no_markup(
+    tiny_package: Path, tmp_path: Path
+) -> None:
+    found = hostile(tiny_package, tmp_path)
+    write_comparison_page(tmp_path / "index.html", found)
+    content = (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = Page(content)
+    assert content.count("<script>") == 1
+    assert ATTACK not in content
+    assert any(ATTACK in text for _, text in page.texts)
+    assert not [value for value in page.values("src") + page.values("href") if value[0] != "#"]
+    assert "refuse" in page.inside("span")
+    ids = page.values("id")
+    assert ids == ["verdict", "numbers", "labels", "flips"]
+
+
+def test_the_page_of_a_first_release_has_no_comparison(
+    tiny_package: Path, data: Path, tmp_path: Path
+) -> None:
+    found = compare("none", str(tiny_package), data, bounds={"min_macro_f1": 0.2})
+    write_comparison_page(tmp_path / "index.html", found)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert page.values("id") == ["verdict", "numbers"]
+    assert any("macro-F1 is at least 0.2" in text for text in page.inside("p"))
+
+
+SORTED = """
+const heads = [...document.querySelectorAll("#labels th")];
+const head = heads.find((h) => h.innerText.startsWith("Lost"));
+head.querySelector("button").click();
+return [...document.querySelectorAll("#labels tbody tr")].map(
+  (row) => parseFloat(row.cells[head.cellIndex].dataset.v));
+"""
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_without_a_complaint(tiny_package: Path, tmp_path: Path) -> None:
+    found = hostile(tiny_package, tmp_path)
+    write_comparison_page(tmp_path / "index.html", found)
+    assert found.paired is not None
+    with browsing() as browser:
+        browser.open((tmp_path / "index.html").as_uri())
+        assert browser.run(SORTED) == sorted(one.lost for one in found.paired.per_label)
+        for width in (1280, 390):
+            browser.show(width, "dark")
+            page, window = browser.run(WIDTHS)
+            assert page <= window == width
+        assert browser.console() == []
