@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all test-browser-setup screenshots lint clean \
-	bench-http bench-batching bench-gates bench-int8
+	bench-http bench-batching bench-gates bench-int8 bench-compare
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
+	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
 	@echo "make clean     remove .venv and runs"
 
 setup: $(VENV)/.installed
@@ -67,6 +68,9 @@ bench-int8: runs/bench/package/manifest.json
 
 bench-gates: setup
 	$(BIN)/python -m benchmarks.gates
+
+bench-compare: setup
+	$(BIN)/python -m benchmarks.promotion
 
 clean:
 	rm -rf $(VENV) runs

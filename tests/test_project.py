@@ -172,14 +172,32 @@ def test_the_readmes_figures_are_those_of_the_benchmarks() -> None:
 
 def test_the_readmes_table_of_the_gates_is_the_simulations() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "gates.json").read_text("utf-8"))
-    readme = (ROOT / "README.md").read_text("utf-8")
-    for rows in {row["rows"] for row in result["verdicts"]}:
-        found = sorted(
-            (row for row in result["verdicts"] if row["rows"] == rows),
-            key=lambda row: row["points_worse"],
-        )
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    cases = {(v["task"], v["rows"], v["points_worse"]): v for v in result["verdicts"]}
+    for rows in (100, 300, 1000, 3000):
+        found = [cases["single_label", rows, points] for points in (0.0, 1.0, 2.0, 3.0)]
         cells = [f"{row['passed']:.0%} pass, {row['refused']:.0%} refused" for row in found]
         assert f"| {rows:,} | {' | '.join(cells)} |" in readme
+    rules = cases["single_label", 1000, 0.0]["rules"]
+    assert f"the interval refuses {rules['significance']:.0%}, no other rule any" in readme
+    assert not rules["label"] + rules["agreement"] + rules["drop"]
+    drop = cases["single_label", 300, 0.0]["rules"]["drop"]
+    assert f"(of 300 rows the drop of macro-F1 {drop:.0%})" in readme
+    many, few = (cases["multi_label", rows, 0.0]["refused"] for rows in (1000, 300))
+    assert f"{many:.0%} of those as good are refused on 1,000 rows and {few:.0%} on 300" in readme
+    many, few = (cases["multi_label", rows, 2.0]["passed"] for rows in (1000, 300))
+    assert f"of those 2 points worse {many:.1%} and {few:.0%} pass" in readme
+
+
+def test_the_readmes_table_of_verdicts_is_the_simulations() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "promotion.json").read_text("utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    cases = {(v["rows"], v["points"]): v for v in result["verdicts"]}
+    for rows in (200, 1000, 3000):
+        found = [cases[rows, points] for points in (-3.0, -2.0, 0.0, 2.0)]
+        cells = [f"{v['promote']:.0%} / {v['refuse']:.0%} / {v['inconclusive']:.0%}" for v in found]
+        assert f"| {rows:,} | {' | '.join(cells)} |" in readme
+    assert f"and the other wrong in {result['changed']:.0%} of the rows" in readme
 
 
 def test_the_readmes_figure_of_int8_by_batch_is_the_benchmarks() -> None:
