@@ -29,16 +29,25 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class RequestError(Exception):
-    """Answer this request with `status`; the message never holds a part of the request."""
+    """Answer this request with `status`; the message never holds a part of the request.
+
+    `reason` is what refusals (429) are counted by.
+    """
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, headers: Headers = ()
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        headers: Headers = (),
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.headers = headers
+        self.reason = reason
 
 
 class ClientGoneError(Exception):

@@ -31,7 +31,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,6 +58,9 @@ FOLLOWING = 0.1
 FIRST_SECONDS_PER_TOKEN = 2e-4
 
 
+Reason = Literal["queue_full", "deadline", "too_long"]
+
+
 class EngineError(Exception):
     """A request that the engine does not take.
 
@@ -68,12 +71,15 @@ class EngineError(Exception):
 
 
 class OverloadedError(EngineError):
-    """Come again after `retry_after` seconds; `hopeless`: it would be too much even then."""
+    """Come again after `retry_after` seconds.
 
-    def __init__(self, retry_after: float, *, hopeless: bool) -> None:
-        super().__init__("the queue is full")
+    `reason`: `queue_full`, `deadline` (it could not be met), or `too_long`: not even alone.
+    """
+
+    def __init__(self, retry_after: float, reason: Reason) -> None:
+        super().__init__(f"refused: {reason}")
         self.retry_after = retry_after
-        self.hopeless = hopeless
+        self.reason: Reason = reason
 
 
 class ClosedError(EngineError):
@@ -125,6 +131,18 @@ class Job:
         self._closed = False
 
 
+class EngineState(NamedTuple):
+    """Totals since the start, and what is there now; seconds are ages, 0 where there is none."""
+
+    batches: int
+    tokens: int
+    padded_tokens: int
+    waiting_windows: int
+    waiting_tokens: int
+    oldest_seconds: float
+    running_seconds: float
+
+
 # When it is due, its number (which makes tuples compare before jobs do), the job, its place in the
 # job, its token ids.
 _Entry = tuple[float, int, Job, int, Window]
@@ -168,6 +186,8 @@ class Engine:
         self._seen_tokens = 0
         self._lateness = 0.0
         self._lateness_at = monotonic()
+        # When each batch that runs began, by its thread.
+        self._running_since: dict[int, float] = {}
         # Totals since the start, for measurements.
         self.batches = 0
         self.tokens = 0
@@ -189,6 +209,33 @@ class Engine:
     def waiting_tokens(self) -> int:
         """Tokens in the queue."""
         return self._waiting_tokens
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the batch that is longest under way has taken; 0 where none is."""
+        with self._lock:
+            return self._longest_running()
+
+    def state(self) -> EngineState:
+        """What an operator may want to know; as dear as the queue is long."""
+        with self._lock:
+            # A list is in the order in which its entries are due, not in that of their coming.
+            came = (
+                entry[2]._submitted
+                for entries in self._waiting.values()
+                for entry in entries
+                if not entry[2]._closed
+            )
+            oldest = min(came, default=math.inf)
+            return EngineState(
+                self.batches,
+                self.tokens,
+                self.padded_tokens,
+                self._waiting_windows,
+                self._waiting_tokens,
+                max(0.0, monotonic() - oldest),
+                self._longest_running(),
+            )
 
     def submit(
         self,
@@ -223,7 +270,9 @@ class Engine:
             late = own > spare
             full = self._waiting_tokens + tokens > self.queue_tokens
             if late or (full and self._waiting_tokens):
-                raise OverloadedError(self._seconds(ahead), hopeless=late and own > usable)
+                too_long = late and own > usable
+                reason: Reason = "too_long" if too_long else "deadline" if late else "queue_full"
+                raise OverloadedError(self._seconds(ahead), reason)
             job = Job(len(windows), tokens, on_done)
             # Seconds per token by which others may go before: as long as the work itself justifies,
             # and no longer than the deadline leaves.
@@ -268,12 +317,18 @@ class Engine:
             self._learn_lateness(job)
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more work, finish what is queued, end the threads."""
+        """Take no more work, finish what is queued, end the threads; give up after `timeout` s."""
         with self._lock:
             self._closing = True
             self._work_came.notify_all()
+        until = math.inf if timeout is None else monotonic() + timeout
         for worker in self._workers:
-            worker.join(timeout)
+            worker.join(None if timeout is None else max(0.0, until - monotonic()))
+
+    def _longest_running(self) -> float:
+        """With the lock held."""
+        began = min(self._running_since.values(), default=math.inf)
+        return max(0.0, monotonic() - began)
 
     def _seconds(self, tokens: int) -> float:
         return tokens * self._seconds_per_token / self.threads
@@ -316,6 +371,7 @@ class Engine:
                     began = monotonic()
                 batch, width = self._take()
                 self._running_tokens += width * len(batch)
+                self._running_since[threading.get_ident()] = monotonic()
             began = self._run(batch, width, began)
 
     def _take(self) -> tuple[list[_Entry], int]:
@@ -386,6 +442,7 @@ class Engine:
         padded = width * len(batch)
         with self._lock:
             self._running_tokens -= padded
+            del self._running_since[threading.get_ident()]
             self.batches += 1
             self.padded_tokens += padded
             self.tokens += sum(len(entry[4]) for entry in batch)

@@ -1,47 +1,269 @@
-"""Prometheus metrics of our routes; BentoML's `/metrics` shows them, of all workers together."""
+"""Prometheus metrics of our routes; BentoML's `/metrics` shows them, of all workers together.
+
+What a request does is counted when it is answered; what the engine holds is looked at once a second
+and whenever somebody asks. Every series is bounded: by routes, statuses, reasons, and labels of the
+model.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import psutil
+
+from service.batching import Engine
+from service.classifier import Prediction
+from service.model_package import Manifest
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Histogram
+    from prometheus_client import CollectorRegistry
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+CONFIDENCES = tuple(step / 20 for step in range(1, 21))
+# Labels with a series of their own; what comes after them in the model's order is OTHER.
+COUNTED_LABELS = 200
+OTHER = "other"
+SAMPLE_SECONDS = 1.0
+# Why a request is answered 429.
+REASONS = ("queue_full", "deadline", "too_long", "tokenizer_full")
+
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Metric(NamedTuple):
+    """A metric as Prometheus shows it; of a gauge how the workers' values become one."""
+
+    name: str
+    kind: Kind
+    about: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    workers: str = ""
+
+
+METRICS = (
+    Metric(
+        "whetstone_requests_total",
+        "counter",
+        "requests; 499 stands for a caller who left",
+        ("route", "status"),
+    ),
+    Metric(
+        "whetstone_request_duration_seconds",
+        "histogram",
+        "from a request's arrival to its answer",
+        ("route",),
+        SECONDS,
+    ),
+    Metric(
+        "whetstone_stage_duration_seconds",
+        "histogram",
+        "parts of that: tokenize, queue (to the first batch), inference (to the last one's end)",
+        ("stage",),
+        SECONDS,
+    ),
+    Metric(
+        "whetstone_refusals_total",
+        "counter",
+        "429: queue_full, deadline (not to be met), too_long (even alone), tokenizer_full",
+        ("reason",),
+    ),
+    Metric("whetstone_texts_total", "counter", "texts answered"),
+    Metric("whetstone_tokens_total", "counter", "tokens of texts answered"),
+    Metric("whetstone_truncated_texts_total", "counter", "texts of which only a part was read"),
+    Metric("whetstone_abstained_texts_total", "counter", "answers below the abstain threshold"),
+    Metric(
+        "whetstone_predictions_total",
+        "counter",
+        f"texts by label answered; past the first {COUNTED_LABELS} labels of the model {OTHER}",
+        ("label",),
+    ),
+    Metric(
+        "whetstone_confidence",
+        "histogram",
+        "score of each text: the probability of its label",
+        buckets=CONFIDENCES,
+    ),
+    Metric("whetstone_batches_total", "counter", "batches that the model ran"),
+    Metric("whetstone_batch_tokens_total", "counter", "tokens in them, without padding"),
+    Metric("whetstone_batch_padding_tokens_total", "counter", "padding in them"),
+    Metric(
+        "whetstone_queue_texts",
+        "gauge",
+        "texts that wait, of long ones their windows",
+        workers="livesum",
+    ),
+    Metric("whetstone_queue_tokens", "gauge", "tokens that wait", workers="livesum"),
+    Metric(
+        "whetstone_queue_age_seconds",
+        "gauge",
+        "how long the one that came first has waited",
+        workers="livemax",
+    ),
+    Metric(
+        "whetstone_last_progress_timestamp_seconds",
+        "gauge",
+        "now, less the time that the batch longest under way has taken",
+        workers="livemin",
+    ),
+    Metric("whetstone_resident_memory_bytes", "gauge", "memory of the workers", workers="livesum"),
+    Metric("whetstone_ready", "gauge", "1 while every worker takes requests", workers="livemin"),
+    Metric(
+        "whetstone_model_info",
+        "gauge",
+        "1; what is served",
+        ("name", "version", "precision", "task", "labels"),
+        workers="livemax",
+    ),
+)
 
 
 class Metrics:
-    """Requests by route and status, and how long they took.
+    """Everything that is counted.
 
     Made in the worker: `prometheus_client` looks for BentoML's multi-process folder when it is
-    imported, and that is set only there. Unknown routes are one, so no stranger can make a series.
+    imported, and that is set only there.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, manifest: Manifest, engine: Engine, registry: CollectorRegistry | None = None
+    ) -> None:
         import prometheus_client
 
-        self._requests: Counter = prometheus_client.Counter(
-            "whetstone_requests", "Requests by route and status", ["route", "status"]
-        )
-        self._seconds: Histogram = prometheus_client.Histogram(
-            "whetstone_request_duration_seconds",
-            "From a request's arrival to its answer",
-            ["route"],
-            buckets=SECONDS,
-        )
-        # Looking a child up by its labels costs more than counting.
-        self._by_status: dict[tuple[str, int], Counter] = {}
-        self._by_route: dict[str, Histogram] = {}
+        _forget_dead_workers()
+        kinds: dict[Kind, Any] = {
+            "counter": prometheus_client.Counter,
+            "gauge": prometheus_client.Gauge,
+            "histogram": prometheus_client.Histogram,
+        }
+        self._made: dict[str, Any] = {}
+        for metric in METRICS:
+            more: dict[str, Any] = {"registry": registry or prometheus_client.REGISTRY}
+            if metric.buckets:
+                more["buckets"] = metric.buckets
+            if metric.workers:
+                more["multiprocess_mode"] = metric.workers
+            make = kinds[metric.kind]
+            self._made[metric.name] = make(metric.name, metric.about, metric.labels, **more)
+        self._children: dict[tuple[str, ...], Any] = {}
+        self._label_series = {
+            label: label if place < COUNTED_LABELS else OTHER
+            for place, label in enumerate(manifest.labels)
+        }
+        # So that a rate can be taken of the first one, too.
+        for label in self._label_series.values():
+            self._of("whetstone_predictions_total", label)
+        for reason in REASONS:
+            self._of("whetstone_refusals_total", reason)
+        self._of(
+            "whetstone_model_info",
+            manifest.name,
+            manifest.version,
+            manifest.precision,
+            manifest.task,
+            str(len(manifest.labels)),
+        ).set(1)
+        self._engine = engine
+        self._ready = True
+        self._process = psutil.Process()
+        self._sampling = threading.Lock()
+        self._seen = engine.state()
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep_sampling, name="metrics", daemon=True).start()
 
-    def record(self, route: str, status: int, seconds: float) -> None:
+    def request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; 499 stands for a caller who left."""
-        counter = self._by_status.get((route, status))
-        if counter is None:
-            counter = self._requests.labels(route, str(status))
-            self._by_status[route, status] = counter
-        counter.inc()
-        histogram = self._by_route.get(route)
-        if histogram is None:
-            histogram = self._seconds.labels(route)
-            self._by_route[route] = histogram
-        histogram.observe(seconds)
+        self._of("whetstone_requests_total", route, str(status)).inc()
+        self._of("whetstone_request_duration_seconds", route).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """Count a 429."""
+        self._of("whetstone_refusals_total", reason).inc()
+
+    def answered(self, answers: Sequence[Prediction], timing: Mapping[str, float]) -> None:
+        """Count the texts of a request, and the seconds of its stages."""
+        for stage, seconds in timing.items():
+            self._of("whetstone_stage_duration_seconds", stage).observe(seconds)
+        self._of("whetstone_texts_total").inc(len(answers))
+        self._of("whetstone_tokens_total").inc(sum(answer.tokens for answer in answers))
+        confidence = self._of("whetstone_confidence")
+        for answer in answers:
+            confidence.observe(answer.score)
+            for label in (answer.label,) if answer.labels is None else answer.labels:
+                self._of("whetstone_predictions_total", self._label_series[label]).inc()
+            if answer.truncated:
+                self._of("whetstone_truncated_texts_total").inc()
+            if answer.abstained:
+                self._of("whetstone_abstained_texts_total").inc()
+
+    def sample(self) -> None:
+        """Look at the engine and at the process."""
+        with self._sampling:
+            state = self._engine.state()
+            tokens = state.tokens - self._seen.tokens
+            padded = state.padded_tokens - self._seen.padded_tokens
+            self._of("whetstone_batches_total").inc(state.batches - self._seen.batches)
+            self._of("whetstone_batch_tokens_total").inc(tokens)
+            self._of("whetstone_batch_padding_tokens_total").inc(padded - tokens)
+            self._of("whetstone_queue_texts").set(state.waiting_windows)
+            self._of("whetstone_queue_tokens").set(state.waiting_tokens)
+            self._of("whetstone_queue_age_seconds").set(state.oldest_seconds)
+            now = time.time()
+            self._of("whetstone_last_progress_timestamp_seconds").set(now - state.running_seconds)
+            self._of("whetstone_resident_memory_bytes").set(self._process.memory_info().rss)
+            self._of("whetstone_ready").set(self._ready)
+            self._seen = state
+
+    def not_ready(self) -> None:
+        """From now on this worker takes no more requests."""
+        self._ready = False
+        self.sample()
+
+    def close(self) -> None:
+        """Sample no more."""
+        self._ended.set()
+
+    def _keep_sampling(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.sample()
+
+    def _of(self, name: str, *labels: str) -> Any:
+        """The series of a metric; looking it up by its labels each time would cost more."""
+        child = self._children.get((name, *labels))
+        if child is None:
+            metric = self._made[name]
+            child = metric.labels(*labels) if labels else metric
+            self._children[name, *labels] = child
+        return child
+
+
+def _forget_dead_workers() -> None:
+    """Take the gauges of workers that crashed out of the sums; BentoML starts new ones."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return
+    from prometheus_client import multiprocess
+
+    pids = {file.stem.rpartition("_")[2] for file in Path(folder).glob("gauge_live*_*.db")}
+    for pid in pids:
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            multiprocess.mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+
+
+def metrics_table() -> str:
+    """All metrics as a table in Markdown: `python -m service.metrics`, for the README."""
+    lines = ["| metric | kind | labels | |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.about} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(metrics_table())  # noqa: T201

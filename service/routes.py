@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api_keys import ApiKeys
 from service.asgi import (
+    CLOSE,
     Answer,
     ClientGoneError,
     Headers,
@@ -35,6 +36,7 @@ from service.asgi import (
 from service.batching import ClosedError, Engine, Job, OverloadedError
 from service.classifier import Classifier, EncodedText, Prediction
 from service.decisions import FloatArray, aggregate_windows
+from service.draining import Draining
 from service.metrics import Metrics
 from service.model_package import Manifest, Text
 from service.openapi import document
@@ -147,6 +149,8 @@ class Routes:
         self._models = b""
         self._document = b""
         self._metrics: Metrics | None = None
+        seconds = max(settings.timeout_ms, settings.body_timeout_ms) / 1000
+        self._draining = Draining(settings.drain_ms / 1000, seconds + 1, self._stop_being_ready)
 
     def attach(
         self, classifier: Classifier, engine: Engine, metrics: Metrics | None = None
@@ -163,21 +167,38 @@ class Routes:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a classifier."""
-        return self._loaded is not None
+        """Whether there is a classifier, and no signal to end yet."""
+        return self._loaded is not None and not self._draining.begun
+
+    @property
+    def alive(self) -> bool:
+        """Whether inference moves: no batch takes longer than it ever should."""
+        if self._loaded is None:
+            return True
+        return self._loaded[1].running_seconds <= self.settings.stall_ms / 1000
 
     def close(self) -> None:
-        """Finish what is queued and take no more."""
+        """Finish what is queued and take no more; no longer than an answer may take."""
         if self._loaded is not None:
-            self._loaded[1].close()
+            self._loaded[1].close(self.settings.timeout_ms / 1000)
         if self._tokenizers is not None:
-            self._tokenizers.shutdown()
+            self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def _stop_being_ready(self) -> None:
+        if self._metrics is not None:
+            self._metrics.not_ready()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or leave it to BentoML."""
         if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                self._draining.take_over()
             await self._bentoml(scope, receive, send)
             return
+        if self._draining.begun:
+            send = _with_headers(send, CLOSE)
         path: str = scope["path"]
         if path in ROUTES and self.settings.tracing_url is None:
             await self.serve(scope, receive, send)
@@ -193,7 +214,9 @@ class Routes:
                 await send_answer(send, request, error_answer(error))
                 self._record(request, path if path in BENTOML_ROUTES else OTHER, error.status)
                 return
-        await self._bentoml(scope, receive, _with_policy(send))
+        if path == "/metrics" and self._metrics is not None:
+            self._metrics.sample()
+        await self._bentoml(scope, receive, _with_headers(send, PAGE_POLICY))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to one of our routes."""
@@ -207,6 +230,8 @@ class Routes:
             answer = await route.answer(self, request)
         except RequestError as error:
             answer = route.refuse(error)
+            if self._metrics is not None and error.reason is not None:
+                self._metrics.refused(error.reason)
         except ClientGoneError:
             self._record(request, path, 499)
             return
@@ -342,6 +367,8 @@ class Routes:
         answers = classifier.predictions(encoded, logits)
         request.texts = len(answers)
         request.tokens = sum(answer.tokens for answer in answers)
+        if self._metrics is not None:
+            self._metrics.answered(answers, request.timing)
         how = classifier.manifest.window_aggregation
         counts = [len(text.windows) for text in encoded]
         return answers, aggregate_windows(logits, counts, "multi_label", how)
@@ -356,7 +383,7 @@ class Routes:
         if total <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS:
             return classifier.encode(texts, keep_end=keep_end)
         if self._tokenizing and self._tokenizing + total > TOKENIZER_QUEUE_CHARACTERS:
-            raise _overloaded(1.0)
+            raise _overloaded(1.0, "tokenizer_full")
         loop = asyncio.get_running_loop()
         encoded: list[EncodedText] = []
         self._tokenizing += total
@@ -414,7 +441,7 @@ class Routes:
         try:
             job = engine.submit(encoded, tell, seconds=left)
         except OverloadedError as error:
-            raise _overloaded(error.retry_after, hopeless=error.hopeless) from None
+            raise _overloaded(error.retry_after, error.reason) from None
         except ClosedError:
             raise RequestError(503, "the server is shutting down: ask another one") from None
         timers = (
@@ -442,7 +469,7 @@ class Routes:
         """Count and, by switch, log a request."""
         seconds = monotonic() - request.started
         if self._metrics is not None:
-            self._metrics.record(path, status, seconds)
+            self._metrics.request(path, status, seconds)
         if self.settings.access_log:
             line = {
                 "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
@@ -493,18 +520,24 @@ BENTOML_FILES = frozenset(
 )
 # What a route that is none is called in metrics and log: its own name is a stranger's.
 OTHER = "other"
-PAGE_POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+# Keeps BentoML's page to what this server sends: it would load a tracker of Google's.
+PAGE_POLICY: Headers = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:",
+    ),
+)
 
 
-def _with_policy(send: Send) -> Send:
-    """Keep BentoML's page to what this server sends: it would load a tracker of Google's."""
+def _with_headers(send: Send, headers: Headers) -> Send:
+    """Add headers to an answer."""
 
-    async def send_with_policy(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"content-security-policy", PAGE_POLICY)]
+            message["headers"] = [*message["headers"], *headers]
         await send(message)
 
-    return send_with_policy
+    return send_with_headers
 
 
 async def _gone(request: Request) -> None:
@@ -523,16 +556,16 @@ def _late() -> RequestError:
     return RequestError(504, "the deadline passed before the answer was ready")
 
 
-def _overloaded(retry_after: float, *, hopeless: bool = False) -> RequestError:
+def _overloaded(retry_after: float, reason: str) -> RequestError:
     """429, and when to come again: when the work of now is done, in whole seconds."""
     seconds = max(1, math.ceil(retry_after))
     message = (
         "this request takes longer than its deadline allows: send fewer texts at a time"
-        if hopeless
+        if reason == "too_long"
         else f"the server has more work than it can do in time: try again in {seconds} s"
     )
     headers: Headers = ((b"retry-after", str(seconds).encode()),)
-    return RequestError(429, message, headers=headers)
+    return RequestError(429, message, headers=headers, reason=reason)
 
 
 def _response(

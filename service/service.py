@@ -204,11 +204,12 @@ class TextClassifier:
             engine.run(classifier.encode([text]))
         if settings.access_log:
             _log_accesses()
-        routes.attach(classifier, engine, Metrics())
         manifest = classifier.manifest
+        routes.attach(classifier, engine, Metrics(manifest, engine))
         logger.info(
             "serving %s:%s, %s, %d labels, on %s, %d threads, batches of %d tokens, "
-            "%d golden texts answered as recorded",
+            "%d golden texts answered as recorded; at most %d texts of %d characters in %d bytes, "
+            "%d tokens waiting, %d ms",
             manifest.name,
             manifest.version,
             manifest.precision,
@@ -217,6 +218,11 @@ class TextClassifier:
             engine.threads,
             engine.batch_tokens,
             golden,
+            settings.max_texts,
+            settings.max_characters,
+            settings.max_body_bytes,
+            settings.queue_tokens,
+            settings.timeout_ms,
         )
 
     # For BentoML's clients, which read the routes of a service from its methods. Over HTTP
@@ -236,6 +242,10 @@ class TextClassifier:
     def __is_ready__(self) -> bool:
         """What `/readyz` asks."""
         return routes.ready
+
+    def __is_alive__(self) -> bool:
+        """What `/livez` asks."""
+        return routes.alive
 
 
 def _log_accesses() -> None:

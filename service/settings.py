@@ -32,32 +32,61 @@ CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(Limits):
-    """One field per variable: `package` is read from `WHETSTONE_PACKAGE`, and so on."""
+    """One field per variable: `package` is read from `WHETSTONE_PACKAGE`, and so on.
+
+    A `title` says in words what the default is.
+    """
 
     package: Path | None = Field(
-        None, description="folder of the model package to serve instead of the model store's"
+        None,
+        title="unset",
+        description="folder of the model package to serve instead of the model store's",
     )
-    device: Device = Field("cpu", description="`cpu`, or `cuda` where onnxruntime-gpu is installed")
+    device: Device = Field(
+        "cpu",
+        description="`cpu`, or `cuda` with `onnxruntime-gpu` and a package of `target_device: gpu` "
+        "(not tried on a GPU yet); one that does not start, or a package for the other one, is an "
+        "error, not a fallback",
+    )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="batches at once; all available cores if unset, on a GPU 1"
+        None,
+        ge=1,
+        le=1024,
+        title="the cores that the process may use; on a GPU 1",
+        description="batches at once",
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens of a batch, padding included; 128, on a GPU 16,384"
+        None,
+        ge=1,
+        title="128; on a GPU 16,384",
+        description="tokens of a batch, padding included",
     )
     queue_tokens: int = Field(QUEUE_TOKENS, ge=1, description="tokens that may wait")
+    drain_ms: int = Field(
+        5_000, ge=0, description="milliseconds in which open connections are answered after SIGTERM"
+    )
+    stall_ms: int = Field(
+        30_000, ge=1, description="milliseconds after which a batch under way fails `/livez`"
+    )
     api_keys_file: Path | None = Field(
-        None, description="file with the SHA-256 of every API key, a line each; without it no key"
+        None, title="no key needed", description="file with the SHA-256 of every API key"
     )
     open_routes: CommaList = Field(
         ("/livez", "/readyz", "/healthz", "/metrics"),
         description="routes that need no API key, separated by commas",
     )
     cors_origins: CommaList = Field(
-        (), description="origins whose pages may call the service, separated by commas; none"
+        (),
+        title="none",
+        description="origins whose pages may call the service, separated by commas",
     )
     access_log: bool = Field(False, description="write a JSON line for every request; never text")
     tracing_url: str | None = Field(
-        None, pattern="^https?://", description="OTLP/HTTP address that OpenTelemetry spans go to"
+        None,
+        pattern="^https?://",
+        title="no spans",
+        description="OTLP/HTTP address that OpenTelemetry spans go to, such as "
+        "`http://collector:4318/v1/traces`",
     )
     tracing_sample_rate: float = Field(
         1.0, ge=0, le=1, description="share of requests traced, where the caller has not decided"
@@ -89,3 +118,26 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         first = error.errors()[0]
         variable = f"{PREFIX}{str(first['loc'][0]).upper()}"
         raise SettingsError(f"{variable}={first['input']!r}: {first['msg']}") from None
+
+
+def settings_table() -> str:
+    """All variables as a table in Markdown: `python -m service.settings`, for the README."""
+    lines = ["| variable | meaning | default |", "|---|---|---|"]
+    own = [name for name in Settings.model_fields if name not in Limits.model_fields]
+    for name in (*own, *Limits.model_fields):
+        field = Settings.model_fields[name]
+        default = field.title or _in_words(field.default)
+        lines.append(f"| `{PREFIX}{name.upper()}` | {field.description} | {default} |")
+    return "\n".join(lines)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"`{','.join(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    print(settings_table())  # noqa: T201

@@ -46,6 +46,19 @@ def serving(
 
     What it prints goes to the file `log` where there is one.
     """
+    with serving_process(target, environment, arguments, log=log) as (address, _):
+        yield address
+
+
+@contextmanager
+def serving_process(
+    target: str,
+    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+    *,
+    log: Path | None = None,
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The same, for tests that end the process themselves."""
     port = free_port()
     output = log.open("w", encoding="utf-8") if log else None
     server = subprocess.Popen(
@@ -59,7 +72,7 @@ def serving(
     try:
         address = f"http://127.0.0.1:{port}"
         _wait_until_ready(server, address)
-        yield address
+        yield address, server
     finally:
         server.terminate()
         server.communicate(timeout=60)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching import MAX_PADDING, ClosedError, Engine, Job, OverloadedError
+from service.batching import MAX_PADDING, ClosedError, Engine, EngineState, Job, OverloadedError
 from service.classifier import Classifier, EncodedText
 
 SECONDS = 30
@@ -316,7 +316,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
         with pytest.raises(OverloadedError) as refused:
             caller.ask(window(99))
         assert refused.value.retry_after == pytest.approx(44 * engine._seconds_per_token)
-        assert not refused.value.hopeless
+        assert refused.value.reason == "queue_full"
 
 
 def test_one_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
@@ -343,7 +343,7 @@ def test_what_cannot_be_done_by_its_deadline_is_refused_at_once() -> None:
             caller.ask(window(1, 200), seconds=1)
         caller.ask(window(1, 50), seconds=2)
         caller.ask(window(1, 5000))
-    assert (later.value.hopeless, never.value.hopeless) == (False, True)
+    assert (later.value.reason, never.value.reason) == ("deadline", "too_long")
     assert later.value.retry_after == pytest.approx(0.5)
 
 
@@ -453,3 +453,37 @@ def test_answers_are_those_of_the_classifier(tiny_package: Path) -> None:
             classifier.predictions(encoded, job.logits), expected[start : start + 5], strict=True
         ):
             assert answer.probs == pytest.approx(alone.probs, abs=1e-5)
+
+
+def test_the_state_says_what_waits_how_long_and_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.batching.monotonic", lambda: now)
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        caller = Caller(engine)
+        assert engine.state() == EngineState(0, 0, 0, 0, 0, 0.0, 0.0)
+        caller.ask(window(0, 4))
+        gate.wait_until_busy()
+        now += 2
+        # The longer one comes first and is due later.
+        caller.ask(window(1, 60))
+        now += 3
+        caller.ask(window(2, 4))
+        assert engine.state() == EngineState(0, 0, 0, 2, 64, 3.0, 5.0)
+        assert engine.running_seconds == 5
+        gate.open()
+        caller.wait_for(3)
+        state = engine.state()
+        assert (state.batches, state.tokens, state.padded_tokens) == (3, 68, 68)
+        assert (state.waiting_windows, state.oldest_seconds, state.running_seconds) == (0, 0, 0)
+
+
+def test_a_batch_that_never_ends_does_not_keep_the_engine_from_closing() -> None:
+    gate = Gate(is_open=False)
+    engine = Engine(gate, threads=1)
+    Caller(engine).ask(window(0))
+    gate.wait_until_busy()
+    engine.close(0.05)
+    assert engine.running_seconds > 0
+    gate.open()
+    engine.close(SECONDS)
