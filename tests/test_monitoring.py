@@ -1,0 +1,112 @@
+"""The dashboard and the alerts ask for metrics that there are, in PromQL that is sound."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from service.metrics import METRICS
+from tests.conftest import ROOT
+
+COMPONENTS = ROOT / "k8s" / "components"
+DASHBOARD = json.loads((COMPONENTS / "grafana" / "dashboard.json").read_text("utf-8"))
+RULES = yaml.safe_load((COMPONENTS / "prometheus" / "alerts.yaml").read_text("utf-8"))
+ALERTS = [rule for group in RULES["spec"]["groups"] for rule in group["rules"]]
+# What Prometheus adds to each series when it asks a pod.
+TARGET_LABELS = {"namespace", "pod"}
+
+
+def exported() -> dict[str, set[str]]:
+    """The labels of every series, by its name."""
+    found: dict[str, set[str]] = {}
+    for metric in METRICS:
+        labels = set(metric.labels)
+        if metric.kind == "histogram":
+            found |= {f"{metric.name}_{part}": labels for part in ("sum", "count")}
+            found[f"{metric.name}_bucket"] = labels | {"le"}
+        else:
+            found[metric.name] = labels
+    return found
+
+
+SERIES = exported()
+
+
+def selectors(expression: Any) -> list[Any]:
+    """The vector selectors in a parsed expression."""
+    if isinstance(expression, promql_parser.VectorSelector):
+        return [expression]
+    inside = []
+    for name in ("expr", "lhs", "rhs", "vector_selector", "param"):
+        part = getattr(expression, name, None)
+        if part is not None:
+            inside += selectors(part)
+    for argument in getattr(expression, "args", None) or []:
+        inside += selectors(argument)
+    return inside
+
+
+def asked_for(written: str) -> set[str]:
+    """The metrics that an expression names; each is exported, with the labels it is chosen by."""
+    names = set()
+    for selector in selectors(promql_parser.parse(written)):
+        assert selector.name in SERIES, f"{selector.name} in {written}"
+        chosen = {matcher.name for matcher in selector.matchers.matchers}
+        assert chosen <= SERIES[selector.name] | TARGET_LABELS, written
+        names.add(selector.name)
+    assert names, written
+    return names
+
+
+def panel_expressions() -> list[tuple[str, str]]:
+    return [
+        (panel["title"], target["expr"].replace("$__rate_interval", "5m"))
+        for panel in DASHBOARD["panels"]
+        for target in panel["targets"]
+    ]
+
+
+@pytest.mark.parametrize(("title", "expression"), panel_expressions())
+def test_a_panel_shows_what_there_is(title: str, expression: str) -> None:
+    assert asked_for(expression)
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_looks_at_what_there_is(alert: dict[str, Any]) -> None:
+    assert asked_for(alert["expr"])
+    assert alert["annotations"]["summary"]
+    assert alert["labels"]["severity"] in ("critical", "warning")
+
+
+def test_the_parser_would_notice() -> None:
+    with pytest.raises(AssertionError, match="whetstone_nothing"):
+        asked_for("sum(rate(whetstone_requests_total[5m])) / max(whetstone_nothing)")
+    with pytest.raises(AssertionError):
+        asked_for('whetstone_requests_total{colour="red"}')
+    with pytest.raises(ValueError, match="paren"):
+        asked_for("sum(rate(whetstone_requests_total[5m])")
+
+
+def test_every_metric_is_shown_somewhere() -> None:
+    shown = set().union(*(asked_for(expression) for _, expression in panel_expressions()))
+    shown |= set().union(*(asked_for(alert["expr"]) for alert in ALERTS))
+    for metric in METRICS:
+        assert any(name.startswith(metric.name) for name in shown), metric.name
+
+
+def test_grafana_finds_variables_and_annotations_in_what_there_is() -> None:
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            asked = variable["query"]["query"].removeprefix("label_values(")
+            assert asked_for(asked.rpartition(",")[0]) == {"whetstone_ready"}
+    (annotation,) = DASHBOARD["annotations"]["list"]
+    assert asked_for(annotation["expr"]) == {"whetstone_model_info"}
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    cells = [(x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in [at["y"]]]
+    assert len(cells) == len(set(cells))
+    assert all(at["x"] + at["w"] <= 24 for at in places)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
