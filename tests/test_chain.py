@@ -47,8 +47,9 @@ RUN_ELSEWHERE = {
 MAKING_A_KEY = ("KEY=", "echo ")
 # Need a running server at a fixed port, or a container engine.
 NOT_HERE = ("curl ", "bentoml containerize ", "whetstone verify http")
-# test_bento runs them.
+# test_bento and test_compare run them.
 WITH_A_VERSION = (
+    "whetstone compare text-classifier:<version>",
     "bentoml build --arg ",
     "bentoml serve service.service:TextClassifier --arg ",
 )

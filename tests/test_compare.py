@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import f1_score
 
+from service.classifier import Classifier
 from service.model_package import read_manifest, seal_package
 from tests.browsers import browsing
 from tests.conftest import TINY_LABELS, example_rows, write_csv
@@ -18,7 +22,9 @@ from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
 from training.compare import Comparison, compare
 from training.compare_output import as_json, changed_most, write_comparison
 from training.errors import CompareError
+from training.overlap import fingerprint
 from training.report.comparison import write_comparison_page
+from training.tables import read_table
 
 Captured = pytest.CaptureFixture[str]
 
@@ -295,15 +301,17 @@ def test_the_command_says_shows_and_returns_the_verdict(
         assert f"\n{verdict}: " in said
         versions = [read_manifest(side).version for side in (tiny_package, challenger)]
         assert all(version in said for version in versions)
-        folder = Path("comparisons") / "-".join(versions)
+        digest = hashlib.sha256(data.read_bytes()).hexdigest()[:8]
+        folder = Path("comparisons") / "-".join([*versions, digest])
         assert {file.name for file in folder.iterdir()} == {
             "compare.json",
             "flips.csv",
             "index.html",
         }
         assert json.loads((folder / "compare.json").read_text())["verdict"] == verdict
-    assert main_of("none", tiny_package, "--data", data, "--output_dir", "first") == 0
-    assert {file.name for file in Path("first").iterdir()} == {"compare.json", "index.html"}
+    # Into a folder that held another one, whose flips would be taken for its own.
+    assert main_of("none", tiny_package, "--data", data, "--output_dir", folder) == 0
+    assert {file.name for file in folder.iterdir()} == {"compare.json", "index.html"}
 
 
 @pytest.mark.parametrize(
@@ -332,6 +340,176 @@ def test_what_is_impossible_is_an_error_in_a_sentence(
     assert said in captured.err
     assert captured.out == ""
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}
+    assert Path("taken").read_bytes() == b""
+
+
+def cells_of(content: str, section: str) -> dict[str, list[str]]:
+    """The cells of a section's first table by its line's heading, without markup."""
+    table = content.split(f'<section id="{section}">')[1].split("</table>")[0]
+    found = {}
+    for line in table.split("<tr>")[2:]:
+        cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)
+        texts = [re.sub("<[^>]*>", "", cell) for cell in cells]
+        found[texts[0].split(" ")[0]] = texts[1:]
+    return found
+
+
+def test_who_is_who_in_every_output(
+    tiny_package: Path, data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Two that differ in everything: labels, answers, abstention, size, cost; and odd rows."""
+    gone, *others = read_manifest(tiny_package).labels
+    fields = {"labels": (*others, gone), "abstain_threshold": 0.6, "temperature": 1.5}
+    old = variant(tiny_package, tmp_path / "old", **fields)
+    shutil.copytree(tiny_package, tmp_path / "new")
+    with (tmp_path / "new" / "model.onnx").open("ab") as graph:
+        # A field that protobuf skips: the same graph, larger.
+        graph.write(b"\x9a\x3f\x05aaaaa")
+    manifest = read_manifest(tiny_package)
+    fields = {"labels": ("come", *others), "abstain_threshold": 0.4}
+    new = tmp_path / "new"
+    seal_package(new, manifest.model_copy(update=fields))
+    rows = [{"text": "", "label": others[0]}, {"text": "x", "label": "unknown"}]
+    rows += [{"text": "which", "label": "come"}, *example_rows("test")]
+    file = write_csv(tmp_path / "rows.csv", rows)
+    words = ["--data", file, "--drop_invalid", "--allow_label_change", "--output_dir", tmp_path]
+    assert main_of(old, new, *words) == 0
+    said = capsys.readouterr().out
+    content = json.loads((tmp_path / "compare.json").read_text("utf-8"))
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert content["data"]["dropped_rows"] == 2
+    shared = [row for row in rows[3:] if row["label"] in others]
+    assert content["data"]["rows"] == len(shared)
+    left_out = 1 + sum(row["label"] == gone for row in rows)
+    assert content["data"]["rows_with_labels_of_one_side"] == left_out
+    assert f"only one of the two knows: {left_out} rows" in said
+    sides = [content["champion"], content["challenger"]]
+    assert sides[0]["model_bytes"] == (old / "model.onnx").stat().st_size
+    assert sides[1]["model_bytes"] == sides[0]["model_bytes"] + 8
+    # The labels of the challenger stand where the graph has them, the champion's do not.
+    difference = content["differences"]["macro_f1"]
+    assert difference["before"] < difference["after"]
+    # Macro-F1 is over the labels that both know.
+    assert difference["after"] == pytest.approx(_macro_f1(new, shared, others))
+    coverage = [side["metrics"]["abstention"]["coverage"] for side in sides]
+    assert coverage[0] < coverage[1]
+    expected = {
+        "macro-F1": [difference["before"], difference["after"]],
+        "answered": coverage,
+    }
+    numbers = cells_of(page, "numbers")
+    for name, values in expected.items():
+        written = [f"{value:.4f}" for value in values]
+        (line,) = [line for line in said.splitlines() if line.startswith(f"│ {name}")]
+        assert re.findall(r"\d\.\d{4}", line)[:2] == written
+        assert numbers[name.split(" ")[0]][:2] == written
+    lost, gained = (content["mcnemar"][f"only_{side}_right"] for side in ("champion", "challenger"))
+    assert lost < gained
+    assert f"only the champion is right in {lost}, only the challenger in {gained} " in said
+    assert f"{lost} rows only the champion gets right" in page or lost == 1
+    per_label = cells_of(page, "labels")
+    for label in others:
+        found = content["per_label"][label]
+        written = [f"{found[side]:.3f}" for side in ("before", "after")]
+        assert per_label[label][1:3] == written
+    with (tmp_path / "flips.csv").open(newline="", encoding="utf-8") as handle:
+        flips = list(csv.DictReader(handle))
+    classifiers = [Classifier.load(side, threads=1) for side in (old, new)]
+    for flip in flips:
+        row = rows[int(flip["row"]) - 1]
+        assert (flip["text"], flip["label"]) == (row["text"], row["label"])
+        for side, classifier in zip(("champion", "challenger"), classifiers, strict=True):
+            (answer,) = classifier.classify([row["text"]])
+            assert flip[side] == answer.label
+            assert float(flip[f"{side}_score"]) == pytest.approx(answer.score, abs=1e-4)
+    for flip, text in zip(flips, re.findall(r"row (\d+) · ([\w ]+)<", page), strict=False):
+        kind = {"lost": "only the champion is right", "gained": "only the challenger is right"}
+        assert text == (flip["row"], kind.get(flip["change"], "both are wrong"))
+    # The drop that is allowed lies left of zero.
+    strip = page.split("Differences with their intervals")[1]
+    zero, bound = (
+        float(re.findall(rf'x1="([\d.]+)"[^>]*class="{kind}"', strip)[0])
+        for kind in ("axis", "ideal")
+    )
+    assert bound < zero
+
+
+def _macro_f1(package: Path, rows: list[dict[str, str]], labels: list[str]) -> float:
+    answers = Classifier.load(package, threads=1).classify([row["text"] for row in rows])
+    truth, given = [row["label"] for row in rows], [answer.label for answer in answers]
+    return float(f1_score(truth, given, labels=labels, average="macro"))
+
+
+def test_each_costs_what_it_costs(
+    tiny_package: Path, warmer: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs(classifiers: dict[str, Classifier]) -> dict[str, dict[str, float]]:
+        return {
+            name: {"16": classifier.manifest.temperature}
+            for name, classifier in classifiers.items()
+        }
+
+    monkeypatch.setattr("training.compare.cpu_milliseconds", costs)
+    content = as_json(compare(str(tiny_package), str(warmer), data))
+    for side, package in (("champion", tiny_package), ("challenger", warmer)):
+        assert content[side]["cpu_ms_per_text"] == {"16": read_manifest(package).temperature}
+    assert content["rows_needed"] == 150
+
+
+@pytest.mark.parametrize(
+    "recipe", [None, "text", [], {"compare": 5}, {"compare": "{max_ece: 7}"}, {"text_column": 3}]
+)
+def test_a_recipe_that_is_none_is_no_traceback(
+    recipe: object, tiny_package: Path, data: Path, tmp_path: Path
+) -> None:
+    """No hash vouches for a manifest's provenance."""
+    odd = variant(tiny_package, tmp_path / "odd", provenance={"recipe": recipe})
+    status = main_of(tiny_package, odd, "--data", data, "--output_dir", tmp_path / "out")
+    assert status in (EXIT_ERROR, EXIT_OF_VERDICT["promote"])
+    assert status == EXIT_ERROR or not isinstance(recipe, dict)
+
+
+def test_the_same_package_under_two_names_is_said(tiny_package: Path, data: Path) -> None:
+    (warning,) = compare(str(tiny_package), str(tiny_package), data).warnings
+    assert "nothing was compared" in warning
+
+
+def test_what_cannot_be_looked_up_is_said(
+    tiny_package: Path, warmer: Path, data: Path, tmp_path: Path
+) -> None:
+    texts = fingerprint([f"text {number}" for number in range(5000)], most=50)
+    sampled = variant(tiny_package, tmp_path / "sampled", provenance={"texts": texts})
+    (warning,) = compare(str(warmer), str(sampled), data).warnings
+    assert re.match(r"only \d of \d+ rows could be looked up", warning)
+
+
+def test_a_text_with_a_carriage_return_is_one_line_of_the_csv(
+    tiny_package: Path, confused: Path, tmp_path: Path
+) -> None:
+    rows = [row | {"text": f"{row['text']}\rsecond = line"} for row in example_rows("test")]
+    found = compare(str(tiny_package), str(confused), write_csv(tmp_path / "rows.csv", rows))
+    _, file = write_comparison(found, tmp_path)
+    assert found.paired is not None
+    assert len(read_table(file)) == len(found.paired.flips)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": "a", "label": ""}], "no row has a label"),
+        ([{"text": "a", "label": "gone"}], "labels that both packages know"),
+    ],
+)
+def test_nothing_to_measure_is_an_error(
+    rows: list[dict[str, str]], said: str, tiny_package: Path, tmp_path: Path
+) -> None:
+    new = several(tiny_package, tmp_path / "new")
+    labels = ("gone", *read_manifest(new).labels[1:])
+    thresholds = dict.fromkeys(labels, 0.5)
+    old = variant(new, tmp_path / "old", labels=labels, thresholds=thresholds)
+    file = write_csv(tmp_path / "rows.csv", rows)
+    with pytest.raises(CompareError, match=said):
+        compare(str(old), str(new), file, allow_label_change=True)
 
 
 def test_a_package_that_is_not_there_is_an_error(
@@ -339,6 +517,8 @@ def test_a_package_that_is_not_there_is_an_error(
 ) -> None:
     assert main_of("text-classifier:aaaaaaaaaaaa", tiny_package, "--data", data) == EXIT_ERROR
     assert "there is no text-classifier:aaaaaaaaaaaa" in capsys.readouterr().err
+    assert main_of("http://localhost:3000", tiny_package, "--data", data) == EXIT_ERROR
+    assert "is the address of a service: name a folder" in capsys.readouterr().err
     assert main_of(tiny_package, "nowhere", "--data", data) == EXIT_ERROR
     assert "nowhere is not a model package" in capsys.readouterr().err
 

@@ -363,10 +363,11 @@ def test_a_label_that_the_package_does_not_know_names_the_row_in_the_file(tmp_pa
 
     def read_known(drop_invalid: bool) -> Any:
         arguments = DataArguments(drop_invalid=drop_invalid)
-        return read_labelled(path, arguments, known, "single_label")[:2]
+        found = read_labelled(path, arguments, known, "single_label")
+        return found.split, found.rows.tolist(), found.dropped
 
     assert "mine.csv, row 2: the text is empty" in refusal(read_known, False)
-    assert read_known(True) == (single(["late"], ["delivery"]), 2)
+    assert read_known(True) == (single(["late"], ["delivery"]), [0], 2)
     path = write_csv(tmp_path / "mine.csv", [rows[0], rows[2]])
     said = refusal(read_known, False)
     assert "mine.csv, row 2: label 'weather' is not one of the package's: delivery, praise" in said
@@ -425,7 +426,8 @@ def test_columns_to_slice_by_come_with_the_rows_that_are_used(tmp_path: Path) ->
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     arguments = DataArguments(drop_invalid=True)
     found = read_labelled(path, arguments, ["x", "y"], "single_label", ["channel"])
-    assert found[1:] == (1, {"channel": ["mail", ""]})
+    assert (found.rows.tolist(), found.dropped) == ([0, 2], 1)
+    assert found.columns == {"channel": ["mail", ""]}
     said = refusal(read_labelled, path, arguments, ["x", "y"], "single_label", ["chanel"])
     assert "has no column 'chanel' to slice by, it has text, label, channel" in said
 

@@ -63,6 +63,36 @@ def test_a_pair_is_another_text_than_its_parts(tiny_package: Path) -> None:
     assert found.rows == (0,)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hashes": "not base64!"},
+        {"hashes": "QUJD"},
+        {"hashes": ""},
+        {"hash": "blake2"},
+        {"different": "9"},
+    ],
+)
+def test_what_fingerprint_does_not_write_says_nothing(
+    tiny_package: Path, change: dict[str, object]
+) -> None:
+    """No hash vouches for a manifest's provenance."""
+    manifest = read_manifest(tiny_package)
+    kept = fingerprint(["a", "b"])
+    assert overlap(with_texts(manifest, kept), ["a"]) is not None
+    assert overlap(with_texts(manifest, kept | change), ["a"]) is None
+    for odd in ("text", ["list"], 5, {}):
+        assert overlap(with_texts(manifest, odd), ["a"]) is None
+
+
+def test_the_last_hash_of_a_sample_is_looked_up(tiny_package: Path) -> None:
+    texts = [f"text number {number}" for number in range(100)]
+    manifest = with_texts(read_manifest(tiny_package), fingerprint(texts, most=10))
+    found = overlap(manifest, texts)
+    assert found is not None
+    assert (len(found.rows), found.looked_at) == (10, 10)
+
+
 def test_an_older_package_does_not_say(tiny_package: Path) -> None:
     manifest = read_manifest(tiny_package).model_copy(update={"provenance": {}})
     assert overlap(manifest, ["a"]) is None

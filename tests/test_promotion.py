@@ -75,6 +75,7 @@ def test_a_drop_that_few_rows_show_says_so() -> None:
     verdict, reasons = judged(after, rows=100)
     assert verdict == "refuse"
     assert "100 rows tell it to ±0.0" in reasons["drop"]
+    assert "rows" not in reasons
 
 
 def test_one_label_may_not_pay_for_the_others() -> None:
@@ -103,6 +104,21 @@ def test_what_is_surely_better_needs_no_narrow_interval() -> None:
     )
     assert difference.half_width > 0.02
     assert decide(reasons) == "promote"
+
+
+def test_labels_that_only_one_side_knows_do_not_dilute() -> None:
+    """Four labels that both know, twelve that are new and occur nowhere."""
+    wide = [np.pad(one_hot(rows), ((0, 0), (0, 12))) for rows in (TRUTH, BEFORE, changed(70, 40))]
+    labels = [*LABELS, *(f"new {number}" for number in range(12))]
+    # Some of the answers that the challenger has wrong are new labels.
+    wrong = np.flatnonzero((wide[2] & ~wide[0]).any(axis=1))[:24]
+    wide[2][wrong] = np.eye(16, dtype=bool)[4 + np.arange(24) % 12]
+    counted = np.arange(16) < 4
+    known, reasons = against_champion(*wide, labels, DEFAULTS, counted)
+    diluted, _ = against_champion(*wide, labels, DEFAULTS)
+    assert known.after > 0.85 > diluted.after
+    # A label that the champion could not answer did not become worse.
+    assert "new" not in reasons.get("label", "")
 
 
 def test_floors_are_asked_of_the_challenger_alone() -> None:

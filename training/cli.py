@@ -118,7 +118,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     manifest = classifier.manifest
     behaviour = run_behaviour(parsed.behaviour, classifier) if parsed.behaviour else None
     arguments = columns_of(manifest, {**_columns(parsed), "drop_invalid": parsed.drop_invalid})
-    split, dropped, slices = read_labelled(
+    split, _, dropped, slices = read_labelled(
         parsed.file, arguments, manifest.labels, manifest.task, parsed.slices
     )
     metrics, answers = evaluate_split(classifier, split, str(parsed.file))
@@ -173,6 +173,9 @@ def compare(parsed: argparse.Namespace) -> int:
     from training.layout import REPORT_FILE
     from training.report.comparison import write_comparison_page
 
+    if parsed.output_dir:
+        # What cannot be written is to be known before an hour's work.
+        parsed.output_dir.mkdir(parents=True, exist_ok=True)
     given = {name: getattr(parsed, name) for name in BOUND_TEXTS}
     found = compare_packages(
         parsed.champion,
@@ -182,10 +185,11 @@ def compare(parsed: argparse.Namespace) -> int:
         columns={**_columns(parsed), "drop_invalid": parsed.drop_invalid},
         allow_label_change=parsed.allow_label_change,
     )
-    folder = parsed.output_dir or default_folder(found)
-    written = write_comparison(found, folder)
-    write_comparison_page(folder / REPORT_FILE, found)
     print_comparison(found)
+    folder = parsed.output_dir or default_folder(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_comparison_page(folder / REPORT_FILE, found)
+    written = write_comparison(found, folder)
     print(f"written: {', '.join(map(str, [*written, folder / REPORT_FILE]))}")
     return EXIT_OF_VERDICT[found.outcome]
 
@@ -283,7 +287,9 @@ def _parser() -> argparse.ArgumentParser:
         "folder, a tag or a version of the model store. compare.json holds numbers only; flips.csv "
         "and index.html hold texts of the file."
     )
-    command.add_argument("champion", help="the package that runs, or none for a first release")
+    command.add_argument(
+        "champion", help="the package that runs, or none for a first release (./none is a folder)"
+    )
     command.add_argument("challenger", help="the package that may replace it")
     command.add_argument(
         "--data", type=Path, required=True, metavar="FILE", help="labelled rows neither has seen"
@@ -301,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output_dir",
         type=Path,
         help="folder for compare.json, flips.csv and index.html (default: "
-        "comparisons/<champion>-<challenger>)",
+        "comparisons/<champion>-<challenger>-<data>)",
     )
 
     command = _add_verb(verbs, predict, "classify every row of a file, however large")

@@ -18,7 +18,7 @@ import numpy as np
 
 from service.classifier import Classifier, Prediction
 from service.model_package import MODEL_FILE, Manifest, Task
-from training.config import columns_of
+from training.config import columns_of, recipe_of
 from training.costs import cpu_milliseconds
 from training.data import Split, read_labelled
 from training.errors import CompareError
@@ -48,6 +48,8 @@ from training.significance import (
 from training.verify import package_folder
 
 NO_CHAMPION = "none"
+# Fewer of a file's rows that can be looked up say little of the others.
+LOOKED_UP = 0.5
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Paired:
 class Comparison:
     """All that was found.
 
-    `split` holds the rows compared, `rows` their 0-based places among the file's usable rows.
+    `split` holds the rows compared, `rows` their 0-based places in the file.
     `left_out` rows have labels that only one side knows; they count for no difference. Floors are
     asked of all rows that the challenger knows the labels of.
     """
@@ -176,12 +178,16 @@ def compare(
     if old is not None:
         _refuse_other_task(old.manifest, new.manifest)
     arguments = columns_of(new.manifest, columns)
-    split, dropped, _ = read_labelled(data, arguments, [*ours, *gone], new.manifest.task)
+    labelled = read_labelled(data, arguments, [*ours, *gone], new.manifest.task)
+    split = labelled.split
+    if not any(split.labels):
+        raise CompareError(f"{data}: no row has a label, so there is nothing to measure")
 
     known = _rows_of(split, set(ours))
     shared = known if old is None else _rows_of(split, set(ours) & set(theirs))
-    if not len(shared):
-        raise CompareError(f"{data}: no row has labels that both packages know")
+    if not any(split.labels[row] for row in shared):
+        whose = "that the package knows" if old is None else "that both packages know"
+        raise CompareError(f"{data}: no row has labels {whose}")
     compared = split.take(shared)
     costs = cpu_milliseconds({"new": new} if old is None else {"new": new, "old": old})
     challenger_side = _side(challenger, new, "challenger", compared, costs["new"])
@@ -205,12 +211,13 @@ def compare(
             label_matrix([tuple(answer.answer) for answer in side.answers], labels)
             for side in (champion_side, challenger_side)
         )
-        found, against = against_champion(truth, before, after, labels, limits)
+        both = np.asarray([label in ours and label in theirs for label in labels])
+        found, against = against_champion(truth, before, after, labels, limits, both)
         # The same content has the same answers to any row: no row is needed to tell.
         if champion_side.manifest.version != challenger_side.manifest.version:
             reasons |= against
         scores = np.asarray([answer.score for answer in challenger_side.answers])
-        paired = _paired(labels, truth, before, after, found, scores, new.manifest.task)
+        paired = _paired(labels, truth, before, after, both, found, scores, new.manifest.task)
     return Comparison(
         decide(reasons),
         reasons,
@@ -218,8 +225,8 @@ def compare(
         limits,
         data,
         compared,
-        shared,
-        dropped,
+        labelled.rows[shared],
+        labelled.dropped,
         len(split) - len(shared),
         {"rows": len(known), **floors},
         champion_side,
@@ -237,7 +244,7 @@ def bounds_of(manifest: Manifest, given: Mapping[str, Any]) -> Bounds:
     Raises:
         RecipeError: one of them is not possible.
     """
-    stated = parse_compare(manifest.provenance.get("recipe", {}).get("compare"))
+    stated = parse_compare(recipe_of(manifest).get("compare"))
     chosen = {
         name: parse_bound("compare", name, value)
         for name, value in given.items()
@@ -300,6 +307,7 @@ def _paired(
     truth: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,
+    both: np.ndarray,
     macro_f1: Difference,
     scores: np.ndarray,
     task: Task,
@@ -322,17 +330,27 @@ def _paired(
         lost,
         gained,
         mcnemar(lost, gained),
-        _per_label(labels, truth, before, after),
+        _per_label(labels, truth, before, after, both),
         _flips(truth, before, after, scores),
     )
 
 
 def _per_label(
-    labels: Sequence[str], truth: np.ndarray, before: np.ndarray, after: np.ndarray
+    labels: Sequence[str],
+    truth: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    both: np.ndarray,
 ) -> list[LabelChange]:
-    """What became of every label, the largest loss of F1 first."""
-    worse = label_changes(truth, before, after, SIGNIFICANCE)
-    better = label_changes(truth, after, before, SIGNIFICANCE)
+    """What became of every label, the largest loss of F1 first.
+
+    Args:
+        both: the labels that both know, booleans of shape (labels,); only they can be compared.
+    """
+    known = truth[:, both], before[:, both], after[:, both]
+    worse, better = np.ones(len(labels)), np.ones(len(labels))
+    worse[both] = label_changes(*known, SIGNIFICANCE)
+    better[both] = label_changes(known[0], known[2], known[1], SIGNIFICANCE)
     old, new = label_f1(truth, before), label_f1(truth, after)
     lost = ((before == truth) & (after != truth)).sum(axis=0)
     gained = ((before != truth) & (after == truth)).sum(axis=0)
@@ -380,12 +398,24 @@ def _warnings(where: Path, champion: Side | None, challenger: Side, bounds: Boun
                 f"the {name} does not say which texts it was trained on, so nobody knows whether "
                 f"{where} flatters it: a package exported anew says it"
             )
-        elif side.overlap.rows:
-            rows, looked_at = len(side.overlap.rows), side.overlap.looked_at
+            continue
+        rows, looked_at = len(side.overlap.rows), side.overlap.looked_at
+        of = f"{looked_at} rows" if looked_at == len(side.answers) else f"the {looked_at} rows"
+        if rows:
             found.append(
-                f"{rows} of {looked_at} rows of {where} looked at are among the texts that the "
+                f"{rows} of {of} of {where} that could be looked up are among the texts that the "
                 f"{name} was trained or tuned on, which flatters it: use rows that it has not seen"
             )
+        elif looked_at < len(side.answers) * LOOKED_UP:
+            found.append(
+                f"only {looked_at} of {len(side.answers)} rows could be looked up among the texts "
+                f"that the {name} was trained on, so it may be flattered without a warning"
+            )
+    if champion is not None and champion.manifest.version == challenger.manifest.version:
+        found.append(
+            "champion and challenger are the same package, so nothing was compared: is the "
+            "champion the one that runs?"
+        )
     if champion is None and not bounds.has_floor:
         found.append(
             "nothing is asked of the challenger: set floors with --min_macro_f1 and --max_ece, or "

@@ -8,6 +8,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ def measures(found: Comparison) -> list[Measure]:
         ("micro-F1", "micro_f1") if several else ("accuracy", "accuracy"),
         ("macro-F1", "macro_f1"),
     ]
-    alone = [("all labels right", "accuracy"), ("average precision", "average_precision")]
+    alone = [("all right", "accuracy"), ("avg. precision", "average_precision")]
     paths = [(name, (key,)) for name, key in (alone if several else [])] + [
-        ("calibration error", ("calibration", "ece")),
+        ("ECE", ("calibration", "ece")),
         ("Brier score", ("calibration", "brier")),
-        ("answered, not abstained", ("abstention", "coverage")),
-        ("right of those answered", ("abstention", "precision")),
+        ("answered", ("abstention", "coverage")),
+        ("right of those", ("abstention", "precision")),
     ]
     rows = []
     for name, key in paired:
@@ -69,9 +70,7 @@ def measures(found: Comparison) -> list[Measure]:
         )
     )
     rows += [
-        Measure(
-            f"CPU ms, {length} tokens", None if old is None else old.cpu_ms[length], cost, ".2f"
-        )
+        Measure(f"ms, {length} tokens", None if old is None else old.cpu_ms[length], cost, ".2f")
         for length, cost in new.cpu_ms.items()
     ]
     return [one for one in rows if one.before is not None or one.after is not None]
@@ -90,9 +89,9 @@ def print_comparison(found: Comparison) -> None:
     from rich.table import Table
 
     console = Console(markup=False, emoji=False)
-    table = Table(
-        title=f"{len(found.split)} rows of {found.where}", title_justify="left", highlight=False
-    )
+    # A sentence stays one line where the output is no terminal.
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    table = Table(title=f"{found.where}, {len(found.split)} rows", title_justify="left")
     table.add_column("")
     for name, side in (("champion", found.champion), ("challenger", found.challenger)):
         version = side.manifest.version if side else "none"
@@ -105,32 +104,33 @@ def print_comparison(found: Comparison) -> None:
         ]
         points = interval = ""
         if one.before is not None and one.after is not None:
-            points = f"{one.after - one.before:+{one.form}}"
+            points = signed(one.after - one.before, one.form)
         if one.difference is not None:
-            interval = f"{one.difference.low:+.4f} to {one.difference.high:+.4f}"
+            interval = f"{signed(one.difference.low)} to {signed(one.difference.high)}"
         table.add_row(one.name, *cells, points, interval)
     console.print(table)
     if found.paired is not None:
         paired = found.paired
-        console.print(
-            f"{len(paired.flips)} rows are answered differently: {paired.lost} only the champion "
-            f"gets right, {paired.gained} only the challenger (exact McNemar p = "
-            f"{paired.p_value:.2g})",
-            highlight=False,
+        say(
+            f"answered differently: {len(paired.flips)} rows; only the champion is right in "
+            f"{paired.lost}, only the challenger in {paired.gained} (exact McNemar p = "
+            f"{paired.p_value:.2g})"
         )
         for change in changed_most(paired.per_label):
-            console.print(_label_line(change), highlight=False)
+            say(_label_line(change))
     if found.left_out:
-        console.print(
-            f"{found.left_out} rows have labels that only one of the two knows: they are not "
-            "compared",
-            highlight=False,
-        )
+        say(f"not compared, with labels that only one of the two knows: {found.left_out} rows")
     if found.dropped:
-        console.print(f"{found.dropped} rows could not be used and were left out", highlight=False)
+        say(f"left out, since they cannot be used: {found.dropped} rows")
     for warning in found.warnings:
-        console.print(f"warning: {warning}", highlight=False)
-    console.print(found.sentence, highlight=False)
+        say(f"warning: {warning}")
+    say(found.sentence)
+
+
+def signed(value: float, form: str = ".4f") -> str:
+    """A difference; one that is written as zero has no sign."""
+    written = f"{value:+{form}}"
+    return written if float(written) else written[1:]
 
 
 def changed_most(changes: list[LabelChange]) -> list[LabelChange]:
@@ -158,15 +158,18 @@ def _label_line(change: LabelChange) -> str:
 
 
 def default_folder(found: Comparison) -> Path:
-    """Where a comparison is written when nothing else is said: a folder for each pair."""
+    """Where a comparison is written when nothing else is said: by pair and by data."""
     champion = found.champion.manifest.version if found.champion else NO_CHAMPION
-    return Path(COMPARISONS) / f"{champion}-{found.challenger.manifest.version}"
+    data = file_record(found.where).sha256[:8]
+    return Path(COMPARISONS) / f"{champion}-{found.challenger.manifest.version}-{data}"
 
 
 def write_comparison(found: Comparison, folder: Path) -> list[Path]:
-    """Write `compare.json` and, against a champion, `flips.csv`; their paths."""
+    """Write `compare.json`, last, and against a champion `flips.csv`; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / COMPARE_FILE]
+    # Those of another comparison would be taken for this one's.
+    (folder / FLIPS_FILE).unlink(missing_ok=True)
     if found.paired is not None:
         written.append(folder / FLIPS_FILE)
         write_text(folder / FLIPS_FILE, _flips_csv(found))
@@ -242,7 +245,9 @@ def _side_json(side: Side) -> dict[str, Any]:
         | {key: side.metrics["calibration"][key] for key in ("ece", "brier", "log_loss")},
         "model_bytes": side.model_bytes,
         "cpu_ms_per_text": side.cpu_ms,
-        "rows_it_was_made_with": None if side.overlap is None else len(side.overlap.rows),
+        "rows_it_was_made_with": None
+        if side.overlap is None
+        else {"found": len(side.overlap.rows), "looked_up": side.overlap.looked_at},
     }
 
 
@@ -253,7 +258,8 @@ def _flips_csv(found: Comparison) -> str:
     pairs = found.challenger.manifest.has_pairs
     texts = ["text", "text_pair"] if pairs else ["text"]
     lines = io.StringIO(newline="")
-    writer = csv.writer(lines, lineterminator="\n")
+    # Quoted, since a lone carriage return within a text would end the line for some readers.
+    writer = csv.writer(lines, lineterminator="\n", quoting=csv.QUOTE_ALL)
     columns = ["row", "change", "label", "champion", "champion_score"]
     columns += ["challenger", "challenger_score", *texts]
     writer.writerow(columns)

@@ -374,10 +374,16 @@ def parse_class_weights(value: str) -> Literal["none", "balanced"] | dict[str, f
     return {str(label): float(weight) for label, weight in weights.items()}
 
 
+def recipe_of(manifest: Manifest) -> dict[str, Any]:
+    """The recipe that a package was made by, as far as it says: no hash vouches for that."""
+    recipe = manifest.provenance.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
 def columns_of(manifest: Manifest, given: Mapping[str, Any]) -> DataArguments:
     """Which columns of a file a package reads: those `given`, else those of its recipe."""
     keys = ("text_column", "text_pair_column", "label_column", "label_separator")
-    recipe = manifest.provenance.get("recipe", {})
+    recipe = recipe_of(manifest)
     stated = {key: recipe[key] for key in keys if key in recipe}
     if manifest.has_pairs:
         stated.setdefault("text_pair_column", "text_pair")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,18 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """The rows at `indices`, in that order."""
         return Split([self.texts[i] for i in indices], [self.labels[i] for i in indices])
+
+
+class Labelled(NamedTuple):
+    """The usable rows of a file, their 0-based places in it, and how many others there were.
+
+    `columns` is what stands beside each usable row, by column.
+    """
+
+    split: Split
+    rows: np.ndarray
+    dropped: int
+    columns: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -171,11 +183,11 @@ def read_labelled(
     labels: Sequence[str],
     task: Task,
     columns: Sequence[str] = (),
-) -> tuple[Split, int, dict[str, list[str]]]:
+) -> Labelled:
     """The usable rows of a file for a package that knows `labels`.
 
-    Returns:
-        The rows, how many were dropped, and what stands in each of `columns` beside them.
+    Args:
+        columns: what stands in them is returned beside the rows.
 
     Raises:
         DataError: the file, a column or a row cannot be used.
@@ -198,7 +210,7 @@ def read_labelled(
     for column in columns:
         values = table[column][:]
         slices[column] = ["" if values[row] is None else str(values[row]) for row in kept]
-    return usable_rows(rows, kept), errors.rows, slices
+    return Labelled(usable_rows(rows, kept), np.asarray(kept, dtype=int), errors.rows, slices)
 
 
 def read_texts(path: Path, arguments: DataArguments) -> list[Text]:

@@ -105,7 +105,7 @@ def parse_gates(value: str | None) -> Gates:
     return gates
 
 
-def parse_bounds(key: str, value: str | None, defaults: Bounds) -> Bounds:
+def parse_bounds(key: str, value: object, defaults: Bounds) -> Bounds:
     """A recipe's mapping of bounds; what it does not name stays as in `defaults`, a dataclass.
 
     Raises:
@@ -115,7 +115,7 @@ def parse_bounds(key: str, value: str | None, defaults: Bounds) -> Bounds:
         return defaults
     known = [bound.name for bound in dataclasses.fields(defaults)]
     try:
-        given = yaml.safe_load(value)
+        given = yaml.safe_load(value) if isinstance(value, str) else value
     except (ValueError, yaml.YAMLError):
         given = None
     if not isinstance(given, dict):
@@ -224,10 +224,13 @@ def label_reason(
     if not worse:
         return None
     first = min(worse, key=lambda index: p_values[index])
-    old, new = label_f1(truth, before)[first], label_f1(truth, after)[first]
+    old, new = (
+        "none" if np.isnan(f1 := label_f1(truth, given)[first]) else f"{f1:.3f}"
+        for given in (before, after)
+    )
     others = f" (and {len(worse) - 1} more)" if len(worse) > 1 else ""
     return (
-        f"label {labels[first]!r}{others} is significantly worse: F1 {old:.3f} to {new:.3f}, "
+        f"label {labels[first]!r}{others} is significantly worse: F1 {old} to {new}, "
         f"p = {p_values[first]:.2g}"
     )
 

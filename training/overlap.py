@@ -26,6 +26,7 @@ KEY = "texts"
 HASH_BYTES = 5
 # 100 kB of hashes, 133 kB in the manifest.
 MOST_HASHES = 20_000
+HASH = f"sha256, first {HASH_BYTES} bytes"
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,15 @@ def fingerprint(texts: Iterable[Text], most: int = MOST_HASHES) -> dict[str, Any
     """The hashes of different texts, smallest first, at most so many of them."""
     hashes = sorted({_hash(text) for text in texts})
     packed = base64.b64encode(b"".join(hashes[:most])).decode()
-    return {"different": len(hashes), "hash": f"sha256, first {HASH_BYTES} bytes", "hashes": packed}
+    return {"different": len(hashes), "hash": HASH, "hashes": packed}
 
 
 def overlap(manifest: Manifest, texts: Sequence[Text]) -> Overlap | None:
     """Which of `texts` a package was made with; None where it does not say, as older ones."""
     kept = manifest.provenance.get(KEY)
-    if kept is None:
+    known = _unpacked(kept)
+    if known is None:
         return None
-    packed = base64.b64decode(kept["hashes"])
-    known = [packed[at : at + HASH_BYTES] for at in range(0, len(packed), HASH_BYTES)]
     known_set = set(known)
     hashes = [_hash(text) for text in texts]
     looked_at = hashes
@@ -65,6 +65,22 @@ def overlap(manifest: Manifest, texts: Sequence[Text]) -> Overlap | None:
         looked_at = [one for one in hashes if one <= known[-1]]
     rows = tuple(row for row, one in enumerate(hashes) if one in known_set)
     return Overlap(rows, len(looked_at))
+
+
+def _unpacked(kept: Any) -> list[bytes] | None:
+    """The hashes of a manifest; None where they are not what `fingerprint` makes.
+
+    No hash vouches for a manifest's provenance, so anything may stand there.
+    """
+    try:
+        if kept["hash"] != HASH or not isinstance(kept["different"], int):
+            return None
+        packed = base64.b64decode(kept["hashes"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        return None
+    known = [packed[at : at + HASH_BYTES] for at in range(0, len(packed), HASH_BYTES)]
+    whole = len(packed) % HASH_BYTES == 0 and known == sorted(known)
+    return known if known and whole else None
 
 
 def _hash(text: Text) -> bytes:

@@ -45,7 +45,7 @@ class Bounds:
         return self.min_macro_f1 > 0 or self.max_ece < 1
 
 
-def parse_compare(value: str | None) -> Bounds:
+def parse_compare(value: object) -> Bounds:
     """The recipe's key `compare` as bounds; what it does not name keeps its default.
 
     Raises:
@@ -98,15 +98,21 @@ def against_champion(
     after: np.ndarray,
     labels: Sequence[str],
     bounds: Bounds,
+    counted: np.ndarray | None = None,
 ) -> tuple[Difference, dict[Rule, str]]:
     """How the challenger's answers compare with the champion's on the same rows.
 
     Args:
         truth, before, after: booleans of shape (rows, labels).
+        counted: the labels that are compared, booleans of shape (labels,); all by default. One
+            that only one side can answer would count 0 whoever is compared.
 
     Returns:
         The difference of macro-F1, and a sentence for each rule that speaks against promoting.
     """
+    if counted is not None:
+        labels = [label for label, known in zip(labels, counted, strict=True) if known]
+        truth, before, after = truth[:, counted], before[:, counted], after[:, counted]
     difference = paired_difference(truth, before, after, "macro_f1")
     reasons: dict[Rule, str] = {}
     wide = difference.half_width > bounds.max_half_width

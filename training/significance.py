@@ -193,11 +193,10 @@ def _measure(
                 2 * hit.sum(axis=1) / np.maximum(of_truth.sum(axis=1) + one.sum(axis=1), 1)
                 for hit, one in zip(of_hits, of_found, strict=True)
             ]
-        # Over the labels that the resample holds or that any of the answers gave: for all alike.
-        present = (of_truth + sum(of_found)) > 0
-        labels = np.maximum(present.sum(axis=1), 1)
+        # Over the labels that the resample holds or that these answers gave, as everywhere else.
         return [
-            np.where(present, 2 * hit / np.maximum(of_truth + one, 1), 0).sum(axis=1) / labels
+            (2 * hit / np.maximum(of_truth + one, 1)).sum(axis=1)
+            / np.maximum(((of_truth + one) > 0).sum(axis=1), 1)
             for hit, one in zip(of_hits, of_found, strict=True)
         ]
 

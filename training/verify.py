@@ -52,8 +52,12 @@ def package_folder(target: str) -> Path:
     The name alone means the model that was registered last.
 
     Raises:
-        VerifyError: the model store has no such model.
+        VerifyError: the model store has no such model, or this is an address.
     """
+    if is_url(target):
+        raise VerifyError(
+            f"{target} is the address of a service: name a folder, a tag or a version"
+        )
     folder = Path(target)
     if folder.exists() or not (
         VERSION.fullmatch(target) or target.partition(":")[0] == MODEL_STORE_NAME
