@@ -48,7 +48,7 @@ test-browser-setup:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
 
 screenshots: setup test-browser-setup
-	$(BIN)/pytest -q tests/test_chain.py -k report_opens --screenshots docs
+	$(BIN)/pytest -q tests/test_chain.py -k in_a_browser --screenshots docs
 
 # The example's model as it would be served: int8, reading up to 512 tokens.
 BENCH_KEYS := --output_dir runs/bench --max_length 512 --precision int8

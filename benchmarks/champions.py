@@ -114,14 +114,12 @@ def compare(name: str, data: Path, work: Path) -> list[dict[str, Any]]:
                 "verdict": found["verdict"],
                 "exit_status": status,
                 "rows": found["data"]["rows"],
-                "champion_macro_f1": found["differences"]["macro_f1"]["before"],
-                "challenger_macro_f1": found["differences"]["macro_f1"]["after"],
                 "macro_f1": found["differences"]["macro_f1"],
                 "accuracy": found["differences"]["accuracy"],
                 "mcnemar": found["mcnemar"],
                 "flips": found["flips"],
                 "reasons": found["reasons"],
-                "warnings": found["warnings"],
+                "rows_it_was_made_with": found["challenger"]["rows_it_was_made_with"],
             }
         )
     return lines

@@ -18,6 +18,7 @@ from service.schemas import (
     PredictRequest,
 )
 from service.settings import Settings
+from service.ui import PATH
 
 MODELS: tuple[type[BaseModel], ...] = (
     ClassifyRequest,
@@ -80,6 +81,12 @@ def document(manifest: Manifest, settings: Settings, *, with_keys: bool) -> dict
         for path, operations in content["paths"].items():
             if path not in settings.open_routes:
                 next(iter(operations.values()))["security"] = [{"key": []}]
+    if settings.ui:
+        html = {"text/html": {"schema": {"type": "string"}}}
+        answer = {"200": {"description": "the page", "content": html}}
+        summary = "A page to try the model on; open without a key"
+        page = {"operationId": "ui", "summary": summary, "responses": answer}
+        content["paths"][PATH] = {"get": page}
     return content
 
 

@@ -49,6 +49,7 @@ from service.schemas import (
     parse_request,
 )
 from service.settings import Settings, SettingsError
+from service.ui import MEDIA_TYPE, PATH, page
 
 logger = logging.getLogger("bentoml.service")
 access_logger = logging.getLogger("whetstone.access")
@@ -130,7 +131,8 @@ class Routes:
     def __init__(
         self, settings: Settings, keys: ApiKeys | None = None, bentoml: ASGIApp | None = None
     ) -> None:
-        known = [*ROUTES, *sorted(BENTOML_ROUTES)]
+        self.ours = {**ROUTES, PATH: Route("GET", Routes.ui)} if settings.ui else ROUTES
+        known = [*self.ours, *sorted(BENTOML_ROUTES)]
         for route in settings.open_routes:
             if route not in known:
                 nearest = difflib.get_close_matches(route, known, n=1, cutoff=0.0)[0]
@@ -141,7 +143,9 @@ class Routes:
         self.settings = settings
         self.bentoml = bentoml
         self._keys = keys
-        self._open_routes = frozenset(settings.open_routes)
+        # The page says nothing about the model before its reader has given a key.
+        self._open_routes = frozenset([*settings.open_routes, PATH])
+        self._page = page() if settings.ui else (b"", ())
         self._loaded: tuple[Classifier, Engine] | None = None
         self._tokenizers: ThreadPoolExecutor | None = None
         self._tokenizing = 0
@@ -200,11 +204,11 @@ class Routes:
         if self._draining.begun:
             send = _with_headers(send, CLOSE)
         path: str = scope["path"]
-        if path in ROUTES and self.settings.tracing_url is None:
+        if path in self.ours and self.settings.tracing_url is None:
             await self.serve(scope, receive, send)
             return
         request = Request.of(scope, receive)
-        if path not in ROUTES:
+        if path not in self.ours:
             try:
                 if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
                     raise RequestError(404, "there is no such route: GET /docs.json lists them")
@@ -221,7 +225,7 @@ class Routes:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to one of our routes."""
         path: str = scope["path"]
-        route = ROUTES[path]
+        route = self.ours[path]
         request = Request.of(scope, receive)
         try:
             self._check_method(scope, route.method)
@@ -298,6 +302,10 @@ class Routes:
         """`GET /docs.json`: the OpenAPI document."""
         self._serving()
         return Answer(200, self._document)
+
+    async def ui(self, _request: Request) -> Answer:
+        """`GET /ui`, by switch: the page for people."""
+        return Answer(200, *self._page, MEDIA_TYPE)
 
     def _serving(self) -> tuple[Classifier, Engine]:
         if self._loaded is None:
@@ -498,7 +506,7 @@ class TracedRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is ours."""
-        if scope["type"] == "http" and scope["path"] in ROUTES:
+        if scope["type"] == "http" and scope["path"] in self._routes.ours:
             await self._routes.serve(scope, receive, send)
         else:
             await self._app(scope, receive, send)

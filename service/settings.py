@@ -80,6 +80,10 @@ class Settings(Limits):
         title="none",
         description="origins whose pages may call the service, separated by commas",
     )
+    ui: bool = Field(
+        False,
+        description="serve `/ui`, a page to try the model on; it needs no key, what it asks does",
+    )
     access_log: bool = Field(False, description="write a JSON line for every request; never text")
     tracing_url: str | None = Field(
         None,

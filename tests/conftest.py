@@ -37,7 +37,7 @@ TINY_LABELS = ("delivery", "praise", "returns")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where the pictures of the README go, when they are made again."""
-    parser.addoption("--screenshots", metavar="DIR", help="folder for screenshots of the report")
+    parser.addoption("--screenshots", metavar="DIR", help="folder for the screenshots")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,6 +127,9 @@ def test_a_bento_holds_what_serving_needs_and_nothing_else(tiny_package: Path) -
     bento = build("--arg", f"model={tag}")
     inside = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*.py")}
     assert inside == {f"service/{path.name}" for path in (ROOT / "service").glob("*.py")}
+    assert {path.name for path in (bento / "src" / "service").glob("ui.*")} == {
+        *("ui.py", "ui.html", "ui.css", "ui.js"),
+    }
     installed = (bento / "env" / "python" / "requirements.txt").read_text("utf-8").lower()
     assert "onnxruntime==" in installed
     assert not {"torch", "transformers", "datasets", "optimum"} & {

@@ -21,6 +21,7 @@ from service.model_package import read_manifest, seal_package, verify_package
 from tests.browsers import browsing
 from tests.conftest import EXAMPLE, ROOT
 from tests.servers import classify, serving
+from tests.test_ui import ask, open_page, text_of
 from training.cli import main
 from training.costs import neighbour_effect
 from training.quantise import quantise
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 MINIMUM_ACCURACY = 0.90
+# What the page for people is asked in the README's picture.
+MESSAGE = (
+    "I ordered the blue rain jacket on the 3rd, and the tracking page still says 'label created'. "
+    "Can you find out where it is?"
+)
 # Commands of the README that run elsewhere, and where.
 RUN_ELSEWHERE = {
     "make demo": "the fixture `demo`",
@@ -38,6 +44,7 @@ RUN_ELSEWHERE = {
     "WHETSTONE_PACKAGE=runs/support_tickets/package bentoml serve service.service:TextClassifier": (
         "test_service"
     ),
+    "WHETSTONE_UI=1 bentoml serve service.service:TextClassifier": "test_ui",
     "bentoml build": "test_bento",
     "WHETSTONE_API_KEYS_FILE=api-keys bentoml serve service.service:TextClassifier": (
         "test_contract"
@@ -166,6 +173,25 @@ def test_the_report_opens_in_a_browser(
         assert browser.console() == []
         assert "support_tickets" in browser.run("return document.body.textContent")
     assert (folder / "report-dark.png").stat().st_size > 10_000
+
+
+def test_the_page_for_people_answers_in_a_browser(
+    demo: Demo, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """As above: pictures of the README."""
+    chosen = pytestconfig.getoption("screenshots")
+    folder = Path(chosen) if chosen else tmp_path
+    environment = {"WHETSTONE_PACKAGE": str(demo.run_folder / "package"), "WHETSTONE_UI": "1"}
+    with serving("service.service:TextClassifier", environment) as address, browsing() as browser:
+        for scheme in ("light", "dark"):
+            browser.show(1280, scheme)
+            open_page(browser, address)
+            ask(browser, MESSAGE)
+            browser.run("document.activeElement.blur();")
+            browser.screenshot(folder / f"ui-{scheme}.png")
+        assert text_of(browser, ".outcome bdi") == ["delivery"]
+        assert browser.console() == []
+    assert (folder / "ui-dark.png").stat().st_size > 10_000
 
 
 def readme_commands() -> list[str]:
