@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all test-browser-setup screenshots lint clean \
-	bench-http bench-batching bench-gates bench-int8 bench-compare
+	bench-http bench-batching bench-serve bench-soak bench-gates bench-int8 bench-compare
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -15,6 +15,8 @@ help:
 	@echo "make screenshots  take the README's pictures again      -> docs/"
 	@echo "make bench-http      what HTTP costs the server       -> benchmarks/results/http.json"
 	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
+	@echo "make bench-serve     the service beside other servers -> benchmarks/results/serve.{json,md,png}"
+	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
@@ -62,6 +64,12 @@ bench-http: runs/bench/package/manifest.json
 
 bench-batching: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.bench_batching
+
+bench-serve: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.bench_serve
+
+bench-soak: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.bench_soak
 
 bench-int8: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.int8
