@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all test-browser-setup screenshots lint clean \
-	bench-http bench-batching bench-serve bench-soak bench-gates bench-int8 bench-compare
+	bench-http bench-batching bench-serve bench-soak bench-sizing bench-gates bench-int8 \
+	bench-compare
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -17,6 +18,7 @@ help:
 	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
 	@echo "make bench-serve     the service beside other servers -> benchmarks/results/serve.{json,md,png}"
 	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
+	@echo "make bench-sizing    texts a second and core           -> benchmarks/results/sizing.json"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
@@ -70,6 +72,9 @@ bench-serve: runs/bench/package/manifest.json
 
 bench-soak: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.bench_soak
+
+bench-sizing: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.sizing
 
 bench-int8: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.int8

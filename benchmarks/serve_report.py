@@ -242,8 +242,8 @@ def overload_summary(
     }
 
 
-def markdown(result: Result) -> str:
-    """The tables, for the README."""
+def summary(result: Result) -> str:
+    """What the README shows of it."""
     machine, model = result["machine"], result["model"]
     lines = [
         f"{machine['cores']} cores of {machine['processor']}, {model['name']} in "
@@ -255,10 +255,13 @@ def markdown(result: Result) -> str:
         *_targets_table(result["targets"]),
         "",
         *_connecting(result["overload_connecting"]),
-        "",
-        *_full_table(result),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def markdown(result: Result) -> str:
+    """All tables."""
+    return "\n".join([summary(result), "", *_full_table(result)]) + "\n"
 
 
 def _row(cells: Sequence[object]) -> str:

@@ -10,8 +10,9 @@ import asyncio
 import difflib
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -351,6 +352,8 @@ class Routes:
     ) -> tuple[list[Prediction], FloatArray]:
         """Answers, and logits of shape (texts, labels)."""
         classifier, engine = self._serving()
+        with _refusing():
+            engine.check(request.seconds_left)
         began = monotonic()
         encoded = await self._encode(request, texts, keep_end)
         request.timing["tokenize"] = monotonic() - began
@@ -446,12 +449,8 @@ class Routes:
         left = request.seconds_left
         if left <= 0:
             raise _late()
-        try:
+        with _refusing():
             job = engine.submit(encoded, tell, seconds=left)
-        except OverloadedError as error:
-            raise _overloaded(error.retry_after, error.reason) from None
-        except ClosedError:
-            raise RequestError(503, "the server is shutting down: ask another one") from None
         timers = (
             loop.call_later(left, finish, _late()),
             loop.call_later(WATCH_AFTER, start_watching),
@@ -558,6 +557,17 @@ async def _never() -> Message:
     """What a caller who cannot leave sends after the body."""
     never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     return await never
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the engine does not take, as the answer that says so."""
+    try:
+        yield
+    except OverloadedError as error:
+        raise _overloaded(error.retry_after, error.reason) from None
+    except ClosedError:
+        raise RequestError(503, "the server is shutting down: ask another one") from None
 
 
 def _late() -> RequestError:

@@ -8,12 +8,15 @@ import json
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from benchmarks import bench_soak, champions, serve_report, sizing
 from service.metrics import metrics_table
 from service.settings import settings_table
 from tests.conftest import EXAMPLE, ROOT
@@ -152,24 +155,20 @@ def test_the_readme_counts_the_examples_rows() -> None:
     assert f"{len(rows('train')):,} to train on and {len(rows('test'))} to" in readme
 
 
-def test_the_readmes_figures_are_those_of_the_benchmarks() -> None:
-    results = ROOT / "benchmarks" / "results"
-    http = json.loads((results / "http.json").read_text("utf-8"))
-    batching = json.loads((results / "batching.json").read_text("utf-8"))
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.split("## How fast it is")[1].split("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    cpu, p50 = http["cpu_ms_per_request"], http["p50_ms_one_connection"]
-    for name in cpu:
-        assert any(row.endswith(f"| {cpu[name]:.2f} | {p50[name]:.2f} |") for row in rows), name
-    kinds = batching["cpu_ms_per_text"]
-    for name in kinds["short"]:
-        short, mixed, long = (kinds[kind][name] for kind in ("short", "mixed", "long"))
-        end = f"| {short:.2f} | {mixed:.2f} | {long:.1f} |"
-        assert any(row.endswith(end) for row in rows), name
-    for kind in ("mixed", "short"):
-        share = batching["overload_by_deadline"][kind]["1 s"]["late_share_of_accepted"]
-        assert f"{share:.3%}" in section
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("serve", serve_report.summary),
+        ("sizing", sizing.markdown),
+        ("soak", bench_soak.sentence),
+        ("champions", champions.markdown),
+    ],
+)
+def test_the_readmes_figures_are_those_of_the_benchmarks(
+    name: str, written: Callable[[dict[str, Any]], str]
+) -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    assert written(result) in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_readmes_table_of_the_gates_is_the_simulations() -> None:

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.asgi import SWALLOWED_BODIES
-from service.batching import ClosedError
+from service.batching import ClosedError, OverloadedError
 from service.classifier import Classifier
 from service.openapi import NOT_BLANK
 from service.routes import ROUTES, Routes
@@ -435,6 +435,22 @@ def test_a_full_queue_is_answered_at_once_with_when_to_come_again(classifier: Cl
 
     with routes_of(slow, queue_tokens=10) as routes:
         asyncio.run(scenario(routes))
+
+
+def test_what_is_refused_however_short_is_not_tokenized(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OverloadedError(3.2, "deadline")
+
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("tokenized for nothing")
+
+    with routes_of(classifier) as routes:
+        monkeypatch.setattr("service.batching.Engine.check", full)
+        monkeypatch.setattr(Classifier, "encode", encode)
+        status, headers, _ = asyncio.run(ask(routes, {"input": "a"}))
+    assert (status, headers["retry-after"]) == (429, "4")
 
 
 def test_the_work_of_a_caller_who_left_is_dropped(classifier: Classifier) -> None:
