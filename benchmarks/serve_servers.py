@@ -72,6 +72,10 @@ def contenders(package: Path, checkpoint: Path) -> list[Contender]:
     package, checkpoint = package.resolve(), checkpoint.resolve()
     quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
+    def home(key: str) -> dict[str, str]:
+        # BentoML keeps the metrics of workers there, and empties it at every start.
+        return {"BENTOML_HOME": str(PEERS / f"{key}-home")}
+
     def where(port: int) -> list[str]:
         return ["--host", HOST, "--port", str(port)]
 
@@ -85,7 +89,12 @@ def contenders(package: Path, checkpoint: Path) -> list[Contender]:
                 *(str(programs / "bentoml"), "serve", "service.service:TextClassifier"),
                 *where(port),
             ],
-            environment={**quiet, "PYTHONPATH": str(ROOT), "WHETSTONE_PACKAGE": str(package)},
+            environment={
+                **quiet,
+                **home("whetstone"),
+                "PYTHONPATH": str(ROOT),
+                "WHETSTONE_PACKAGE": str(package),
+            },
             body=lambda text: {"input": text},
             label=lambda answer: answer["data"][0]["label"],
         ),
@@ -100,6 +109,7 @@ def contenders(package: Path, checkpoint: Path) -> list[Contender]:
             ],
             environment={
                 **quiet,
+                **home("bentoml"),
                 "PYTHONPATH": str(ROOT),
                 "PEER_PACKAGE": str(package),
                 "PEER_LABELS": json.dumps(read_manifest(package).labels),

@@ -25,6 +25,7 @@ as many tokens as it may.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import math
@@ -154,16 +155,18 @@ class EngineState(NamedTuple):
 _Entry = tuple[float, int, Job, int, Window]
 
 
-def _yield_to_others() -> None:
-    """Let this thread wait for the process's others where cores are short.
+def yield_to_others() -> None:
+    """Let this thread wait for others where cores are short; for threads that compute.
 
     In an overload every refusal is the event loop's work. With as many busy inference threads as
     cores it gets its turns late, and then everything is late: refusals, and answers that are ready.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICENESS, niceness + NICER))
+        # A sandbox may forbid what needs no privilege.
+        with contextlib.suppress(OSError):
+            niceness = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICENESS, niceness + NICER))
 
 
 class Engine:
@@ -227,6 +230,11 @@ class Engine:
     def waiting_tokens(self) -> int:
         """Tokens in the queue."""
         return self._waiting_tokens
+
+    @property
+    def whole(self) -> bool:
+        """Whether every thread is there; they end when the engine is closed, and never else."""
+        return self._closing or all(worker.is_alive() for worker in self._workers)
 
     @property
     def running_seconds(self) -> float:
@@ -400,7 +408,7 @@ class Engine:
 
     def _serve(self) -> None:
         """What each thread does."""
-        _yield_to_others()
+        yield_to_others()
         # A batch is timed from the end of the one before it, where there was work all the time:
         # what passes between two batches is lost to those who wait, too.
         began = monotonic()

@@ -60,20 +60,18 @@ class Draining:
             self._loop = asyncio.get_running_loop()
             signal.signal(signal.SIGTERM, self._signalled)
 
-    def _signalled(self, signum: int, frame: FrameType | None) -> None:
+    def _signalled(self, _signum: int, _frame: FrameType | None) -> None:
         assert self._server is not None and self._loop is not None  # noqa: S101
-        if self.begun:
-            # Whoever asks twice means it.
-            self._server.handle_exit(signum, frame)
-            return
-        self.begun = True
-        self._loop.call_soon_threadsafe(self._begin)
+        if not self.begun:
+            self.begun = True
+            self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
         logger.info("draining: no longer ready, answering what has come")
+        # First: whatever else goes wrong, the worker ends.
+        self._task = asyncio.get_running_loop().create_task(self._drain())
         if self._on_begin is not None:
             self._on_begin()
-        self._task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
         server = self._server

@@ -7,6 +7,8 @@ model.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -22,6 +24,8 @@ from service.model_package import Manifest
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+logger = logging.getLogger("bentoml.service")
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CONFIDENCES = tuple(step / 20 for step in range(1, 21))
@@ -113,7 +117,7 @@ METRICS = (
         workers="livemin",
     ),
     Metric("whetstone_resident_memory_bytes", "gauge", "memory of the workers", workers="livesum"),
-    Metric("whetstone_ready", "gauge", "1 while every worker takes requests", workers="livemin"),
+    Metric("whetstone_ready", "gauge", "workers that take requests", workers="livesum"),
     Metric(
         "whetstone_model_info",
         "gauge",
@@ -169,8 +173,8 @@ class Metrics:
             manifest.task,
             str(len(manifest.labels)),
         ).set(1)
+        self.ready = True
         self._engine = engine
-        self._ready = True
         self._process = psutil.Process()
         self._sampling = threading.Lock()
         self._seen = engine.state()
@@ -211,19 +215,22 @@ class Metrics:
             self._of("whetstone_batches_total").inc(state.batches - self._seen.batches)
             self._of("whetstone_batch_tokens_total").inc(tokens)
             self._of("whetstone_batch_padding_tokens_total").inc(padded - tokens)
+            self._seen = state
             self._of("whetstone_queue_texts").set(state.waiting_windows)
             self._of("whetstone_queue_tokens").set(state.waiting_tokens)
             self._of("whetstone_queue_age_seconds").set(state.oldest_seconds)
             now = time.time()
             self._of("whetstone_last_progress_timestamp_seconds").set(now - state.running_seconds)
+            self._of("whetstone_ready").set(self.ready)
             self._of("whetstone_resident_memory_bytes").set(self._process.memory_info().rss)
-            self._of("whetstone_ready").set(self._ready)
-            self._seen = state
 
-    def not_ready(self) -> None:
-        """From now on this worker takes no more requests."""
-        self._ready = False
-        self.sample()
+    def look(self) -> None:
+        """`sample`, for those who have something else to do: a fault is a line in the log."""
+        try:
+            _forget_dead_workers()
+            self.sample()
+        except Exception as error:  # noqa: BLE001 - such as no file descriptor left
+            logger.warning("metrics could not be sampled: %s", type(error).__name__)
 
     def close(self) -> None:
         """Sample no more."""
@@ -231,7 +238,7 @@ class Metrics:
 
     def _keep_sampling(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            self.sample()
+            self.look()
 
     def _of(self, name: str, *labels: str) -> Any:
         """The series of a metric; looking it up by its labels each time would cost more."""
@@ -244,7 +251,7 @@ class Metrics:
 
 
 def _forget_dead_workers() -> None:
-    """Take the gauges of workers that crashed out of the sums; BentoML starts new ones."""
+    """Take the gauges of workers that are no more out of the sums: nobody else does."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder is None:
         return
@@ -253,7 +260,9 @@ def _forget_dead_workers() -> None:
     pids = {file.stem.rpartition("_")[2] for file in Path(folder).glob("gauge_live*_*.db")}
     for pid in pids:
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            multiprocess.mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+            # Another worker may have been quicker.
+            with contextlib.suppress(FileNotFoundError):
+                multiprocess.mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
 
 
 def metrics_table() -> str:

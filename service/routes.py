@@ -34,7 +34,7 @@ from service.asgi import (
     send_answer,
     to_json,
 )
-from service.batching import ClosedError, Engine, Job, OverloadedError
+from service.batching import ClosedError, Engine, Job, OverloadedError, yield_to_others
 from service.classifier import Classifier, EncodedText, Prediction
 from service.decisions import FloatArray, aggregate_windows
 from service.draining import Draining
@@ -154,14 +154,17 @@ class Routes:
         self._models = b""
         self._document = b""
         self._metrics: Metrics | None = None
-        seconds = max(settings.timeout_ms, settings.body_timeout_ms) / 1000
-        self._draining = Draining(settings.drain_ms / 1000, seconds + 1, self._stop_being_ready)
+        # Nothing takes longer than its deadline.
+        longest = settings.timeout_ms / 1000 + 1
+        self._draining = Draining(settings.drain_ms / 1000, longest, self._stop_being_ready)
 
     def attach(
         self, classifier: Classifier, engine: Engine, metrics: Metrics | None = None
     ) -> None:
         """Serve `classifier` through `engine`."""
-        self._tokenizers = ThreadPoolExecutor(engine.threads, thread_name_prefix="tokenize")
+        self._tokenizers = ThreadPoolExecutor(
+            engine.threads, thread_name_prefix="tokenize", initializer=yield_to_others
+        )
         self._info = to_json(_describe(classifier, self.settings))
         self._models = to_json(_model_list(classifier.manifest))
         self._document = to_json(
@@ -177,15 +180,17 @@ class Routes:
 
     @property
     def alive(self) -> bool:
-        """Whether inference moves: no batch takes longer than it ever should."""
+        """Whether inference moves: no thread has died, no batch takes longer than it should."""
         if self._loaded is None:
             return True
-        return self._loaded[1].running_seconds <= self.settings.stall_ms / 1000
+        engine = self._loaded[1]
+        return engine.whole and engine.running_seconds <= self.settings.stall_ms / 1000
 
     def close(self) -> None:
         """Finish what is queued and take no more; no longer than an answer may take."""
         if self._loaded is not None:
-            self._loaded[1].close(self.settings.timeout_ms / 1000)
+            # For a batch that hangs nobody has to wait any more.
+            self._loaded[1].close(self.settings.timeout_ms / 1000 if self.alive else 0)
         if self._tokenizers is not None:
             self._tokenizers.shutdown(wait=False, cancel_futures=True)
         if self._metrics is not None:
@@ -193,7 +198,8 @@ class Routes:
 
     def _stop_being_ready(self) -> None:
         if self._metrics is not None:
-            self._metrics.not_ready()
+            self._metrics.ready = False
+            self._metrics.look()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or leave it to BentoML."""
@@ -202,14 +208,14 @@ class Routes:
                 self._draining.take_over()
             await self._bentoml(scope, receive, send)
             return
-        if self._draining.begun:
-            send = _with_headers(send, CLOSE)
         path: str = scope["path"]
         if path in self.ours and self.settings.tracing_url is None:
             await self.serve(scope, receive, send)
             return
         request = Request.of(scope, receive)
         if path not in self.ours:
+            if self._draining.begun:
+                send = _with_headers(send, CLOSE)
             try:
                 if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
                     raise RequestError(404, "there is no such route: GET /docs.json lists them")
@@ -220,8 +226,10 @@ class Routes:
                 self._record(request, path if path in BENTOML_ROUTES else OTHER, error.status)
                 return
         if path == "/metrics" and self._metrics is not None:
-            self._metrics.sample()
-        await self._bentoml(scope, receive, _with_headers(send, PAGE_POLICY))
+            self._metrics.look()
+        # With tracing on our own routes come this way, too, and have what they need.
+        theirs = path not in self.ours
+        await self._bentoml(scope, receive, _with_headers(send, PAGE_POLICY) if theirs else send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to one of our routes."""
@@ -243,6 +251,8 @@ class Routes:
         except Exception as error:  # noqa: BLE001 - the last resort; its message may hold a text
             logger.error("request %s failed: %s", request.id, type(error).__name__)
             answer = route.refuse(RequestError(500, "the server failed to answer: see its log"))
+        if self._draining.begun:
+            answer = answer._replace(headers=(*answer.headers, *CLOSE))
         await send_answer(send, request, answer)
         self._record(request, path, answer.status)
 
@@ -352,6 +362,8 @@ class Routes:
     ) -> tuple[list[Prediction], FloatArray]:
         """Answers, and logits of shape (texts, labels)."""
         classifier, engine = self._serving()
+        if request.seconds_left <= 0:
+            raise _late()
         with _refusing():
             engine.check(request.seconds_left)
         began = monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from service.classifier import Device
 from service.schemas import Limits
 
 PREFIX = "WHETSTONE_"
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+SERVICE_LINK = re.compile(r"(\w+_)?(service_(host|port(_\w+)?)|port(_\d+_(tcp|udp|sctp)(_\w+)?)?)")
 
 
 class SettingsError(Exception):
@@ -112,10 +115,11 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     for name in values:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise SettingsError(
-                f"unknown environment variable {PREFIX}{name.upper()}: "
-                f"did you mean {PREFIX}{nearest.upper()}?"
-            )
+            hint = f"did you mean {PREFIX}{nearest.upper()}?"
+            if SERVICE_LINK.fullmatch(name):
+                # For a Service named whetstone, every pod gets such variables.
+                hint = "Kubernetes sets it for a Service: add enableServiceLinks: false to the pod"
+            raise SettingsError(f"unknown environment variable {PREFIX}{name.upper()}: {hint}")
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -525,6 +525,22 @@ def test_inference_threads_let_the_others_go_first() -> None:
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Gate(), threads=1)
+    assert engine.whole
+
+    def broken(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "_take", broken)
+    Caller(engine).ask(window(0))
+    engine._workers[0].join(SECONDS)
+    assert not engine.whole
+    engine.close(SECONDS)
+    assert engine.whole
+
+
 def test_a_batch_that_never_ends_does_not_keep_the_engine_from_closing() -> None:
     gate = Gate(is_open=False)
     engine = Engine(gate, threads=1)

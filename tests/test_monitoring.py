@@ -64,7 +64,10 @@ def asked_for(written: str) -> set[str]:
 
 def panel_expressions() -> list[tuple[str, str]]:
     return [
-        (panel["title"], target["expr"].replace("$__rate_interval", "5m"))
+        (
+            panel["title"],
+            target["expr"].replace("$__rate_interval", "5m").replace("$__interval", "1m"),
+        )
         for panel in DASHBOARD["panels"]
         for target in panel["targets"]
     ]

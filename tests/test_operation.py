@@ -160,7 +160,7 @@ def test_what_two_workers_count_is_one_sum_whoever_is_asked(
             assert seen["whetstone_predictions_total", label] == count
         tokens = sum(answer["usage"]["total_tokens"] for answer in answers)
         assert seen["whetstone_tokens_total",] == tokens
-        assert seen["whetstone_ready",] == 1
+        assert seen["whetstone_ready",] == 2
         # Two processes with a model each.
         assert seen["whetstone_resident_memory_bytes",] > 150e6
 

@@ -22,6 +22,9 @@ def test_values_are_typed() -> None:
     ("name", "value", "said"),
     [
         ("WHETSTONE_PACKGE", "x", "did you mean WHETSTONE_PACKAGE"),
+        ("WHETSTONE_PORT", "tcp://10.0.0.1:3000", "enableServiceLinks: false"),
+        ("WHETSTONE_SERVICE_PORT_HTTP", "3000", "enableServiceLinks: false"),
+        ("WHETSTONE_CANARY_PORT_3000_TCP_ADDR", "10.0.0.1", "enableServiceLinks: false"),
         ("WHETSTONE_THREADS", "many", "WHETSTONE_THREADS='many'"),
         ("WHETSTONE_THREADS", "0", "WHETSTONE_THREADS='0'"),
     ],

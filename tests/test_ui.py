@@ -9,6 +9,7 @@ import os
 import subprocess
 import time
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -846,3 +847,7 @@ def test_a_real_server_has_it_with_tracing_too(tiny_package: Path) -> None:
     with serving(SERVICE, environment) as served:
         status, content = get(served, "/ui")
         assert (status, content.encode()) == (200, page()[0])
+        # Another policy beside its own would keep its script from running.
+        with urllib.request.urlopen(f"{served}/ui", timeout=30) as answer:
+            policies = answer.headers.get_all("content-security-policy")
+        assert policies == [dict(page()[1])[b"content-security-policy"].decode()]
