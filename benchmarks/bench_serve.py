@@ -48,6 +48,7 @@ from benchmarks.load import (
     percentile,
     process_tree,
     server,
+    thread_seconds,
     write_result,
     write_whole,
 )
@@ -342,6 +343,7 @@ class Bench:
                 memory.sample(elapsed)
                 bar.update(round(min(elapsed, seconds)) - bar.n)
 
+            before, own = thread_seconds(one.pid), time.process_time()
             load = drive_open(
                 one.port,
                 hurried,
@@ -350,6 +352,9 @@ class Bench:
                 opened=opened,
                 on_tick=tick,
             )
+        after = thread_seconds(one.pid)
+        cores = {kind: (after[kind] - before[kind]) / load.seconds for kind in before}
+        cores["load generator"] = (time.process_time() - own) / load.seconds
         sizes = [size for _, size in memory.samples]
         half = max(1, len(sizes) // 2)
         found = overload_summary(load.arrivals, load.unsent, load.seconds, DEADLINE_SECONDS, peak)
@@ -365,6 +370,8 @@ class Bench:
                 "first_half": megabytes(max(sizes[:half])),
                 "second_half": megabytes(max(sizes[half:])),
             },
+            # Where the cores went: what is not computing cannot be goodput.
+            "cores": {kind: round(used, 2) for kind, used in cores.items()},
             "restarts": memory.restarts,
         }
 

@@ -404,6 +404,24 @@ class Memory:
         self.samples.append((elapsed, size))
 
 
+def thread_seconds(pid: int) -> dict[str, float]:
+    """CPU seconds of a server's threads: of those that compute, which are nicer, and the others."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    found = {"computing": 0.0, "event loop": 0.0}
+    for process in process_tree(pid):
+        lowest = process.nice()
+        for thread in process.threads():
+            try:
+                stat = Path(f"/proc/{process.pid}/task/{thread.id}/stat").read_text("utf-8")
+            except OSError:
+                continue
+            # After the name, which is in parentheses: utime is the 12th field, nice the 17th.
+            fields = stat.rpartition(")")[2].split()
+            kind = "computing" if int(fields[16]) > lowest else "event loop"
+            found[kind] += (int(fields[11]) + int(fields[12])) / ticks
+    return found
+
+
 def end_by_signals() -> None:
     """Let SIGTERM and SIGHUP end this process as Ctrl-C does: servers are stopped on the way."""
 

@@ -254,6 +254,7 @@ def summary(result: Result) -> str:
         "",
         *_targets_table(result["targets"]),
         "",
+        *(_cores(kind, overload) for kind, overload in result["overload"].items()),
         *_connecting(result["overload_connecting"]),
     ]
     return "\n".join(lines)
@@ -317,6 +318,16 @@ def _targets_table(found: Sequence[Target]) -> list[str]:
         shown = one.get("reason", "") if measured is None else f"{measured:,.4g}"
         rows.append((one["target"], one["bound"], shown, words[one["met"]]))
     return _table(("target", "bound", "measured", ""), rows)
+
+
+def _cores(kind: str, overload: Result) -> str:
+    """Where the cores went in an overload: the bound of its goodput."""
+    cores = overload["cores"]
+    return (
+        f"In the overload of {kind} texts {cores['computing']:.2f} cores computed, "
+        f"{cores['event loop']:.2f} read, answered and refused, and {cores['load generator']:.2f} "
+        "generated the load."
+    )
 
 
 def _connecting(overload: Result) -> list[str]:

@@ -68,7 +68,13 @@ def found() -> dict[str, Any]:
             for kind in ("short", "mixed")
         },
         "padding": {"mixed": None},
-        "overload": {"short": {**overload, "memory_mb": memory}},
+        "overload": {
+            "short": {
+                **overload,
+                "memory_mb": memory,
+                "cores": {"computing": 1.3, "event loop": 0.4, "load generator": 0.25},
+            }
+        },
         "overload_connecting": overload,
     }
     result["targets"] = targets(result)
