@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -24,6 +25,8 @@ from benchmarks.serve_report import (
     targets,
 )
 from benchmarks.serve_servers import REQUIREMENTS, last_line
+
+SECONDS = 30
 
 
 def cell(cpu: float, rate: float, p99: float, **more: Any) -> dict[str, Any]:
@@ -254,19 +257,27 @@ def port() -> Iterator[int]:
                 body = await reader.readexactly(length)
                 status = b"429 Too Many Requests" if b"x" in body else b"200 OK"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
-        except asyncio.IncompleteReadError:
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def end() -> None:
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     server = loop.run_until_complete(asyncio.start_server(answer, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield server.sockets[0].getsockname()[1]
+    asyncio.run_coroutine_threadsafe(end(), loop).result(SECONDS)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
-    server.close()
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-    loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 
 
