@@ -90,10 +90,11 @@ def series(
 def sentence(result: dict[str, Any]) -> str:
     """What the README says of it."""
     errors, _, grown = (one["measured"] for one in result["targets"])
+    words = "" if grown <= MOST_GROWTH else f", more than the {MOST_GROWTH:.0%} wanted"
     return (
         f"{result['seconds'] / 60:g} minutes of {result['texts']} lengths at "
         f"{result['share_of_capacity']:.0%} of capacity, {result['requests']:,} requests: "
-        f"{errors:g} errors, memory {grown:+.1%} after the warm-up, p99 {result['p99_ms']:,.0f} ms."
+        f"{errors:g} errors, memory {grown:+.1%} after the warm-up{words}, p99 {result['p99_ms']:,.0f} ms."
     )
 
 
