@@ -94,7 +94,8 @@ def sentence(result: dict[str, Any]) -> str:
     return (
         f"{result['seconds'] / 60:g} minutes of {result['texts']} lengths at "
         f"{result['share_of_capacity']:.0%} of capacity, {result['requests']:,} requests: "
-        f"{errors:g} errors, memory {grown:+.1%} after the warm-up{words}, p99 {result['p99_ms']:,.0f} ms."
+        f"{errors:g} errors, memory {grown:+.1%} after the warm-up{words}, p99 "
+        f"{result['p99_ms']:,.0f} ms."
     )
 
 
