@@ -35,7 +35,6 @@ from training.promotion import (
     decide,
     missed_floors,
     parse_compare,
-    refuse_impossible,
 )
 from training.significance import (
     Difference,
@@ -81,19 +80,16 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class Flip:
-    """A row answered differently. `worse_by`: wrong labels more than before; `row` is 0-based."""
+    """A row answered differently; `row` is its 0-based place among those compared."""
 
     row: int
-    worse_by: int
     kind: str
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What the same rows say of both; matrices are booleans of shape (rows, labels)."""
+    """What the same rows say of both; `before` and `after` are booleans of shape (rows, labels)."""
 
-    labels: tuple[str, ...]
-    truth: np.ndarray
     before: np.ndarray
     after: np.ndarray
     differences: dict[Metric, Difference]
@@ -250,9 +246,7 @@ def bounds_of(manifest: Manifest, given: Mapping[str, Any]) -> Bounds:
         for name, value in given.items()
         if value is not None
     }
-    bounds = replace(stated, **chosen)
-    refuse_impossible(bounds)
-    return bounds
+    return replace(stated, **chosen)
 
 
 def _refuse_other_task(old: Manifest, new: Manifest) -> None:
@@ -322,8 +316,6 @@ def _paired(
         int((~right_before & right_after).sum()),
     )
     return Paired(
-        labels,
-        truth,
         before,
         after,
         differences,
@@ -384,7 +376,7 @@ def _flips(
             return "lost"
         return "gained" if not wrong_after[row] else "still wrong"
 
-    return [Flip(row, int(worse_by[row]), kind(row)) for row in ranked]
+    return [Flip(row, kind(row)) for row in ranked]
 
 
 def _warnings(where: Path, champion: Side | None, challenger: Side, bounds: Bounds) -> list[str]:

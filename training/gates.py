@@ -99,10 +99,7 @@ def parse_gates(value: str | None) -> Gates:
     Raises:
         RecipeError: it is not a mapping of bounds to numbers from 0 to 1.
     """
-    gates = parse_bounds("gates", value, Gates())
-    if gates.max_half_width == 0:
-        raise RecipeError("gates: max_half_width is 0, which no number of rows reaches")
-    return gates
+    return parse_bounds("gates", value, Gates())
 
 
 def parse_bounds(key: str, value: object, defaults: Bounds) -> Bounds:
@@ -142,6 +139,8 @@ def parse_bound(key: str, name: str, value: object) -> float:
         raise RecipeError(f"{key}: {name} is {value!r}, which is no number") from None
     if not 0 <= bound <= 1:
         raise RecipeError(f"{key}: {name} is {value!r}: it lies between 0 and 1")
+    if name == "max_half_width" and bound == 0:
+        raise RecipeError(f"{key}: {name} is 0, which no number of rows reaches")
     return bound
 
 

@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 
-from training.errors import RecipeError
 from training.gates import drop_reason, label_reason, parse_bounds, significance_reason
 from training.significance import Difference, paired_difference
 
@@ -51,15 +50,7 @@ def parse_compare(value: object) -> Bounds:
     Raises:
         RecipeError: it is not a mapping of bounds to numbers from 0 to 1.
     """
-    bounds = parse_bounds("compare", value, Bounds())
-    refuse_impossible(bounds)
-    return bounds
-
-
-def refuse_impossible(bounds: Bounds) -> None:
-    """Raise RecipeError for a bound that no number of rows reaches."""
-    if bounds.max_half_width == 0:
-        raise RecipeError("compare: max_half_width is 0, which no number of rows reaches")
+    return parse_bounds("compare", value, Bounds())
 
 
 def missed_floors(macro_f1: float, ece: float, bounds: Bounds) -> dict[Rule, str]:

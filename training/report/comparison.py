@@ -95,8 +95,7 @@ def _footer() -> Html:
     return paragraph(
         "This file holds texts of the data: keep it where they may be kept. Intervals are 95 % "
         "intervals of the difference by the paired bootstrap over rows; p-values of labels are "
-        "exact and Holm-corrected. Rows are counted from 1, without the heading and without rows "
-        "that were dropped."
+        "exact and Holm-corrected. Rows are counted as in the file, from 1 and without the heading."
     )
 
 
