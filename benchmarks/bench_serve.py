@@ -20,12 +20,13 @@ import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -118,8 +119,16 @@ class Cell:
     latencies: list[float] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     errors: int = 0
+    # Of the service alone: what its threads of each kind used.
+    threads_cpu_ms: dict[str, list[float]] = field(default_factory=dict)
 
-    def note(self, load: Load, used: float, generator: float) -> None:
+    def note(
+        self,
+        load: Load,
+        used: float,
+        generator: float,
+        threads: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Add a round."""
         answers = len(load.latencies)
         self.errors += sum(load.statuses.values()) - answers
@@ -127,6 +136,8 @@ class Cell:
             self.cpu_ms.append(used * 1000 / answers)
             self.generator_cpu_ms.append(generator * 1000 / answers)
             self.texts_per_second.append(answers / load.seconds)
+            for kind, seconds in threads.items():
+                self.threads_cpu_ms.setdefault(kind, []).append(seconds * 1000 / answers)
         self.latencies += load.latencies
         self.places += load.places
 
@@ -146,6 +157,10 @@ class Cell:
             else None,
             "answers": len(self.latencies),
             "errors": self.errors,
+            "threads_cpu_ms": {
+                kind: round(statistics.median(values), 3)
+                for kind, values in self.threads_cpu_ms.items()
+            },
         }
 
 
@@ -210,6 +225,7 @@ class Bench:
         self.cells: dict[tuple[str, int, str], Cell] = {}
         self.raw: dict[str, dict[str, Cell]] = {kind: {} for kind in self.texts}
         self.longest: list[float] = []
+        self.tokenize: dict[str, list[float]] = {kind: [] for kind in self.texts}
         # Tokens and padding of mixed lengths.
         self.padding: tuple[float, float] | None = (0.0, 0.0)
 
@@ -277,19 +293,23 @@ class Bench:
         requests = [one.contender.request(text) for text in texts]
         counted = one.contender.key == OURS and kind == "mixed" and connections > 1
         tokens = counters(one.port, PADDING_COUNTERS) if counted else None
+        is_ours = one.contender.key == OURS
+        threads = thread_seconds(one.pid) if is_ours else {}
         before, own = cpu_seconds(one.pid), time.process_time()
         try:
             load = drive(one.port, requests, connections)
         except (OSError, ValueError) as error:
             why = last_line(str(error) or type(error).__name__)
-            if one.contender.key == OURS:
+            if is_ours:
                 raise SystemExit(f"the service failed at {kind}, {connections}: {why}") from None
             one.failed = f"failed at {kind} texts, {connections} connections: {why}"
             return
         generator = time.process_time() - own
         used = cpu_seconds(one.pid) - before
+        after = thread_seconds(one.pid) if is_ours else {}
+        threads = {name: after[name] - threads[name] for name in threads}
         key = (kind, connections, one.contender.key)
-        self.cells.setdefault(key, Cell()).note(load, used, generator)
+        self.cells.setdefault(key, Cell()).note(load, used, generator, threads)
         if counted:
             self._count_padding(tokens, counters(one.port, PADDING_COUNTERS))
 
@@ -317,6 +337,10 @@ class Bench:
             load.statuses[200] = len(texts)
             used = time.process_time() - cpu
             self.raw[kind].setdefault(str(batch), Cell()).note(load, used, 0.0)
+        cpu = time.process_time()
+        for text in texts:
+            self.classifier.encode([text])
+        self.tokenize[kind].append((time.process_time() - cpu) * 1000 / len(texts))
         if kind == "mixed":
             longest = max(range(len(texts)), key=self.tokens[kind].__getitem__)
             for _ in range(3):
@@ -412,6 +436,7 @@ class Bench:
         found: dict[str, Any] = {}
         for kind, cells in self.raw.items():
             found[kind] = {batch: cell.summary() for batch, cell in cells.items()}
+            found[kind]["tokenize_cpu_ms"] = round(statistics.median(self.tokenize[kind]), 4)
         found["mixed"]["longest_ms"] = round(statistics.median(self.longest) * 1000, 1)
         return found
 

@@ -254,6 +254,7 @@ def summary(result: Result) -> str:
         "",
         *_targets_table(result["targets"]),
         "",
+        *_profile(result),
         *(_cores(kind, overload) for kind, overload in result["overload"].items()),
         *_connecting(result["overload_connecting"]),
     ]
@@ -318,6 +319,26 @@ def _targets_table(found: Sequence[Target]) -> list[str]:
         shown = one.get("reason", "") if measured is None else f"{measured:,.4g}"
         rows.append((one["target"], one["bound"], shown, words[one["met"]]))
     return _table(("target", "bound", "measured", ""), rows)
+
+
+def _profile(result: Result) -> list[str]:
+    """What of the service's CPU per text computes: the rest is what HTTP and batching cost."""
+    lines = []
+    for kind, by_connections in result["results"].items():
+        cell = by_connections.get(CONNECTIONS, {}).get(OURS)
+        if cell is None:
+            continue
+        threads, raw = cell["threads_cpu_ms"], result["raw"][kind]
+        lines.append(
+            f"Of a {kind} text's CPU at {CONNECTIONS} connections "
+            f"{_figure(threads['computing'])} ms are inference (and the tokenizing of what is "
+            f"long), {_figure(threads['event loop'])} ms the event loop: reading, tokenizing, "
+            f"batching, answering. In the raw loop tokenizing takes "
+            f"{_figure(raw['tokenize_cpu_ms'])} ms, and inference "
+            f"{_figure(raw['1']['cpu_ms'] - raw['tokenize_cpu_ms'])} ms at one text at a time, "
+            f"{_figure(raw['32']['cpu_ms'] - raw['tokenize_cpu_ms'])} ms at 32."
+        )
+    return lines
 
 
 def _cores(kind: str, overload: Result) -> str:

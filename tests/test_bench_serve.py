@@ -39,6 +39,7 @@ def cell(cpu: float, rate: float, p99: float, **more: Any) -> dict[str, Any]:
         "p99_ms": p99,
         "answers": 100,
         "errors": 0,
+        "threads_cpu_ms": {"computing": cpu * 0.75, "event loop": cpu * 0.25},
         **more,
     }
 
@@ -63,7 +64,12 @@ def found() -> dict[str, Any]:
         },
         "workloads": {kind: {"mean_tokens": 14.0} for kind in ("short", "mixed")},
         "raw": {
-            kind: {"1": cell(4, 250, 5), "32": cell(2.5, 400, 90), "longest_ms": 25.0}
+            kind: {
+                "1": cell(4, 250, 5),
+                "32": cell(2.5, 400, 90),
+                "longest_ms": 25.0,
+                "tokenize_cpu_ms": 0.1,
+            }
             for kind in ("short", "mixed")
         },
         "results": {
@@ -99,9 +105,10 @@ def test_load_counts_successes_only() -> None:
     load = Load(seconds=2, latencies=[0.1, 0.2], places=[0, 2])
     load.statuses.update([200, 200, 503])
     cell = Cell()
-    cell.note(load, used=0.01, generator=0.001)
+    cell.note(load, used=0.01, generator=0.001, threads={"computing": 0.008, "event loop": 0.002})
     summary = cell.summary()
     assert (summary["cpu_ms"], summary["texts_per_second"]) == (5, 1)
+    assert summary["threads_cpu_ms"] == {"computing": 4, "event loop": 1}
     assert (summary["answers"], summary["errors"]) == (2, 1)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +28,7 @@ from service.model_package import (
 )
 from training.calibrate import finish
 from training.config import ExportArguments
-from training.costs import cpu_milliseconds, neighbour_effect
+from training.costs import cpu_milliseconds_by_round, medians, neighbour_effect
 from training.data import Split
 from training.errors import ExportError
 from training.exporter import optimise
@@ -47,8 +46,9 @@ FP32_SCORE_TOLERANCE = 1e-5
 # A probability may change by this much at most because of other texts in the same batch, and no
 # label may: dynamic quantisation over whole batches once changed one by 0.33.
 NEIGHBOUR_TOLERANCE = 1e-3
-# A graph with fused operators ships only where it saves this share: timing is never exact, and
-# the same recipe should give the same package. ONNX Runtime fuses at load in any case.
+# A graph with fused operators ships only where it saves this share in every round of measuring, at
+# every length: the same recipe should give the same package, and on a busy machine the medians of
+# two equal graphs were seen 6 % apart. ONNX Runtime fuses at load in any case.
 WORTHWHILE = 0.05
 
 Make = Callable[[Path, Path], object]
@@ -273,10 +273,10 @@ def choose(trial: Trial, arguments: ExportArguments) -> tuple[Candidate, dict[st
                 break
     if wanted in trial.unavailable and not any(map(_is_kind_of(wanted), trial.candidates.values())):
         raise ExportError(f"precision {wanted} cannot be had: {trial.unavailable[wanted]}")
-    costs = cpu_milliseconds({n: c.classifier for n, c in trial.candidates.items()})
-    for name, cost in costs.items():
+    rounds = cpu_milliseconds_by_round({n: c.classifier for n, c in trial.candidates.items()})
+    for name, cost in medians(rounds).items():
         trial.candidates[name].evidence["cpu_ms_per_text"] = cost
-    chosen, forced, reason = _first_that_may(trial, wanted, costs)
+    chosen, forced, reason = _first_that_may(trial, wanted, rounds)
     unavailable = [
         {"name": name, "verdict": "unavailable", "reasons": [why]}
         for name, why in trial.unavailable.items()
@@ -299,7 +299,7 @@ def _is_kind_of(wanted: str) -> Callable[[Candidate], bool]:
 
 
 def _first_that_may(
-    trial: Trial, wanted: str, costs: dict[str, dict[str, float]]
+    trial: Trial, wanted: str, rounds: dict[str, dict[str, list[float]]]
 ) -> tuple[Candidate, bool, str]:
     """What ships, whether the gates were overruled, and why in a sentence."""
     found = trial.candidates
@@ -324,8 +324,12 @@ def _first_that_may(
     chosen = found[FP32.name]
     fused = found.get(OPTIMISED.name)
     if fused is not None and fused.passed:
-        shares = [costs[OPTIMISED.name][at] / cost for at, cost in costs[FP32.name].items()]
-        if statistics.mean(shares) <= 1 - WORTHWHILE:
+        shares = [
+            fused_ms / plain_ms
+            for length, plain in rounds[FP32.name].items()
+            for fused_ms, plain_ms in zip(rounds[OPTIMISED.name][length], plain, strict=True)
+        ]
+        if max(shares) <= 1 - WORTHWHILE:
             chosen = fused
     whys = [f"{c.kind.name} is {c.verdict.outcome}" for c in reduced]
     whys += [f"{name} is not available" for name in trial.unavailable]
