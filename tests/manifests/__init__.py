@@ -1,0 +1,1 @@
+"""What the manifests are checked by: rendering, schemas, and what schemas miss."""

@@ -1,0 +1,93 @@
+"""Quantities and enumerations, which Kubernetes' schemas take as any string."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from tests.manifests.render import Manifests, label
+
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:(m|k|Ki|[MGTPE]i?)|[eE]([+-]?\d+))?")
+FACTORS = {"m": Decimal("0.001"), "k": Decimal(1000), "Ki": Decimal(1024)} | {
+    unit + i: Decimal(base) ** power
+    for power, unit in enumerate("MGTPE", start=2)
+    for i, base in (("", 1000), ("i", 1024))
+}
+# Fields of one meaning wherever they stand, and those named `type` by what they stand in.
+ENUMS = {
+    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "operator": {"Exists", "Equal", "In", "NotIn", "DoesNotExist"},
+    "pathType": {"Exact", "Prefix", "ImplementationSpecific"},
+    "policyTypes": {"Ingress", "Egress"},
+    "protocol": {"TCP", "UDP", "SCTP"},
+    "restartPolicy": {"Always", "OnFailure", "Never"},
+    "scheme": {"HTTP", "HTTPS"},
+    "selectPolicy": {"Max", "Min", "Disabled"},
+    "unhealthyPodEvictionPolicy": {"AlwaysAllow", "IfHealthyBudget"},
+    "whenUnsatisfiable": {"DoNotSchedule", "ScheduleAnyway"},
+}
+TYPES = {
+    "metrics": {"Resource", "ContainerResource", "Pods", "Object", "External"},
+    "policies": {"Pods", "Percent"},
+    "seccompProfile": {"RuntimeDefault", "Localhost", "Unconfined"},
+    "spec": {"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"},
+    "strategy": {"RollingUpdate", "Recreate"},
+    "target": {"Utilization", "Value", "AverageValue"},
+}
+
+
+def quantity(value: object) -> Decimal:
+    """A quantity as a number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = QUANTITY.fullmatch(str(value))
+    if match is None:
+        raise ValueError(f"{value!r} is no quantity")
+    number, unit, exponent = match.groups()
+    return Decimal(number) * FACTORS.get(unit, 1) * Decimal(10) ** int(exponent or 0)
+
+
+def fields(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every scalar, with the keys that lead to it; list items have their list's."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from fields(inner, (*path, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from fields(inner, path)
+    else:
+        yield path, value
+
+
+def enumerations(manifests: Manifests) -> Iterator[str]:
+    """Values that are none of those there are."""
+    for resource in manifests:
+        for path, value in fields(resource):
+            known = TYPES.get(path[-2]) if path[-1] == "type" else ENUMS.get(path[-1])
+            if known is not None and value not in known and "data" not in path:
+                yield f"{label(resource)} {'.'.join(path)}: {value} is none of {sorted(known)}"
+
+
+def quantities(manifests: Manifests) -> Iterator[str]:
+    """Amounts that cannot be read, and requests above their limits."""
+    for resource in manifests:
+        for path, value in fields(resource):
+            if path[-1] == "sizeLimit" or path[-2:-1] in (("requests",), ("limits",)):
+                try:
+                    quantity(value)
+                except ValueError as error:
+                    yield f"{label(resource)} {'.'.join(path)}: {error}"
+    for _, container in manifests.containers():
+        limits = container.get("resources", {}).get("limits", {})
+        for name, value in container.get("resources", {}).get("requests", {}).items():
+            try:
+                if name in limits and quantity(value) > quantity(limits[name]):
+                    yield f"container {container['name']} requests more {name} than its limit"
+            except ValueError:
+                continue
