@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
-.PHONY: help setup demo test test-all test-browser-setup screenshots lint clean \
-	bench-http bench-batching bench-serve bench-soak bench-sizing bench-gates bench-int8 \
+.PHONY: help setup demo test test-all test-browser-setup screenshots image test-image lint clean \
+	bench-http bench-batching bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare
 
 help:
@@ -13,12 +13,15 @@ help:
 	@echo "make demo      labelled text -> trained, exported, built, served, three answers"
 	@echo "make test      style, types and the fast tests"
 	@echo "make test-all  every test, the whole chain on real weights too"
+	@echo "make image     the newest bento as a container image; BENTO=, ENGINE=, PLATFORM=, REPOSITORY="
+	@echo "make test-image  an image built and run for real, by podman or docker"
 	@echo "make screenshots  take the README's pictures again      -> docs/"
 	@echo "make bench-http      what HTTP costs the server       -> benchmarks/results/http.json"
 	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
 	@echo "make bench-serve     the service beside other servers -> benchmarks/results/serve.{json,md,png}"
 	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
 	@echo "make bench-sizing    texts a second and core           -> benchmarks/results/sizing.json"
+	@echo "make bench-train     training beside the tutorial's    -> benchmarks/results/train.{json,md,png}"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
@@ -54,6 +57,14 @@ test-browser-setup:
 screenshots: setup test-browser-setup
 	$(BIN)/pytest -q tests/test_chain.py -k in_a_browser --screenshots docs
 
+image: setup
+	$(BIN)/whetstone image $(BENTO) $(if $(ENGINE),--engine $(ENGINE)) \
+		$(if $(PLATFORM),--platform $(PLATFORM)) \
+		$(if $(REPOSITORY),--image_repository $(REPOSITORY))
+
+test-image: setup
+	bash tests/image/run.sh $(BIN)
+
 # The example's model as it would be served: int8, reading up to 512 tokens.
 BENCH_KEYS := --output_dir runs/bench --max_length 512 --precision int8
 
@@ -75,6 +86,9 @@ bench-soak: runs/bench/package/manifest.json
 
 bench-sizing: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.sizing
+
+bench-train: setup
+	$(BIN)/python -m benchmarks.bench_train
 
 bench-int8: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.int8

@@ -511,8 +511,8 @@ def _wait_until_ready(
     raise ServerError(f"a server did not get ready within {seconds:.0f} s: {printed()}")
 
 
-def machine() -> dict[str, object]:
-    """Where and with what a figure was measured."""
+def machine(of: Sequence[str] = PACKAGES) -> dict[str, object]:
+    """Where and with what a figure was measured; `of` are the packages that matter to it."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -521,7 +521,7 @@ def machine() -> dict[str, object]:
                 model = line.partition(":")[2].strip()
                 break
     packages = {}
-    for name in PACKAGES:
+    for name in of:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

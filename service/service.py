@@ -112,9 +112,8 @@ def sound_model(tag: str) -> BentoModel:
 try:
     settings = read_settings()
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
-    check_device(settings.device)
     routes = Routes(settings, keys)
-except (SettingsError, ApiKeysError, DeviceError) as error:
+except (SettingsError, ApiKeysError) as error:
     raise BentoMLException(str(error)) from None
 
 
@@ -178,6 +177,19 @@ class TextClassifier:
         model = sound_model(pinned_model() or bentoml.use_arguments(BuildArguments).model)
     else:
         refuse_unsound(settings.package, settings.device)
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def refuse_missing_device() -> None:
+        """Raise BentoMLException where ONNX Runtime was not built for the device.
+
+        Once, before the first worker, and not on import: a bento for a GPU may be built where
+        there is none.
+        """
+        try:
+            check_device(settings.device)
+        except DeviceError as error:
+            raise BentoMLException(str(error)) from None
 
     def __init__(self) -> None:
         """Load, verify and warm up; until this returns, no probe is answered."""

@@ -40,6 +40,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="DIR", help="folder for the screenshots")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a container engine runs only where it is asked for: `-m image`."""
+    if "image" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("image")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     """A tiny model gains nothing from threads, and loses much where the cores are busy."""

@@ -46,14 +46,31 @@ RUN_ELSEWHERE = {
     ),
     "WHETSTONE_UI=1 bentoml serve service.service:TextClassifier": "test_ui",
     "bentoml build": "test_bento",
+    "make image": "test_image",
+    "WHETSTONE_DEVICE=cuda bentoml build -f bentofile.gpu.yaml "
+    "--arg model=text-classifier:<version>": "test_image",
+    "torchrun --nproc_per_node 2 -m training train examples/support_tickets/recipe.yaml": (
+        "test_resume"
+    ),
+    "whetstone tune examples/support_tickets/recipe.yaml --trials 20 --output_dir runs/tuned": (
+        "test_tune"
+    ),
     "WHETSTONE_API_KEYS_FILE=api-keys bentoml serve service.service:TextClassifier": (
         "test_contract"
     ),
 }
 # How a key is made; test_contract serves with it.
 MAKING_A_KEY = ("KEY=", "echo ")
-# Need a running server at a fixed port, or a container engine.
-NOT_HERE = ("curl ", "bentoml containerize ", "whetstone verify http")
+# Need a running server at a fixed port, a container engine or a cluster.
+NOT_HERE = (
+    "curl ",
+    "docker run ",
+    "kind ",
+    "kubectl ",
+    "sed -i 's/newTag",
+    "whetstone image ",
+    "whetstone verify http",
+)
 # test_bento and test_compare run them.
 WITH_A_VERSION = (
     "whetstone compare text-classifier:<version>",

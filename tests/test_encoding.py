@@ -11,11 +11,17 @@ import pytest
 
 from tests.conftest import example_rows
 from training.base_models import resolve_base_model
-from training.config import DataArguments, ExportArguments, ModelArguments, Recipe
+from training.config import (
+    DataArguments,
+    ExportArguments,
+    FineTuningArguments,
+    ModelArguments,
+    Recipe,
+)
 from training.data import Split
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, RecipeError
-from training.train import OrderedValidationTrainer
+from training.train import FineTuner
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,12 @@ def test_a_pair_is_one_row_of_both_texts(tokenizer: Any) -> None:
 def read(tokenizer: Any, config: Any = None, **keys: Any) -> Reading:
     pair = keys.pop("pair", None)
     recipe = Recipe(
-        ModelArguments(**keys), DataArguments(text_pair_column=pair), ExportArguments(), {}, Path()
+        ModelArguments(**keys),
+        DataArguments(text_pair_column=pair),
+        FineTuningArguments(),
+        ExportArguments(),
+        {},
+        Path(),
     )
     return usable_reading(recipe, tokenizer, config or SimpleNamespace(model_type="bert"))
 
@@ -156,7 +167,7 @@ def test_validation_rows_keep_their_order_where_training_is_grouped_by_length(
     names = sorted({row["label"] for row in rows})
     encoded = encode_split(split, tokenizer, names, "single_label", Reading(32))
     base = resolve_base_model(ModelArguments(model_name_or_path=str(tiny_base)))
-    trainer = OrderedValidationTrainer(
+    trainer = FineTuner(
         model=base.classifier(["a", "b", "c"], "single_label", 0),
         args=TrainingArguments(
             output_dir=str(tmp_path), group_by_length=True, use_cpu=True, report_to="none"

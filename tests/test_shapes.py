@@ -95,7 +95,10 @@ SHAPES: dict[str, tuple[Any, dict[str, str]]] = {
         pairs,
         {"text_pair_column": "second", "class_weights": "balanced", "max_length": "64"},
     ),
-    "binary": (two_labels, {"positive_label": "praise", "abstain_precision": "0.9"}),
+    "binary": (
+        two_labels,
+        {"positive_label": "praise", "abstain_precision": "0.9", "num_train_epochs": "10"},
+    ),
     "windows": (long_texts, {"long_text": "window", "max_length": "16", "window_stride": "4"}),
     "windows of several labels": (
         several_labels,

@@ -15,10 +15,11 @@ import yaml
 from tests.conftest import example_rows, write_csv
 from training.callbacks import Progress
 from training.config import load_recipe
-from training.defaults import careful_defaults, learning_rate
-from training.errors import BaseModelError, InterruptedRunError, RunError
+from training.defaults import careful_defaults, learning_rate, warnings_about
+from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE
 from training.train import (
+    drop_torn_checkpoints,
     last_checkpoint,
     open_run,
     train,
@@ -69,6 +70,89 @@ def test_every_key_in_force_is_written_out(tiny_run_folder: Path) -> None:
     # Also where transformers' own default is the same.
     assert resolved["lr_scheduler_type"] == "linear"
     assert resolved["name"] == "tiny"
+
+
+def test_what_was_computed_says_why(tiny_run_folder: Path) -> None:
+    lines = (tiny_run_folder / RESOLVED_RECIPE).read_text("utf-8").splitlines()
+    by_key = {line.partition(":")[0]: line for line in lines if not line.startswith("#")}
+    for key in ("warmup_ratio", "weight_decay", "early_stopping_patience", "layerwise_lr_decay"):
+        assert "  # " in by_key[key], key
+    # The recipe's own needs no reason.
+    for key in ("learning_rate", "name", "freeze_layers"):
+        assert "#" not in by_key[key], key
+
+
+def test_frozen_layers_stay_as_they_were(
+    tiny_base: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    keys = {"freeze_layers": "1", "layerwise_lr_decay": "0.9", "num_train_epochs": "1"}
+    train(recipe_at(tiny_recipe, tmp_path / "run", **keys))
+    before = load_file(tiny_base / "model.safetensors")
+    after = load_file(tmp_path / "run" / CHECKPOINT / "model.safetensors")
+    for name, old in before.items():
+        frozen = name.startswith(("embeddings.", "encoder.layer.0."))
+        assert torch.equal(old, after[f"bert.{name}"]) is frozen, name
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [("1", 2), ("0", 4)])
+def test_training_stops_where_it_no_longer_gets_better(
+    tiny_recipe: Path, tmp_path: Path, patience: str, epochs: int
+) -> None:
+    # At this rate nothing changes: the first epoch stays the best.
+    keys = {"learning_rate": "1e-12", "num_train_epochs": "4", "early_stopping_patience": patience}
+    record = train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record
+    assert len(record["evaluations"]) == epochs
+    assert record["kept_step"] == record["evaluations"][0]["step"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"freeze_layers": "-1"}, "freeze_layers is -1: it cannot be negative"),
+        ({"freeze_layers": "99"}, "freeze_layers is 99, and the model has 2 layers"),
+        ({"layerwise_lr_decay": "1.5"}, "lies above 0 and is at most 1"),
+        ({"layerwise_lr_decay": "0.9", "optim": "adafactor"}, None),
+        (
+            {"early_stopping_patience": "2", "load_best_model_at_end": "false"},
+            "early_stopping_patience needs load_best_model_at_end",
+        ),
+    ],
+)
+def test_what_of_the_model_is_trained_has_to_be_possible(
+    tiny_recipe: Path, tmp_path: Path, keys: dict[str, str], reason: str | None
+) -> None:
+    keys = keys | {"num_train_epochs": "1"}
+    if reason is None:
+        assert train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record["finished"]
+        return
+    with pytest.raises(RecipeError, match=reason):
+        train(recipe_at(tiny_recipe, tmp_path / "run", **keys))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_destroys_what_the_model_knows_is_said(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    given = {"learning_rate": 4e-4}
+    (sentence,) = warnings_about(given, 110_000_000)
+    assert "0.0004 is above 0.0001" in sentence and "2e-05 is the default" in sentence
+    assert not warnings_about(given, 23_000_000)
+    assert not warnings_about({"learning_rate": 5e-5}, 110_000_000)
+    assert not warnings_about({}, 110_000_000)
+
+
+def test_the_same_recipe_gives_the_same_version(tiny_recipe: Path, tmp_path: Path) -> None:
+    from service.model_package import read_manifest
+    from training.export import export
+
+    versions = []
+    for name in ("one", "other"):
+        run = train(recipe_at(tiny_recipe, tmp_path / name, num_train_epochs="1"))
+        versions.append(read_manifest(export(run)).version)
+    assert versions[0] == versions[1]
 
 
 def test_the_same_run_goes_on_without_training_again(
@@ -176,6 +260,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, torn: str
         (folder / "model.safetensors").touch()
         if state:
             (folder / "trainer_state.json").write_text(state)
+    drop_torn_checkpoints(tmp_path)
     assert Path(last_checkpoint(tmp_path) or "").name == "checkpoint-20"
 
 
@@ -227,9 +312,20 @@ def test_learning_rates_stay_where_models_remember(
     assert lowest <= learning_rate(parameters, labels) <= highest
 
 
-def test_few_rows_get_more_passes() -> None:
-    def epochs(rows: int) -> int:
-        passes: int = careful_defaults(23_000_000, rows, 4, {})["num_train_epochs"]
-        return passes
+@pytest.mark.parametrize(
+    ("rows", "labels", "assigned", "expected"),
+    [(150, 4, 150, 10), (10_003, 77, 10_003, 6), (4_460, 2, 4_460, 3), (12_000, 8, 900, 6)],
+)
+def test_what_has_few_rows_is_seen_more_often(
+    rows: int, labels: int, assigned: int, expected: int
+) -> None:
+    found = careful_defaults(23_000_000, rows, labels, {}, assigned=assigned)
+    assert found["num_train_epochs"].value == expected
 
-    assert epochs(500) > epochs(3_000) > epochs(50_000) >= 3
+
+def test_processes_share_a_batch() -> None:
+    def size(processes: int) -> Any:
+        found = careful_defaults(23_000_000, 4_000, 2, {}, processes=processes)
+        return found["per_device_train_batch_size"].value
+
+    assert [size(processes) for processes in (1, 2, 16, 64)] == [16, 8, 1, 1]

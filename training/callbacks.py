@@ -1,4 +1,4 @@
-"""What happens between training steps: the progress bar, and stopping when asked to."""
+"""What happens between training steps: the progress bar, and stopping, early or when asked to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training.distributed import any_of_all, is_first
 from training.progress import progress
 
 SHOWN = {
@@ -28,7 +29,8 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.bar = progress(state.max_steps, "train", "step", initial=state.global_step)
+        if is_first():
+            self.bar = progress(state.max_steps, "train", "step", initial=state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -59,8 +61,28 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
+class StopEarly(TrainerCallback):
+    """Stop after `patience` evaluations without a better one.
+
+    It reads the evaluations of the run's state, which a resumed run has too: transformers' own
+    callback counts for itself, and would count anew.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        name = str(args.metric_for_best_model).removeprefix("eval_")
+        scores = [entry[key] for entry in state.log_history if (key := f"eval_{name}") in entry]
+        best = max(scores) if args.greater_is_better else min(scores)
+        if len(scores) - 1 - scores.index(best) >= self.patience:
+            control.should_training_stop = True
+
+
 class StopOnRequest(TrainerCallback):
-    """Save and stop after the step during which `requested` was set."""
+    """Save and stop after the step during which `requested` was set, in whichever process."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -68,6 +90,7 @@ class StopOnRequest(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.requested = any_of_all(self.requested)
         if self.requested:
             control.should_save = True
             control.should_training_stop = True

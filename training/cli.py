@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.distributed import is_first
 from training.errors import InterruptedRunError, WhetstoneError
 
 EXIT_ERROR = 1
@@ -85,8 +87,9 @@ def train(parsed: argparse.Namespace) -> None:
     from training.train import train as train_recipe
 
     run = train_recipe(recipe, overwrite=overwrite)
-    print(f"checkpoint: {run.checkpoint}")
-    print(f"next: whetstone export {_again(parsed)}")
+    if is_first():
+        print(f"checkpoint: {run.checkpoint}")
+        print(f"next: whetstone export {_again(parsed)}")
 
 
 def export(parsed: argparse.Namespace) -> None:
@@ -194,12 +197,45 @@ def compare(parsed: argparse.Namespace) -> int:
     return EXIT_OF_VERDICT[found.outcome]
 
 
+def image(parsed: argparse.Namespace) -> None:
+    """`whetstone image [BENTO]`"""
+    from training.image import build_image, describe, find_engine
+    from training.layout import IMAGES
+
+    engine = find_engine(parsed.engine)
+    print(f"building with {engine}; the first build takes a minute or two", flush=True)
+    built = build_image(
+        parsed.bento,
+        engine,
+        platform=parsed.platform,
+        repository=parsed.image_repository,
+        sbom_folder=IMAGES,
+    )
+    print(describe(built))
+
+
 def run(parsed: argparse.Namespace) -> None:
     """`whetstone run RECIPE`: train, export, evaluate, register."""
     recipe, overwrite = _recipe(parsed)
     from training.run import run_chain
 
-    print(run_chain(recipe, overwrite=overwrite))
+    summary = run_chain(recipe, overwrite=overwrite)
+    if summary is not None:
+        print(summary)
+
+
+def tune(parsed: argparse.Namespace) -> None:
+    """`whetstone tune RECIPE --trials N`"""
+    recipe, overwrite = _recipe(parsed)
+    from training.tune import PICTURE, STUDY, print_trials
+    from training.tune import tune as search
+
+    if not re.fullmatch(r"[1-9]\d*", str(parsed.trials)):
+        parsed.command.error("how many trainings may it try? --trials N, from 1 on")
+    tuned = search(recipe, int(parsed.trials), overwrite=overwrite)
+    print_trials(tuned)
+    print(f"written: {tuned.recipe}, {tuned.folder / PICTURE}, {tuned.folder / STUDY}")
+    print(f"next: whetstone run {tuned.recipe} --overwrite")
 
 
 def predict(parsed: argparse.Namespace) -> None:
@@ -238,14 +274,19 @@ def _parser() -> argparse.ArgumentParser:
         (run, "train, export, evaluate and register: a recipe in, a measured package out"),
         (train, "fine-tune: a recipe in, a checkpoint out"),
         (export, "make the model package from the checkpoint, proven equal to it"),
+        (tune, "search for better hyperparameters than the computed ones"),
     ):
         command = _add_verb(verbs, verb, text)
         command.set_defaults(overwrite=False)
         flag = "" if verb is export else " [--overwrite]"
+        if verb is tune:
+            flag = " --trials N" + flag
         command.usage = f"whetstone {verb.__name__} RECIPE{flag} [--key value ...]"
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = _recipe_keys()
         command.add_argument("recipe", type=Path, help="YAML file of the keys below")
+        if verb is tune:
+            command.add_argument("--trials", metavar="N", help="trainings to try, at most")
         if verb is not export:
             command.add_argument(
                 "--overwrite", action="store_true", help="replace what the run folder holds"
@@ -308,6 +349,21 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder for compare.json, flips.csv and index.html (default: "
         "comparisons/<champion>-<challenger>-<data>)",
+    )
+
+    command = _add_verb(verbs, image, "build the container image of a bento")
+    command.add_argument(
+        "bento",
+        nargs="?",
+        default="text-classifier:latest",
+        help="tag of the bento (default: the one that was built last); its version is the image's",
+    )
+    command.add_argument(
+        "--engine", help="docker, podman or buildah (default: the first of them that can be used)"
+    )
+    command.add_argument("--platform", help="such as linux/arm64 (default: the engine's own)")
+    command.add_argument(
+        "--image_repository", metavar="NAME", help="name without tag (default: the bento's)"
     )
 
     command = _add_verb(verbs, predict, "classify every row of a file, however large")
@@ -391,6 +447,8 @@ def _recipe(parsed: argparse.Namespace) -> tuple[Any, bool]:
 
     overrides = parse_overrides(parsed.overrides)
     overwrite = parsed.overwrite or overrides.pop("overwrite", None) == "true"
+    if "trials" in parsed:
+        parsed.trials = overrides.pop("trials", parsed.trials)
     return load_recipe(parsed.recipe, overrides), overwrite
 
 
@@ -415,8 +473,14 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _quiet_libraries() -> None:
-    """One voice: our own lines and bars; the libraries speak up only when something is wrong."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    """One voice: our own lines and bars; the libraries speak up only when something is wrong.
+
+    Of several processes that train together, the first one's.
+    """
+    level = logging.WARNING if is_first() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    if not is_first():
+        os.environ["TQDM_DISABLE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

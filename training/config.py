@@ -102,6 +102,25 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
+class FineTuningArguments:
+    """What of the pre-trained model is changed, how fast and for how long."""
+
+    freeze_embeddings: bool = _key(False, "leave the embeddings as they were pre-trained")
+    freeze_layers: int = _key(
+        0, "leave so many of the lowest layers, and the embeddings, as they were pre-trained"
+    )
+    layerwise_lr_decay: float | None = _key(
+        None,
+        "each layer learns at so many times the rate of the one above it; 1 is one rate for all, "
+        "computed if not given",
+    )
+    early_stopping_patience: int | None = _key(
+        None,
+        "stop after so many evaluations without a better one; 0 is never, computed if not given",
+    )
+
+
+@dataclass(frozen=True)
 class ExportArguments:
     """The package that ships."""
 
@@ -144,7 +163,7 @@ class ExportArguments:
     )
 
 
-OWN_ARGUMENTS = (DataArguments, ModelArguments, ExportArguments)
+OWN_ARGUMENTS = (DataArguments, ModelArguments, FineTuningArguments, ExportArguments)
 
 
 @dataclass(frozen=True)
@@ -153,13 +172,16 @@ class Recipe:
 
     model: ModelArguments
     data: DataArguments
+    tuning: FineTuningArguments
     export: ExportArguments
     training: dict[str, Any]
     output_dir: Path
 
     def as_dict(self) -> dict[str, Any]:
         """The keys as a recipe would state them, without `output_dir`."""
-        own = [dataclasses.asdict(part) for part in (self.data, self.model, self.export)]
+        own = [
+            dataclasses.asdict(part) for part in (self.data, self.model, self.tuning, self.export)
+        ]
         merged = {key: value for part in own for key, value in part.items() if value is not None}
         return merged | self.training
 
@@ -198,9 +220,12 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> 
         stated = {key: value for key, value in stated.items() if key not in FILE_KEYS}
     values = {**stated, **overrides}
     own = {field.name for part in OWN_ARGUMENTS for field in dataclasses.fields(part)}
-    data, model, export = _parse(OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own})
+    data, model, tuning, export = _parse(
+        OWN_ARGUMENTS, {k: v for k, v in values.items() if k in own}
+    )
     _check_name(data, str(path or "the command line"))
     _check_shape(data, model, export)
+    _check_tuning(tuning)
     output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
     given = {key: value for key, value in values.items() if key not in own}
     # Types and contradictions, before any work; the strategies as `careful_defaults` has them.
@@ -208,7 +233,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> 
     typed = parse_training_arguments({**strategies, **given, "output_dir": str(output_dir)})
     plain = typed.to_dict()
     training = {key: plain.get(key, value) for key, value in given.items()}
-    return Recipe(model, data, export, training, output_dir)
+    return Recipe(model, data, tuning, export, training, output_dir)
 
 
 def parse_training_arguments(values: Mapping[str, Any]) -> TrainingArguments:
@@ -348,6 +373,16 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
             f"precision {export.precision} is for the {'CPU' if on_gpu else 'GPU'}, and "
             f"target_device is {export.target_device}: change one of them"
         )
+
+
+def _check_tuning(tuning: FineTuningArguments) -> None:
+    for key in ("freeze_layers", "early_stopping_patience"):
+        value = getattr(tuning, key)
+        if value is not None and value < 0:
+            raise RecipeError(f"{key} is {value}: it cannot be negative")
+    decay = tuning.layerwise_lr_decay
+    if decay is not None and not 0 < decay <= 1:
+        raise RecipeError(f"layerwise_lr_decay is {decay}: it lies above 0 and is at most 1")
 
 
 def parse_class_weights(value: str) -> Literal["none", "balanced"] | dict[str, float]:

@@ -1,15 +1,31 @@
-"""Careful hyperparameters, computed from model size, rows and labels.
+"""Careful hyperparameters, computed from model size, rows and labels, each with its reason.
 
 Every value is a default: a key of the recipe or the command line wins.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.model_package import Task
+
+# Parameters below which an encoder is a small one, of BERT-base's size, and larger than that.
+SMALL = 40_000_000
+MIDDLING = 90_000_000
+LARGE = 200_000_000
+# Sun et al. 2019 (arXiv:1905.05583, Catastrophic Forgetting): with 4e-4 BERT-base does not converge
+# any more, and 2e-5 is what keeps it from forgetting.
+DESTRUCTIVE = 1e-4
+
+
+class Default(NamedTuple):
+    """A value and, in half a sentence, why it is this one."""
+
+    value: Any
+    reason: str
 
 
 def learning_rate(parameters: int, labels: int) -> float:
@@ -20,22 +36,21 @@ def learning_rate(parameters: int, labels: int) -> float:
     labels the more: a head over many labels is learned from few rows of each. Measured with
     all-MiniLM-L6-v2: two labels do best at 5e-5, 77 at 3e-4.
     """
-    if parameters < 40_000_000:
+    if parameters < SMALL:
         return min(3e-4, 5e-5 * math.sqrt(labels / 2))
-    if parameters < 90_000_000:
+    if parameters < MIDDLING:
         return 5e-5
-    if parameters < 200_000_000:
+    if parameters < LARGE:
         return 2e-5
     return 1e-5
 
 
-def epochs(rows: int, labels: int) -> int:
-    """Passes over the training rows: more where rows, or rows of a label, are few.
+def epochs(rows_of_label: float) -> int:
+    """Passes over the training rows, by how many rows a label has on average.
 
-    The checkpoint of the best epoch is kept, so a pass too many costs time, not quality.
+    What is learned from few rows has to be seen more often; from many, more passes only overfit.
     """
-    passes = 10 if rows < 1_000 else 6 if rows < 5_000 else 4 if rows < 20_000 else 3
-    return passes + 2 if labels >= 20 else passes
+    return 10 if rows_of_label < 50 else 6 if rows_of_label < 500 else 3
 
 
 def careful_defaults(
@@ -44,36 +59,96 @@ def careful_defaults(
     labels: int,
     given: Mapping[str, Any],
     task: Task = "single_label",
-) -> dict[str, Any]:
-    """TrainingArguments keys for a model of `parameters`, on `rows` with `labels` labels.
+    *,
+    assigned: int | None = None,
+    processes: int = 1,
+) -> dict[str, Default]:
+    """Keys for a model of `parameters`, on `rows` with `labels` labels.
 
-    `given` are the recipe's own keys, which some defaults have to suit.
+    Args:
+        given: the recipe's own keys, which some defaults have to suit.
+        assigned: labels of all rows together, which may have several or none; `rows` if not given.
+        processes: that train together; each takes its share of a batch.
     """
     import torch
 
-    batch_size = 16 if rows < 8_000 else 32
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
     # Emulated bf16, on cards before Ampere, is slower than fp32.
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    of_label = (rows if assigned is None else assigned) / labels
+    few = rows < 8_000
+    tracked = importlib.util.find_spec("tensorboard") is not None
+    batch = 16 if few else 32
+    shared = f"; {batch} in all processes together" if processes > 1 else ""
+    size = f"{parameters / 1e6:.3g} M parameters"
     return {
-        "learning_rate": learning_rate(parameters, labels),
-        "num_train_epochs": epochs(rows, labels),
-        "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": 64,
-        "lr_scheduler_type": "linear",
-        "warmup_ratio": 0.1,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "group_by_length": True,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        # The best and the last: with 1 the Trainer deletes the last when training stops early.
-        "save_total_limit": 2,
-        "load_best_model_at_end": True,
-        # Thresholds come after training: several labels are compared without them.
-        "metric_for_best_model": "macro_f1" if task == "single_label" else "average_precision",
-        "logging_steps": 10,
-        "report_to": "none",
-        "bf16": bf16 and not given.get("fp16"),
-        "dataloader_pin_memory": cuda,
+        "learning_rate": Default(
+            learning_rate(parameters, labels),
+            f"{size}, {labels} labels: small encoders need more with more labels (measured)"
+            if parameters < SMALL
+            else f"{size}: above a few 1e-5 encoders of this size forget (Devlin et al. 2019, A.3)",
+        ),
+        "layerwise_lr_decay": Default(
+            1.0 if parameters < SMALL else 0.95,
+            "a small encoder has to move as a whole"
+            if parameters < SMALL
+            else "lower layers hold what is general and move less (Sun et al. 2019)",
+        ),
+        "num_train_epochs": Default(
+            epochs(of_label), f"{of_label:,.0f} rows a label: few are seen more often"
+        ),
+        "early_stopping_patience": Default(
+            3,
+            "epochs without a better validation score: the rest is not worth its time",
+        ),
+        "per_device_train_batch_size": Default(
+            max(1, batch // processes),
+            ("below 8,000 rows: more steps" if few else "8,000 rows or more: steadier steps")
+            + shared,
+        ),
+        "per_device_eval_batch_size": Default(64, "without gradients, in the order of length"),
+        "lr_scheduler_type": Default("linear", "to 0, as BERT was fine-tuned (Devlin et al. 2019)"),
+        "warmup_ratio": Default(0.1, "the new head's first gradients are noise; as BERT's"),
+        "weight_decay": Default(0.01, "as BERT's; not of biases and norms"),
+        "max_grad_norm": Default(1.0, "as BERT's: one odd batch does not undo others"),
+        "label_smoothing_factor": Default(0.0, "probabilities are calibrated after training"),
+        "group_by_length": Default(True, "batches of like length need little padding"),
+        "eval_strategy": Default("epoch", "the checkpoint of the best epoch is kept"),
+        "save_strategy": Default("epoch", "the checkpoint of the best epoch is kept"),
+        # With 1 the Trainer deletes the last when training stops early.
+        "save_total_limit": Default(2, "the best and the last"),
+        "load_best_model_at_end": Default(True, "the checkpoint of the best epoch is kept"),
+        "metric_for_best_model": Default(
+            *(
+                ("macro_f1", "every label counts alike")
+                if task == "single_label"
+                else ("average_precision", "thresholds are chosen after training")
+            )
+        ),
+        "logging_steps": Default(10, "what the progress bar shows"),
+        "report_to": Default(
+            "tensorboard" if tracked else "none",
+            "`tensorboard --logdir` shows it" if tracked else "tensorboard is not installed",
+        ),
+        "bf16": Default(
+            bf16 and not given.get("fp16"),
+            "the device multiplies in it" if bf16 else "the device does not multiply in it",
+        ),
+        "dataloader_num_workers": Default(
+            2 if cuda else 0, "a GPU does not wait for batches" if cuda else "the cores compute"
+        ),
+        "dataloader_pin_memory": Default(cuda, "for copies to a GPU" if cuda else "no GPU"),
     }
+
+
+def warnings_about(given: Mapping[str, Any], parameters: int) -> list[str]:
+    """What of the recipe's own keys is known to end badly, a sentence each."""
+    found = []
+    rate = given.get("learning_rate")
+    if rate is not None and rate > DESTRUCTIVE and parameters >= MIDDLING:
+        found.append(
+            f"learning_rate {rate:g} is above {DESTRUCTIVE:g}, where encoders of "
+            f"{parameters / 1e6:.0f} M parameters lose what they know (Sun et al. 2019): "
+            f"{learning_rate(parameters, 2):g} is the default"
+        )
+    return found

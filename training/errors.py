@@ -7,7 +7,8 @@ WhetstoneError
 ├── RunError          a run folder that cannot be used
 ├── ExportError       what was exported is not what was trained
 ├── VerifyError       a copy or a service that is not what it should be
-└── CompareError      two packages that cannot be compared
+├── CompareError      two packages that cannot be compared
+└── ImageError        a container image that cannot be built
 """
 
 
@@ -41,6 +42,10 @@ class VerifyError(WhetstoneError):
 
 class CompareError(WhetstoneError):
     """Two packages, or a package and a file, cannot be compared."""
+
+
+class ImageError(WhetstoneError):
+    """There is no engine, no bento or no model to build an image of, or the build failed."""
 
 
 class InterruptedRunError(WhetstoneError):

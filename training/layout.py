@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 CHECKPOINT = "checkpoint"
 PACKAGE = "package"
 REPORT = "report"
+TRACKING = "tensorboard"
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "index.html"
 CONFUSION_FILE = "confusion.png"
@@ -16,5 +19,7 @@ FLIPS_FILE = "flips.csv"
 RECORD = "training.json"
 RESOLVED_RECIPE = "resolved_recipe.yaml"
 # Everything that a run makes, and so all that `--overwrite` removes.
-RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT)
+RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT, TRACKING)
 RUN_FILES = (RECORD, RESOLVED_RECIPE, METRICS_FILE)
+# Bills of materials, beside the images that they are inside of, too.
+IMAGES = Path("runs") / "images"

@@ -9,6 +9,7 @@ from service.model_package import CARD_FILE, read_manifest, write_manifest, writ
 from training.candidates import print_selection
 from training.card import model_card
 from training.config import Recipe
+from training.distributed import is_first
 from training.evaluate import (
     draw_metrics,
     evaluate,
@@ -24,13 +25,18 @@ from training.report import write_report
 from training.train import TrainedRun, train
 
 
-def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str:
+def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str | None:
     """Train, export, evaluate, register; the summary for the screen.
+
+    Of several processes that train together the first one goes on after training; None in the
+    others.
 
     Raises:
         WhetstoneError: a step was refused; what earlier steps made is kept.
     """
     run = train(recipe, overwrite=overwrite)
+    if not is_first():
+        return None
     package = export(run)
     print_selection(read_manifest(package).selection)
     measured = _measure(run, package)

@@ -10,6 +10,7 @@ force) and `training.json` (what was trained on what, and how it went).
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +26,36 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import yaml
 from rich.console import Console
-from torch.utils.data import SequentialSampler
+from safetensors import SafetensorError
+from torch.utils.data import Sampler, SequentialSampler
 from tqdm import tqdm
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from service.decisions import aggregate_windows, probabilities
 from service.model_package import write_text
 from training.base_models import BaseModel, resolve_base_model, start_at_priors
 from training.calibrate import check_choices
-from training.callbacks import Progress, StopOnRequest
+from training.callbacks import Progress, StopEarly, StopOnRequest
 from training.check import look_at
-from training.config import FILE_KEYS, ExportArguments, Recipe, parse_training_arguments
+from training.config import (
+    FILE_KEYS,
+    ExportArguments,
+    FineTuningArguments,
+    Recipe,
+    parse_training_arguments,
+)
 from training.data import (
     LabelledData,
     chosen_golden_texts,
@@ -47,11 +63,13 @@ from training.data import (
     read_rows,
     usable_data,
 )
-from training.defaults import careful_defaults
+from training.defaults import Default, careful_defaults, warnings_about
+from training.distributed import is_first, processes, wait_for_all
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.exporter import refuse_unexportable_family
 from training.findings import find_errors
+from training.layers import freeze, parameter_groups
 from training.layout import (
     CHECKPOINT,
     DATA_FILE,
@@ -61,6 +79,7 @@ from training.layout import (
     RESOLVED_RECIPE,
     RUN_FILES,
     RUN_FOLDERS,
+    TRACKING,
 )
 from training.losses import label_odds, label_weights, weighted_loss
 from training.metrics import validation_metrics
@@ -68,12 +87,14 @@ from training.preflight_report import draw_data, print_findings, write_findings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 42
 EVALUATED = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision")
+# A checkpoint that failed with less than this left failed because of it.
+FULL_DISK_BYTES = 16 << 20
 # What protobuf, and so one ONNX file, can hold.
 LARGEST_GRAPH_BYTES = 2**31
 
@@ -100,8 +121,12 @@ class TrainedRun:
         return Reading(self.record["max_length"], stride, aggregation)
 
 
-def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
+def train(
+    recipe: Recipe, *, overwrite: bool = False, callbacks: Sequence[TrainerCallback] = ()
+) -> TrainedRun:
     """Train, or go on with a run of the same recipe and data that did not finish.
+
+    Of several processes all train, and the first one writes. `callbacks` look on, or stop it.
 
     Raises:
         WhetstoneError: the data, base model or run folder cannot be used.
@@ -127,45 +152,61 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> TrainedRun:
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
-    found = look_at(recipe, rows, errors, tokenizer)
-    print_findings(found, Console(stderr=True, markup=False, emoji=False))
-    arguments = training_arguments(recipe, model.num_parameters(), data)
-    # Only now, when nothing that was given can be refused any more.
-    _claim_folder(recipe.output_dir, identity, overwrite)
-    _write_resolved_recipe(recipe, arguments, reading)
-    write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
-    draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
-    trainer = _make_trainer(model, tokenizer, data, arguments, reading, weights)
+    arguments, tuning, reasons = settle(recipe, model.num_parameters(), data)
+    freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
+    # All have looked at the folder before it changes.
+    wait_for_all()
+    if is_first():
+        found = look_at(recipe, rows, errors, tokenizer)
+        print_findings(found, Console(stderr=True, markup=False, emoji=False))
+        # Only now, when nothing that was given can be refused any more.
+        _claim_folder(recipe.output_dir, identity, overwrite)
+        _write_resolved_recipe(recipe, arguments, tuning, reasons, reading)
+        write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
+        draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
+        drop_torn_checkpoints(recipe.output_dir)
+    wait_for_all()
+    trainer = make_trainer(model, tokenizer, data, arguments, tuning, reading, weights)
 
     started = time.monotonic()
-    with _graceful_interrupt(trainer):
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    with _graceful_interrupt(trainer), _full_disk_in_a_sentence(recipe.output_dir):
         trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output_dir))
+    wait_for_all()
     facts = {
         "identity": identity,
         "max_length": reading.max_length,
         "window_stride": reading.window_stride,
         "base_model": provenance,
+        "processes": processes(),
+        "fine_tuning": dataclasses.asdict(tuning),
         "seconds": round(time.monotonic() - started, 1),
     }
     record = _finish(trainer, recipe, facts)
+    # The first has finished the folder.
+    wait_for_all()
     return TrainedRun(recipe.output_dir, recipe, data, record)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole one of the Trainer's own checkpoints in a run folder, if there is one.
+def drop_torn_checkpoints(folder: Path) -> None:
+    """Delete the newest of the Trainer's own checkpoints in a run folder until one is whole.
 
-    The Trainer writes `trainer_state.json` last: a checkpoint without it was torn by a kill, and is
-    deleted.
+    The Trainer writes `trainer_state.json` last: a checkpoint without it was torn by a kill.
     """
-    place = folder / CHECKPOINT
-    while place.is_dir() and (newest := get_last_checkpoint(str(place))) is not None:
+    while (newest := last_checkpoint(folder)) is not None:
         try:
             json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(newest)
         else:
-            return newest
-    return None
+            return
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest of the Trainer's own checkpoints in a run folder, if there is one."""
+    place = folder / CHECKPOINT
+    return get_last_checkpoint(str(place)) if place.is_dir() else None
 
 
 def open_run(recipe: Recipe) -> TrainedRun:
@@ -220,43 +261,120 @@ def refuse_unexportable(
         )
 
 
-def training_arguments(recipe: Recipe, parameters: int, data: LabelledData) -> TrainingArguments:
-    """The recipe's keys over the careful defaults.
+def settle(
+    recipe: Recipe, parameters: int, data: LabelledData
+) -> tuple[TrainingArguments, FineTuningArguments, dict[str, str]]:
+    """The recipe's keys over the careful defaults, and the reason of every default in force.
 
     Raises:
-        RecipeError: a key does not suit the task.
+        RecipeError: a key does not suit the task, or another one.
     """
+    for sentence in warnings_about(recipe.training, parameters):
+        logger.warning(sentence)
     defaults = careful_defaults(
-        parameters, len(data.train), len(data.labels), recipe.training, data.task
+        parameters,
+        len(data.train),
+        len(data.labels),
+        recipe.training,
+        data.task,
+        assigned=sum(map(len, data.train.labels)),
+        processes=processes(),
     )
-    defaults |= {"seed": DEFAULT_SEED}
+    defaults |= {"seed": Default(DEFAULT_SEED, "any number; the same one gives the same model")}
+    given = recipe.as_dict()
+    own = {key: defaults.pop(key) for key in vars(recipe.tuning) if key in defaults}
+    values = {key: default.value for key, default in defaults.items()}
+    values["logging_dir"] = str(recipe.output_dir / TRACKING)
     places = {"output_dir": str(recipe.output_dir / CHECKPOINT)}
-    arguments = parse_training_arguments(defaults | recipe.training | places)
+    arguments = parse_training_arguments(values | recipe.training | places)
     if arguments.label_smoothing_factor and data.task == "multi_label":
         raise RecipeError(
             "label_smoothing_factor is for one label a row, and this data has several: leave it out"
         )
-    return arguments
+    if not arguments.load_best_model_at_end:
+        if given.get("early_stopping_patience"):
+            raise RecipeError(
+                "early_stopping_patience needs load_best_model_at_end: true: without it the last "
+                "checkpoint is kept, however bad"
+            )
+        own["early_stopping_patience"] = Default(0, "the last checkpoint is kept, not the best")
+    tuning = dataclasses.replace(
+        recipe.tuning, **{key: own[key].value for key in own if key not in given}
+    )
+    reasons = {k: default.reason for k, default in (defaults | own).items() if k not in given}
+    return arguments, tuning, reasons
 
 
-class OrderedValidationTrainer(Trainer):
-    """A Trainer that keeps the order of the validation rows also where it groups by length.
+class SeededLengthSampler(LengthGroupedSampler):
+    """Batches of like length in an order that seed and epoch decide, and nothing else.
 
-    The metrics put windows together by their order; the rows are sorted by length already.
+    transformers' takes it from the global generator, whose state differs between processes once
+    they have dropped out different activations: rows would be seen twice, others never.
     """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, by the Trainer's data loader."""
+        self.generator.manual_seed(self._seed + epoch)
+
+
+class FineTuner(Trainer):
+    """A Trainer whose layers may learn at rates of their own, and that keeps validation in order.
+
+    The metrics put windows together by their order, also where training groups by length; the rows
+    are sorted by length already.
+    """
+
+    layerwise_lr_decay = 1.0
+
+    def create_optimizer(self) -> Any:
+        """As transformers makes it, with groups of parameters by layer.
+
+        Raises:
+            RecipeError: that optimizer takes no groups of ours.
+        """
+        if self.optimizer is None and self.layerwise_lr_decay < 1:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if {"params", "model", "optimizer_dict"} & set(options):
+                raise RecipeError(
+                    f"optim {self.args.optim} has rates of its own: use another one, or "
+                    "layerwise_lr_decay: 1"
+                )
+            groups = parameter_groups(
+                self.model,
+                self.get_decay_parameter_names(self.model),
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                layerwise_lr_decay=self.layerwise_lr_decay,
+            )
+            self.optimizer = kind(groups, **options)
+        return super().create_optimizer()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        found = super()._get_train_sampler(train_dataset)
+        if not isinstance(found, LengthGroupedSampler):
+            return found
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SeededLengthSampler(found.batch_size, found.lengths, seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
         return SequentialSampler(eval_dataset)
 
 
-def _make_trainer(
-    model: PreTrainedModel,
+def make_trainer(
+    model: PreTrainedModel | Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
     data: LabelledData,
     arguments: TrainingArguments,
+    tuning: FineTuningArguments,
     reading: Reading,
     weights: list[float] | None,
 ) -> Trainer:
+    """The Trainer of a run; `model` may also be what makes a new one for every trial."""
     ordered = by_length(data.validation)
     train, validation = (
         encode_split(split, tokenizer, data.labels, data.task, reading)
@@ -272,13 +390,17 @@ def _make_trainer(
         )
         return validation_metrics(probs, targets, data.task)
 
-    trainer = OrderedValidationTrainer(
-        model=model,
+    made = {"model": model} if isinstance(model, PreTrainedModel) else {"model_init": model}
+    trainer = FineTuner(
+        **made,
         args=arguments,
         train_dataset=train.table,
         eval_dataset=validation.table,
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        # Tensor cores multiply by eights (NVIDIA, Deep Learning Performance Guide).
+        data_collator=DataCollatorWithPadding(
+            tokenizer, pad_to_multiple_of=8 if arguments.device.type == "cuda" else None
+        ),
         compute_loss_func=(
             weighted_loss(weights, data.task, arguments.label_smoothing_factor)
             if weights is not None
@@ -287,6 +409,9 @@ def _make_trainer(
         compute_metrics=metrics,
         callbacks=[Progress()],
     )
+    trainer.layerwise_lr_decay = tuning.layerwise_lr_decay or 1.0
+    if tuning.early_stopping_patience:
+        trainer.add_callback(StopEarly(tuning.early_stopping_patience))
     # ModernBERT takes any keyword, from which the Trainer concludes that it divides its loss by the
     # items of a whole step: it does not, and accumulated gradients would be added up.
     trainer.model_accepts_loss_kwargs = False
@@ -323,6 +448,27 @@ def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
             f"{get_last_checkpoint(str(trainer.args.output_dir))}: give the same command again, "
             "without --overwrite, to go on"
         )
+
+
+@contextmanager
+def _full_disk_in_a_sentence(folder: Path) -> Iterator[None]:
+    """Tell of a checkpoint that found no room; what was torn is deleted when the run goes on.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # Each library that writes has an error of its own for it, and not all say why.
+        free = shutil.disk_usage(folder).free
+        if getattr(error, "errno", None) != errno.ENOSPC and free > FULL_DISK_BYTES:
+            raise
+        raise RunError(
+            f"no room is left for a checkpoint: {folder} has {free / 1e6:.0f} MB free. Make room "
+            "and give the same command again, without --overwrite: it goes on from the last whole "
+            "checkpoint"
+        ) from error
 
 
 def _found_run(folder: Path, identity: str) -> dict[str, Any]:
@@ -362,6 +508,7 @@ def _remove_run(folder: Path) -> None:
 def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
     """Save the best model, write the record, drop the Trainer's own checkpoints."""
     folder = recipe.output_dir / CHECKPOINT
+    # The first process alone does.
     trainer.save_model(str(folder))
     evaluations = [
         {key: entry[f"eval_{key}"] for key in EVALUATED if f"eval_{key}" in entry}
@@ -377,6 +524,8 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
         "kept_step": trainer.state.best_global_step or trainer.state.global_step,
         "device": str(trainer.args.device),
     }
+    if not is_first():
+        return record
     _write_record(recipe.output_dir, record)
     # Last: until the record says that the run is finished, these are the way to go on.
     for left in folder.glob("checkpoint-*"):
@@ -386,7 +535,12 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
 
 def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
     """The TrainingArguments that somebody chose: the recipe, the careful defaults, the device."""
-    plain = TrainingArguments(output_dir=arguments.output_dir).to_dict()
+    # On the same device: for another one the group of processes would be made anew.
+    plain = TrainingArguments(
+        output_dir=arguments.output_dir,
+        use_cpu=arguments.use_cpu,
+        ddp_backend=arguments.ddp_backend,
+    ).to_dict()
     chosen = {*careful_defaults(1, 1, 1, {}), *recipe.training}
     skipped = {"output_dir", "logging_dir", "run_name"}
     return {
@@ -396,17 +550,30 @@ def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _write_resolved_recipe(recipe: Recipe, arguments: TrainingArguments, reading: Reading) -> None:
+def _write_resolved_recipe(
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    tuning: FineTuningArguments,
+    reasons: dict[str, str],
+    reading: Reading,
+) -> None:
+    """Every key in force; beside what was computed stands why."""
     files = {
         key: str(Path(value).resolve())
         for key, value in recipe.as_dict().items()
         if key in FILE_KEYS
     }
-    resolved = recipe.as_dict() | files | _stated(arguments, recipe)
+    resolved = recipe.as_dict() | files | _stated(arguments, recipe) | dataclasses.asdict(tuning)
     if reading.window_stride is not None:
         resolved["window_stride"] = reading.window_stride
-    text = "# Every key in force in this run: the recipe, the command line, the defaults.\n"
-    write_text(recipe.output_dir / RESOLVED_RECIPE, text + yaml.safe_dump(resolved))
+    lines = [
+        "# Every key in force in this run: the recipe, the command line, the defaults.",
+        "# What neither of the first two gave was computed; why it is so stands beside it.",
+    ]
+    for key, value in sorted(resolved.items()):
+        line = yaml.safe_dump({key: value}, allow_unicode=True).rstrip("\n")
+        lines.append(f"{line}  # {reasons[key]}" if key in reasons else line)
+    write_text(recipe.output_dir / RESOLVED_RECIPE, "\n".join(lines) + "\n")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

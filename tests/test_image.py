@@ -1,0 +1,591 @@
+"""The image: engines, refusals, the Dockerfile, and with `-m image` a real one, built and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import pytest
+import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from benchmarks.load import cpu_seconds
+from service.model_package import MODEL_FILE, read_manifest, seal_package
+from tests.conftest import ROOT
+from tests.servers import BENTOML, free_port, get
+from tests.test_bento import build, empty_the_store
+from tests.test_cli import error_line
+from tests.test_operation import Client
+from tests.test_project import pins
+from training.cli import main
+from training.errors import ImageError
+from training.image import (
+    Image,
+    Layer,
+    _above_base,
+    build_image,
+    describe,
+    find_engine,
+    revision_of,
+    source_url,
+)
+from training.register import register
+
+Captured = pytest.CaptureFixture[str]
+
+REQUIREMENTS = ROOT / "service" / "requirements.txt"
+HADOLINT = str(Path(sys.executable).with_name("hadolint"))
+SBOM = "sbom.cdx.json"
+# Everything above the base image, with MiniLM in int8: its graph and its tokenizer are 24 MB.
+LARGEST_MB = 350
+MINILM_MB = 24
+START_SECONDS = 60
+
+# Prints its arguments to a file; `build` keeps the context, or fails where a file says so.
+FAKE_ENGINE = """#!/bin/sh
+here=$(/usr/bin/dirname "$0")
+case $1 in
+info) [ -e "$here/daemon" ] && echo 28.0 || { echo "Cannot connect to the daemon"; exit 1; } ;;
+build)
+    printf '%s\\n' "$@" > "$here/asked"
+    [ ! -e "$here/broken" ] || { echo "STEP 4/9: RUN pip"; echo "No space left"; exit 125; }
+    for context; do :; done
+    /bin/cp -r "$context" "$here/context" ;;
+history) /bin/cat "$here/history" ;;
+esac
+"""
+HISTORY = [
+    {"CreatedBy": "/bin/sh -c #(nop) USER 1034:1034", "size": 0},
+    {"CreatedBy": f"/bin/sh -c #(nop) COPY dir:{'0a' * 32} in /app/.venv ", "size": 190_000_000},
+    {"CreatedBy": "/bin/sh -c #(nop) ENV BENTO_PATH=/home/bentoml/bento", "size": 0},
+    {"CreatedBy": "CMD bash", "size": 120_000_000},
+]
+
+
+class Engines:
+    """A folder of pretended engines, the only programs in PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "history").write_text(json.dumps(HISTORY), "utf-8")
+
+    def install(self, *names: str) -> None:
+        for name in names:
+            program = self.folder / name
+            program.write_text(FAKE_ENGINE, "utf-8")
+            program.chmod(0o755)
+
+    def has(self, file: str) -> None:
+        (self.folder / file).touch()
+
+    @property
+    def asked(self) -> list[str]:
+        """The words that the last build was asked with."""
+        return (self.folder / "asked").read_text("utf-8").splitlines()
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engines:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return Engines(folder)
+
+
+@pytest.fixture(scope="module")
+def bento(tiny_package: Path) -> Path:
+    """A bento of the tiny package, and nothing else registered; read only."""
+    empty_the_store()
+    register(tiny_package)
+    return build()
+
+
+@pytest.fixture(scope="module")
+def gpu_bento(bento: Path, tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bento of a package for a GPU, built where there is none; after `bento`, which empties."""
+    package = shutil.copytree(tiny_package, tmp_path_factory.mktemp("gpu") / "package")
+    seal_package(package, read_manifest(package).model_copy(update={"target_device": "gpu"}))
+    tag, _ = register(package)
+    done = subprocess.run(
+        [BENTOML, "build", "-f", "bentofile.gpu.yaml", "-o", "tag", "--arg", f"model={tag}"],
+        cwd=ROOT,
+        env={**os.environ, "WHETSTONE_DEVICE": "cuda"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(bentoml.bentos.get(done.stdout.strip().removeprefix("__tag__:")).path)
+
+
+def tag_of(bento: Path) -> str:
+    return f"{bento.parent.name}:{bento.name}"
+
+
+# Engines
+
+
+@pytest.mark.parametrize(
+    ("installed", "running", "wanted", "found"),
+    [
+        (("docker", "podman", "buildah"), True, None, "docker"),
+        (("docker", "podman", "buildah"), False, None, "podman"),
+        (("docker", "buildah"), False, None, "buildah"),
+        (("docker", "podman", "buildah"), True, "buildah", "buildah"),
+    ],
+)
+def test_the_first_engine_that_answers_is_used(
+    installed: tuple[str, ...], running: bool, wanted: str | None, found: str, engines: Engines
+) -> None:
+    engines.install(*installed)
+    if running:
+        engines.has("daemon")
+    assert find_engine(wanted) == found
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "said"),
+    [
+        ((), None, "docker is not installed, podman is not installed, buildah is not installed"),
+        (("docker",), None, r"daemon does not answer \(Cannot connect to the daemon\)"),
+        (("docker",), "docker", r"Cannot connect to the daemon\): install or start it"),
+        (("docker",), "podman", "podman is not installed: install or start it"),
+        (("docker",), "kaniko", "kaniko is not one of docker, podman, buildah"),
+    ],
+)
+def test_without_an_engine_there_is_one_sentence(
+    installed: tuple[str, ...], wanted: str | None, said: str, engines: Engines
+) -> None:
+    engines.install(*installed)
+    with pytest.raises(ImageError, match=said):
+        find_engine(wanted)
+
+
+# What is asked of them
+
+
+def test_image_gives_the_engine_bento_model_labels_and_materials(
+    bento: Path, tiny_package: Path, engines: Engines, capsys: Captured
+) -> None:
+    engines.install("podman")
+    words = ["--platform", "linux/arm64", "--image_repository", "registry.example/team/tickets"]
+    assert main(["image", tag_of(bento), *words]) == 0
+    name = f"registry.example/team/tickets:{bento.name}"
+    manifest = read_manifest(tiny_package)
+    asked = engines.asked
+    assert asked[asked.index("--tag") + 1] == name
+    assert asked[asked.index("--platform") + 1] == "linux/arm64"
+    assert f"whetstone.model.version={manifest.version}" in asked
+    assert f"org.opencontainers.image.version={bento.name}" in asked
+    created = [word for word in asked if word.startswith("org.opencontainers.image.created=")]
+    assert re.fullmatch(r".*=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", created[0])
+    context = engines.folder / "context"
+    stored = context / "models" / "text-classifier" / manifest.version / MODEL_FILE
+    assert stored.read_bytes() == (tiny_package / MODEL_FILE).read_bytes()
+    beside = Path("runs/images") / f"text-classifier-{bento.name}.cdx.json"
+    assert beside.read_bytes() == (context / SBOM).read_bytes()
+    shown = capsys.readouterr().out
+    assert f"image: {name} (podman)" in shown
+    assert f"model: tiny:{manifest.version}" in shown
+    assert re.search(r"^ +190\.0 MB  COPY … in /app/.venv$", shown, re.MULTILINE)
+    assert re.search(r"^ +190\.0 MB  above the base image$", shown, re.MULTILINE)
+    assert re.search(r"^ +310\.0 MB  in all", shown, re.MULTILINE)
+
+
+def test_a_build_that_fails_ends_with_the_engines_last_lines(
+    bento: Path, engines: Engines, capsys: Captured
+) -> None:
+    engines.install("buildah")
+    engines.has("broken")
+    assert main(["image", tag_of(bento)]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"whetstone: buildah could not build text-classifier:{bento.name} (status 125); it ended "
+        "with:\nSTEP 4/9: RUN pip\nNo space left\n"
+    )
+    assert "--layers" in engines.asked
+    assert not Path("runs").exists()
+
+
+def test_a_bento_that_is_not_there_is_one_line(engines: Engines, capsys: Captured) -> None:
+    engines.install("podman")
+    assert main(["image", "text-classifier:nowhere"]) == 1
+    assert "there is no bento text-classifier:nowhere in the store" in capsys.readouterr().err
+
+
+def test_a_bento_whose_model_is_gone_or_damaged_is_one_line(
+    bento: Path, tiny_package: Path, engines: Engines, capsys: Captured
+) -> None:
+    engines.install("podman")
+    tag = f"text-classifier:{read_manifest(tiny_package).version}"
+    try:
+        with (Path(bentoml.models.get(tag).path) / MODEL_FILE).open("ab") as graph:
+            graph.write(b"!")
+        assert main(["image", tag_of(bento)]) == 1
+        assert "model.onnx was altered" in capsys.readouterr().err
+        bentoml.models.delete(tag)
+        assert main(["image", tag_of(bento)]) == 1
+        assert f"needs the model {tag}, which is not in the store" in capsys.readouterr().err
+    finally:
+        register(tiny_package)
+    assert not (engines.folder / "asked").exists()
+
+
+def test_no_engine_is_one_line(bento: Path, engines: Engines, capsys: Captured) -> None:
+    assert "there is no container engine" in error_line(capsys, "image", tag_of(bento))
+
+
+def test_layers_are_those_of_our_own_instructions() -> None:
+    layers = [
+        Layer("/bin/sh -c #(nop) ADD file:0123456789abcdef in / ", 80_000_000),
+        Layer("RUN python", 40_000_000),
+        Layer("ENV BENTO_PATH=/home/bentoml/bento BENTOML_HOME=/tmp/bentoml", 0),
+        Layer("|1 A=b /bin/sh -c groupadd bentoml", 4_000),
+        Layer("COPY --from=environment /app/.venv /app/.venv", 150_000_000),
+    ]
+    assert _above_base(layers) == [
+        Layer("groupadd bentoml", 4_000),
+        Layer("COPY --from=environment /app/.venv /app/.venv", 150_000_000),
+    ]
+
+
+# Where it comes from
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with a service of one module, committed."""
+    folder = tmp_path / "checkout"
+    (folder / "service").mkdir(parents=True)
+    (folder / "service" / "service.py").write_text("ANSWER = 42\n", "utf-8")
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return folder
+
+
+def test_the_revision_is_the_commit_that_holds_the_bentos_code(
+    checkout: Path, tmp_path: Path
+) -> None:
+    bento = tmp_path / "bento"
+    shutil.copytree(checkout / "service", bento / "src" / "service")
+    (bento / "src" / "service" / "__pycache__").mkdir()
+    (bento / "src" / "service" / "__pycache__" / "service.pyc").touch()
+    assert revision_of(bento, checkout) == git(checkout, "rev-parse", "HEAD")
+    (bento / "src" / "service" / "service.py").write_text("ANSWER = 43\n", "utf-8")
+    assert revision_of(bento, checkout) is None
+    assert revision_of(bento, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("remote", "source"),
+    [
+        ("https://me:secret@git.example:8443/a/b.git", "https://git.example:8443/a/b.git"),
+        ("git@git.example:a/b.git", "git@git.example:a/b.git"),
+        (None, None),
+    ],
+)
+def test_the_source_is_where_the_checkout_came_from_without_a_password(
+    checkout: Path, remote: str | None, source: str | None
+) -> None:
+    if remote:
+        git(checkout, "remote", "add", "origin", remote)
+    assert source_url(checkout) == source
+
+
+def materials(content: str) -> dict[str, dict[str, Any]]:
+    """Components of a bill of materials by name; the whole of it must be valid."""
+    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(content)
+    assert problem is None, problem
+    components = json.loads(content)["components"]
+    found = {component["name"]: component for component in components}
+    assert len(found) == len(components)
+    return found
+
+
+def test_the_materials_are_every_pinned_package_and_the_model(
+    bento: Path, tiny_package: Path, engines: Engines
+) -> None:
+    engines.install("podman")
+    assert main(["image", tag_of(bento)]) == 0
+    found = materials((engines.folder / "context" / SBOM).read_text("utf-8"))
+    manifest = read_manifest(tiny_package)
+    model = found.pop(manifest.name)
+    assert (model["type"], model["version"]) == ("machine-learning-model", manifest.version)
+    assert model["hashes"][0]["content"] == manifest.files[MODEL_FILE].sha256
+    listed = {re.sub(r"[-_.]+", "-", name).lower(): c["version"] for name, c in found.items()}
+    assert listed == pins(REQUIREMENTS)
+
+
+# The Dockerfile
+
+
+def dockerfile(bento: Path) -> str:
+    return (bento / "env" / "docker" / "Dockerfile").read_text("utf-8")
+
+
+@pytest.mark.parametrize("which", ["bento", "gpu_bento"])
+def test_hadolint_has_nothing_to_say(which: str, request: pytest.FixtureRequest) -> None:
+    text = dockerfile(request.getfixturevalue(which))
+    done = subprocess.run([HADOLINT, "-"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_is_python_an_environment_and_the_bento(bento: Path) -> None:
+    text = dockerfile(bento)
+    final = text[text.rindex("FROM ") :]
+    assert text.startswith("FROM docker.io/library/python:3.11-slim AS base\n")
+    assert "apt-get" not in text
+    assert "\nUSER 1034:1034\n" in final
+    assert "\nENV BENTOML_DO_NOT_TRACK=True\n" in final
+    assert "\nENV ORT_DISABLE_TELEMETRY=1\n" in final
+    # What is needed to build stays in the stages before.
+    assert "pip" not in final
+    assert "# syntax" not in text
+
+
+def test_the_gpu_image_is_the_same_on_cuda(gpu_bento: Path) -> None:
+    text = dockerfile(gpu_bento)
+    assert text.startswith("FROM docker.io/nvidia/cuda:")
+    final = text[text.rindex("FROM ") :]
+    assert "\nENV WHETSTONE_DEVICE=cuda\n" in final
+    assert "\nUSER 1034:1034\n" in final
+    assert gpu_bento.parent.name == "text-classifier-gpu"
+    installed = pins(gpu_bento / "env" / "python" / "requirements.txt")
+    assert "onnxruntime-gpu" in installed
+    assert "onnxruntime" not in installed
+
+
+def test_the_two_lists_differ_in_onnxruntime_only() -> None:
+    cpu, gpu = pins(REQUIREMENTS), pins(REQUIREMENTS.with_name("requirements-gpu.txt"))
+    assert cpu.pop("onnxruntime")
+    assert gpu.pop("onnxruntime-gpu")
+    assert gpu == cpu
+
+
+def test_the_two_bentofiles_differ_in_what_a_gpu_needs_only() -> None:
+    cpu, gpu = (
+        yaml.safe_load((ROOT / name).read_text("utf-8"))
+        for name in ("bentofile.yaml", "bentofile.gpu.yaml")
+    )
+    assert gpu.pop("name") == "text-classifier-gpu"
+    assert gpu["envs"].pop() == {"name": "WHETSTONE_DEVICE", "value": "cuda"}
+    gpu["include"].remove("service/requirements-gpu.txt")
+    cpu["include"].remove("service/requirements.txt")
+    for content in (cpu, gpu):
+        del content["docker"]["base_image"], content["python"]["requirements_txt"]
+    assert gpu == cpu
+
+
+def test_a_bento_for_a_gpu_is_refused_where_onnx_runtime_has_none(gpu_bento: Path) -> None:
+    done = subprocess.run(
+        [BENTOML, "serve", str(gpu_bento), "--port", "1"],
+        env={**os.environ, "WHETSTONE_DEVICE": "cuda"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "has no CUDAExecutionProvider here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# A real one: `make test-image`
+
+image_test = pytest.mark.image
+
+
+def note(config: pytest.Config, text: str) -> None:
+    """What was measured, on the screen without the rest that pytest keeps to itself."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        sys.stdout.write(f"\n{text}\n")
+
+
+def runner() -> str:
+    """podman or docker, as tests/image/run.sh found it."""
+    return os.environ["IMAGE_TEST_RUNNER"]
+
+
+def engine_says(*words: str) -> str:
+    done = subprocess.run([runner(), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def image(
+    bento: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Image:
+    """The image of the tiny bento, by buildah where it is there; podman runs what it builds."""
+    engine = "buildah" if runner() == "podman" and shutil.which("buildah") else runner()
+    folder = tmp_path_factory.mktemp("materials")
+    began = time.monotonic()
+    built = build_image(tag_of(bento), engine, repository="localhost/whetstone", sbom_folder=folder)
+    note(pytestconfig, f"{describe(built)}\nbuilt in {time.monotonic() - began:.0f} s")
+    return built
+
+
+@contextmanager
+def running(image: Image, config: pytest.Config) -> Iterator[tuple[str, str]]:
+    """A container with no more rights than it needs; its address and its name, once it is ready."""
+    port = free_port()
+    read_only = ["--read-only", *(["--read-only-tmpfs=false"] if runner() == "podman" else [])]
+    name = engine_says(
+        *("run", "--detach", *read_only, "--cap-drop=all"),
+        *("--security-opt=no-new-privileges", "--tmpfs=/tmp:rw,size=64m,mode=1777"),
+        *("--network=host", f"--env=BENTOML_PORT={port}", image.name),
+    )
+    began = time.monotonic()
+    try:
+        address = f"http://127.0.0.1:{port}"
+        while True:
+            try:
+                if get(address, "/readyz")[0] == 200:
+                    break
+            except OSError:
+                pass
+            logs = engine_says("logs", name)
+            assert time.monotonic() < began + START_SECONDS, f"not ready: {logs}"
+            state = engine_says("inspect", "--format", "{{.State.Status}}", name)
+            assert state in {"created", "running"}, f"{state}: {logs}"
+            time.sleep(0.05)
+        cost = cpu_seconds(process_of(name))
+        note(config, f"ready after {time.monotonic() - began:.1f} s and {cost:.1f} CPU-seconds")
+        yield address, name
+    finally:
+        engine_says("rm", "--force", name)
+
+
+def process_of(container: str) -> int:
+    return int(engine_says("inspect", "--format", "{{.State.Pid}}", container))
+
+
+@pytest.fixture(scope="module")
+def container(image: Image, pytestconfig: pytest.Config) -> Iterator[tuple[str, str]]:
+    with running(image, pytestconfig) as found:
+        yield found
+
+
+@image_test
+def test_everything_above_the_base_is_small(image: Image, tiny_package: Path) -> None:
+    own = sum(path.stat().st_size for path in tiny_package.iterdir()) / 1e6
+    assert 0 < image.size_above_base / 1e6 - own + MINILM_MB <= LARGEST_MB
+    assert image.size > image.size_above_base
+
+
+@image_test
+def test_it_serves_its_package_read_only_without_any_privilege(
+    container: tuple[str, str], tiny_package: Path, capsys: Captured
+) -> None:
+    address, name = container
+    assert main(["verify", address, "--package", str(tiny_package)]) == 0
+    assert "golden" in capsys.readouterr().out
+    status = Path(f"/proc/{process_of(name)}/status").read_text("utf-8")
+    of_process = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert of_process["CapEff"].strip("0") == "" == of_process["CapBnd"].strip("0")
+    assert of_process["NoNewPrivs"] == "1"
+    assert engine_says("exec", name, "id", "-u") == "1034"
+    assert engine_says("exec", name, "id", "-g") == "1034"
+    for place in ("/", "/app/.venv", "/home/bentoml/bento", "/var/log"):
+        denied = subprocess.run(
+            [runner(), "exec", name, "touch", f"{place}/new"], capture_output=True, check=False
+        )
+        assert denied.returncode != 0, place
+
+
+@image_test
+def test_it_holds_nothing_that_serving_does_not_need(container: tuple[str, str]) -> None:
+    script = """
+import importlib.util, json, shutil
+packages = "torch transformers datasets optimum sklearn training pip setuptools uv".split()
+programs = "cc gcc g++ clang make git uv".split()
+print(json.dumps({
+    "packages": [name for name in packages if importlib.util.find_spec(name)],
+    "programs": [name for name in programs if shutil.which(name)],
+}))
+"""
+    _, name = container
+    found = json.loads(engine_says("exec", name, "python", "-c", script))
+    assert found == {"packages": [], "programs": []}
+    caches = engine_says("exec", name, "sh", "-c", "ls -d /root/.cache /tmp/pip* 2>&1 || true")
+    assert "/root/.cache\n" not in caches
+    lists = engine_says("exec", name, "sh", "-c", "du -sk /var/cache/apt | cut -f1")
+    assert int(lists) < 100
+
+
+@image_test
+def test_it_says_what_it_is(image: Image, container: tuple[str, str], tiny_package: Path) -> None:
+    config = json.loads(engine_says("image", "inspect", image.name))[0]["Config"]
+    assert config["User"] == "1034:1034"
+    labels = config["Labels"]
+    manifest = read_manifest(tiny_package)
+    assert labels["org.opencontainers.image.version"] == image.name.rpartition(":")[2]
+    assert labels["org.opencontainers.image.title"] == "text-classifier"
+    assert labels["whetstone.model.name"] == manifest.name
+    assert labels["whetstone.model.version"] == manifest.version
+    if not git(ROOT, "status", "--porcelain", "service"):
+        assert labels["org.opencontainers.image.revision"] == git(ROOT, "rev-parse", "HEAD")
+    inside = engine_says("exec", container[1], "cat", f"/home/bentoml/bento/{SBOM}")
+    assert json.loads(inside) == json.loads(image.sbom.read_text("utf-8"))
+    assert materials(inside)["onnxruntime"]["version"] == pins(REQUIREMENTS)["onnxruntime"]
+
+
+@image_test
+def test_what_it_has_installed_is_what_its_materials_say(
+    image: Image, container: tuple[str, str]
+) -> None:
+    script = (
+        "import importlib.metadata as m; "
+        "print(*{f'{d.name}=={d.version}' for d in m.distributions()}, sep='\\n')"
+    )
+    listed = engine_says("exec", container[1], "python", "-c", script).splitlines()
+    installed = {
+        re.sub(r"[-_.]+", "-", name).lower(): version
+        for name, _, version in (line.partition("==") for line in listed)
+    }
+    assert installed == pins(REQUIREMENTS)
+
+
+@image_test
+def test_nothing_is_lost_when_it_is_told_to_end(image: Image, pytestconfig: pytest.Config) -> None:
+    with running(image, pytestconfig) as (address, name):
+        signalled: list[float] = []
+        clients = [Client(address, signalled) for _ in range(16)]
+        for client in clients:
+            client.start()
+        time.sleep(2)
+        signalled.append(time.monotonic())
+        engine_says("kill", "--signal", signal.SIGTERM.name, name)
+        status = engine_says("wait", name)
+        took = time.monotonic() - signalled[0]
+        for client in clients:
+            client.join(START_SECONDS)
+    answered = sum(sum(client.statuses.values()) for client in clients)
+    note(pytestconfig, f"{answered} requests answered, ended with {status} after {took:.1f} s")
+    assert [client.lost for client in clients if client.lost] == []
+    assert {status for client in clients for status in client.statuses} == {200}
+    assert answered > 100
+    assert took < 20
+    assert status == "0"

@@ -1,0 +1,198 @@
+"""Work is never lost: runs that are killed, that find no room, that several processes share."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from training.layout import CHECKPOINT, RECORD
+
+SECONDS = 300
+KILLS = 4
+
+
+def command(recipe: Path, folder: Path, *keys: str) -> list[str]:
+    return [*map(str, ("train", recipe, "--output_dir", folder)), *keys]
+
+
+def start(words: list[str], **more: Any) -> subprocess.Popen[str]:
+    """`whetstone` as a process of its own, with every process that it starts in one group."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
+
+
+def finish(words: list[str]) -> str:
+    """What it printed; it has to end well."""
+    process = start(words)
+    printed, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))
+    assert found["finished"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_where_one_that_is_not_does(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    keys = ("--num_train_epochs", "12", "--early_stopping_patience", "0")
+    finish(["-m", "training", *command(tiny_recipe, alone, *keys)])
+    chance = random.Random(0)  # noqa: S311 - no secret
+    kills = 0
+    for number in range(1, KILLS + 1):
+        process = start(["-m", "training", *command(tiny_recipe, killed, *keys)])
+        deadline = time.monotonic() + SECONDS
+        # Every start of the training has a file of its own.
+        while len(list(killed.rglob("*.tfevents.*"))) < number and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 2))
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert kills >= 2
+    finish(["-m", "training", *command(tiny_recipe, killed, *keys)])
+    expected, found = record_of(alone), record_of(killed)
+    assert found["evaluations"] == expected["evaluations"]
+    assert found["kept_step"] == expected["kept_step"]
+    weights = "model.safetensors"
+    assert (killed / CHECKPOINT / weights).read_bytes() == (
+        alone / CHECKPOINT / weights
+    ).read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that holds little more than one checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
+    tiny_recipe: Path, small_disk: Path
+) -> None:
+    words = ["-m", "training", *command(tiny_recipe, small_disk / "run")]
+    process = start(words)
+    printed, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, printed
+    assert "no room is left for a checkpoint" in printed and "Traceback" not in printed
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    finish(words)
+    assert record_of(small_disk / "run")["kept_step"]
+
+
+TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tiny_recipe: Path, tmp_path: Path) -> None:
+    keys = ("--use_cpu", "true", "--num_train_epochs", "3")
+    finish(["-m", "training", *command(tiny_recipe, tmp_path / "one", *keys)])
+    # The tiny recipe gives what would be shared.
+    keys = (*keys, "--per_device_train_batch_size", "8")
+    printed = finish([*TOGETHER, "-m", "training", *command(tiny_recipe, tmp_path / "two", *keys)])
+    assert len(re.findall(r"^checkpoint: ", printed, re.MULTILINE)) == 1
+    assert len(re.findall(r"^epoch 3: ", printed, re.MULTILINE)) == 1
+    one, two = record_of(tmp_path / "one"), record_of(tmp_path / "two")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    # As many rows a step, so as many steps; the metrics are of all validation rows, once each.
+    steps = [[evaluation["step"] for evaluation in run["evaluations"]] for run in (one, two)]
+    assert steps[0] == steps[1]
+    for before, after in zip(one["evaluations"], two["evaluations"], strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], abs=0.15)
+        assert after["macro_f1"] == pytest.approx(before["macro_f1"], abs=0.15)
+    made = [
+        sorted(path.name.partition(".tfevents.")[0] for path in (tmp_path / name).rglob("*"))
+        for name in ("one", "two")
+    ]
+    assert made[0] == made[1]
+
+
+ROWS_SEEN = """
+import json, os, sys
+from pathlib import Path
+import torch
+from training import train as module
+from training.config import load_recipe
+
+seen = []
+class Watched(module.FineTuner):
+    def training_step(self, model, inputs, *rest):
+        seen.append(inputs["input_ids"].tolist())
+        return super().training_step(model, inputs, *rest)
+module.FineTuner = Watched
+recipe = load_recipe(Path(sys.argv[1]), {"output_dir": sys.argv[2], "use_cpu": "true",
+    "num_train_epochs": "2", "per_device_train_batch_size": sys.argv[4]})
+module.train(recipe)
+rows = [[t for t in row if t] for batch in seen for row in batch]
+Path(sys.argv[3] + os.environ.get("RANK", "0")).write_text(json.dumps(rows))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_see_every_row_once_an_epoch(tiny_recipe: Path, tmp_path: Path) -> None:
+    script = tmp_path / "watch.py"
+    script.write_text(ROWS_SEEN, "utf-8")
+    for words, name, size in (([], "one", "16"), (TOGETHER, "two", "8")):
+        given = (script, tiny_recipe, tmp_path / name, tmp_path / f"{name}-", size)
+        finish([*words, *map(str, given)])
+    (one,) = (json.loads(path.read_text("utf-8")) for path in tmp_path.glob("one-*"))
+    two = [json.loads(path.read_text("utf-8")) for path in sorted(tmp_path.glob("two-*"))]
+    assert len(two) == 2
+    together = sorted(two[0] + two[1])
+    # The last batches of an epoch are filled up, so that both processes have as many rows.
+    assert 0 <= len(together) - len(one) < 2 * 16
+    rest = list(together)
+    for row in sorted(one):
+        rest.remove(row)
+    assert len(rest) == len(together) - len(one)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_job_with_a_reason(tiny_recipe: Path, tmp_path: Path) -> None:
+    keys = ("--use_cpu", "true", "--num_train_epochs", "400", "--early_stopping_patience", "0")
+    process = start([*TOGETHER, "-m", "training", *command(tiny_recipe, tmp_path / "run", *keys)])
+    import psutil
+
+    deadline = time.monotonic() + SECONDS
+    while not list((tmp_path / "run" / CHECKPOINT).glob("checkpoint-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    children = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.environ().get("RANK") == "1"
+    ]
+    os.kill(children[0].pid, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL)" in printed

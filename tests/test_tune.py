@@ -1,0 +1,113 @@
+"""`whetstone tune`: a study that can be stopped, and a recipe that is no worse."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.test_resume import SECONDS, finish, start
+from training.cli import main
+from training.config import load_recipe
+from training.errors import RecipeError, RunError
+from training.tune import STUDY, tune
+
+FAST = {"num_train_epochs": "2", "per_device_train_batch_size": "16"}
+
+
+def words(recipe: Path, folder: Path, trials: int) -> list[str]:
+    keys = [word for key, value in FAST.items() for word in (f"--{key}", value)]
+    return ["tune", str(recipe), "--output_dir", str(folder), "--trials", str(trials), *keys]
+
+
+@pytest.fixture(scope="module")
+def open_recipe(tiny_recipe: Path) -> Path:
+    """The tiny recipe without its learning rate, which is to be found."""
+    content = yaml.safe_load(tiny_recipe.read_text("utf-8"))
+    del content["learning_rate"]
+    path = tiny_recipe.with_name("open.yaml")
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    return path
+
+
+def test_the_best_trial_becomes_a_recipe(
+    open_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(open_recipe, tmp_path / "run", 3)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("trial ") >= 3
+    folder = tmp_path / "run" / "tuning"
+    assert f"next: whetstone run {folder / 'recipe.yaml'} --overwrite" in printed
+    assert (folder / "trials.png").stat().st_size > 5_000
+    found = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
+    # What was given stays; it is a recipe that can be run from anywhere.
+    assert found["num_train_epochs"] == 2 and found["per_device_train_batch_size"] == 16
+    recipe = load_recipe(folder / "recipe.yaml", {})
+    assert {"learning_rate", "weight_decay", "label_smoothing_factor"} <= set(recipe.training)
+    assert Path(str(recipe.data.train_file)).is_absolute()
+
+
+def test_it_goes_on_with_the_trials_that_are_there(open_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(open_recipe, {"output_dir": str(tmp_path / "run"), **FAST})
+    before = tune(recipe, 1)
+    assert [trial.number for trial in before.trials] == [0]
+    # The first one is the recipe as it would have been trained.
+    assert before.best.params["weight_decay"] == 0.01
+    after = tune(recipe, 2)
+    assert [trial.number for trial in after.trials] == [0, 1]
+    assert after.trials[0].value == before.trials[0].value
+    assert after.trials[0].datetime_complete == before.trials[0].datetime_complete
+    with pytest.raises(RunError, match="the study of another recipe"):
+        tune(load_recipe(open_recipe, {"output_dir": str(tmp_path / "run"), "seed": "7"}), 1)
+    assert len(tune(recipe, 1, overwrite=True).trials) == 1
+
+
+def test_a_recipe_that_leaves_nothing_open_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    keys = {"weight_decay": "0", "label_smoothing_factor": "0", **FAST}
+    with pytest.raises(RecipeError, match="gives every key that tune searches"):
+        tune(load_recipe(tiny_recipe, {"output_dir": str(tmp_path), **keys}), 1)
+
+
+def test_how_many_trials_has_to_be_said(
+    open_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in ([], ["--trials", "0"], ["--trials", "many"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["tune", str(open_recipe), "--output_dir", str(tmp_path), *given])
+        assert ended.value.code == 2
+        assert "--trials N, from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(open_recipe: Path, tmp_path: Path) -> None:
+    command = ["-m", "training", *words(open_recipe, tmp_path / "run", 4)]
+    study = tmp_path / "run" / "tuning" / STUDY
+    process = start(command, cwd=ROOT)
+
+    def states() -> list[str]:
+        if not study.is_file():
+            return []
+        with sqlite3.connect(f"file:{study}?mode=ro", uri=True) as database:
+            tables = database.execute("select 1 from sqlite_master where name = 'trials'")
+            if tables.fetchone() is None:
+                return []
+            return [state for (state,) in database.execute("select state from trials")]
+
+    deadline = time.monotonic() + SECONDS
+    while "COMPLETE" not in states() or "RUNNING" not in states():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = states().count("COMPLETE")
+    printed = finish(command)
+    assert f"trial {done + 1}:" in printed or f"trial {done + 2}:" in printed
+    found = states()
+    assert "RUNNING" not in found
+    assert sum(state in ("COMPLETE", "PRUNED") for state in found) == 4
+    assert found.count("FAIL") == 1

@@ -1,0 +1,281 @@
+"""`whetstone tune RECIPE --trials N`: search for better hyperparameters than the computed ones.
+
+What the recipe gives stays as it is; the others are searched for around their defaults, which are
+the first trial. The study is an SQLite file: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from service.model_package import write_text
+from training.base_models import resolve_base_model
+from training.config import FILE_KEYS, Recipe
+from training.data import load_data
+from training.distributed import processes
+from training.encoding import usable_reading
+from training.errors import InterruptedRunError, RecipeError, RunError
+from training.layers import freeze
+from training.losses import label_weights
+from training.train import (
+    make_trainer,
+    recipe_seed,
+    refuse_unexportable,
+    run_identity,
+    settle,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FOLDER = "tuning"
+STUDY = "study.db"
+BEST_RECIPE = "recipe.yaml"
+PICTURE = "trials.png"
+# A rate may be so many times its default, or as much less.
+RATES = 4
+BATCH_SIZES = (8, 16, 32, 64)
+DECAYS = (0.0, 0.01, 0.1)
+SMOOTHING = (0.0, 0.1)
+# Trials that are not judged before they are pruned for others.
+FIRST_TRIALS = 5
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search came to: its folder, the finished trials, the best of them."""
+
+    folder: Path
+    measure: str
+    trials: list[FrozenTrial]
+    best: FrozenTrial
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe with the best trial's values."""
+        return self.folder / BEST_RECIPE
+
+
+class BestOfTrial(TrainerCallback):
+    """The best evaluation of the trial under way: the checkpoint of that epoch would be kept."""
+
+    def __init__(self, measure: str, greater_is_better: bool) -> None:
+        self._key = f"eval_{measure.removeprefix('eval_')}"
+        self._better = max if greater_is_better else min
+        self._best: float | None = None
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._best = None
+
+    def __call__(self, metrics: dict[str, float]) -> float:
+        """The objective after an evaluation."""
+        found = metrics[self._key]
+        self._best = found if self._best is None else self._better(self._best, found)
+        return self._best
+
+
+def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
+    """Search until `trials` trials are finished, those of earlier calls among them.
+
+    Raises:
+        WhetstoneError: the data, base model or recipe cannot be used, or the folder holds the
+            study of another recipe.
+        InterruptedRunError: Ctrl-C; finished trials are kept.
+    """
+    if processes() > 1:
+        raise RecipeError("tune runs in one process: start it without torchrun")
+    data = load_data(recipe.data, recipe_seed(recipe))
+    weights = label_weights(recipe.data.class_weights, data)
+    base = resolve_base_model(recipe.model)
+    tokenizer = base.tokenizer()
+
+    def new_model() -> PreTrainedModel:
+        model = base.classifier(data.labels, data.task, recipe_seed(recipe))
+        freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
+        return model
+
+    first = base.classifier(data.labels, data.task, recipe_seed(recipe))
+    reading = usable_reading(recipe, tokenizer, first.config)
+    refuse_unexportable(base, tokenizer, first)
+    # The recipe's own strategies are for one run that keeps its best checkpoint.
+    arguments, tuning, _ = settle(recipe, first.num_parameters(), data)
+    measure, greater = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
+    arguments.save_strategy, arguments.load_best_model_at_end = "no", False
+    folder = recipe.output_dir / FOLDER
+    study = _open_study(folder, run_identity(recipe, data), greater, overwrite)
+    space = _space(recipe, arguments, data.task)
+    if not study.trials:
+        study.enqueue_trial({key: getattr(arguments, key) for key in space})
+    objective = BestOfTrial(measure, greater)
+    trainer = make_trainer(new_model, tokenizer, data, arguments, tuning, reading, weights)
+    trainer.add_callback(objective)
+
+    def suggest(trial: optuna.Trial) -> dict[str, Any]:
+        chosen = {key: choose(trial) for key, choose in space.items()}
+        shown = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
+        tqdm.write(f"trial {trial.number + 1}: {shown}")
+        return chosen
+
+    left = trials - len(_finished(study))
+    if left > 0:
+        try:
+            trainer.hyperparameter_search(
+                hp_space=suggest,
+                compute_objective=objective,
+                n_trials=left,
+                direction="maximize" if greater else "minimize",
+                backend="optuna",
+                storage=study._storage,
+                study_name=study.study_name,
+                load_if_exists=True,
+                pruner=study.pruner,
+                sampler=study.sampler,
+            )
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"stopped after {len(_finished(study))} of {trials} trials, which are kept in "
+                f"{folder / STUDY}: give the same command again to go on"
+            ) from None
+    tuned = Tuned(folder, measure, _finished(study), study.best_trial)
+    _write_recipe(recipe, tuned)
+    draw(tuned, folder / PICTURE)
+    return tuned
+
+
+def _open_study(folder: Path, identity: str, greater: bool, overwrite: bool) -> optuna.Study:
+    """The study in `folder`, or a new one; what was under way when it was stopped has failed."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}")
+    others = [name for name in optuna.get_all_study_names(storage) if name != identity]
+    if others:
+        raise RunError(
+            f"{folder} holds the study of another recipe or other data: choose another "
+            "--output_dir, or replace it with --overwrite"
+        )
+    study = optuna.create_study(
+        storage=storage,
+        study_name=identity,
+        load_if_exists=True,
+        direction="maximize" if greater else "minimize",
+        # The same study is the same search, also in several sittings.
+        sampler=optuna.samplers.TPESampler(seed=0),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=1),
+    )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials with a result, those that were stopped because others were better among them."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _space(
+    recipe: Recipe, arguments: TrainingArguments, task: str
+) -> dict[str, Callable[[optuna.Trial], Any]]:
+    """How each key is chosen that the recipe leaves open."""
+    rate, epochs = arguments.learning_rate, round(arguments.num_train_epochs)
+    space: dict[str, Callable[[optuna.Trial], Any]] = {
+        "learning_rate": lambda trial: trial.suggest_float(
+            "learning_rate", rate / RATES, rate * RATES, log=True
+        ),
+        "num_train_epochs": lambda trial: trial.suggest_int(
+            "num_train_epochs", max(1, epochs // 2), epochs * 2
+        ),
+        "per_device_train_batch_size": lambda trial: trial.suggest_categorical(
+            "per_device_train_batch_size", BATCH_SIZES
+        ),
+        "weight_decay": lambda trial: trial.suggest_categorical("weight_decay", DECAYS),
+    }
+    if task == "single_label":
+        space["label_smoothing_factor"] = lambda trial: trial.suggest_categorical(
+            "label_smoothing_factor", SMOOTHING
+        )
+    found = {key: choose for key, choose in space.items() if key not in recipe.training}
+    if not found:
+        raise RecipeError(f"the recipe gives every key that tune searches: {', '.join(space)}")
+    return found
+
+
+def _write_recipe(recipe: Recipe, tuned: Tuned) -> None:
+    """The recipe with the best values, its files named from anywhere."""
+    files = {
+        key: str(Path(value).resolve())
+        for key, value in recipe.as_dict().items()
+        if key in FILE_KEYS
+    }
+    content = recipe.as_dict() | files | tuned.best.params
+    content["output_dir"] = str(recipe.output_dir.resolve())
+    lines = [
+        f"# The best of {len(tuned.trials)} trials: {tuned.measure} {tuned.best.value:.4f} on the",
+        "# validation rows, by which it was chosen.",
+        yaml.safe_dump(content, allow_unicode=True, sort_keys=False),
+    ]
+    write_text(tuned.recipe, "\n".join(lines))
+
+
+def print_trials(tuned: Tuned) -> None:
+    """All trials as a table, the best one marked."""
+    keys = list(tuned.best.params)
+    table = Table(title=f"{len(tuned.trials)} trials, {tuned.measure} of the best epoch")
+    for name in ("trial", tuned.measure, *keys, "minutes"):
+        table.add_column(name, justify="right")
+    for trial in tuned.trials:
+        values = trial.intermediate_values
+        value = trial.value if trial.value is not None else values[max(values)] if values else None
+        score = "" if value is None else f"{value:.4f}"
+        pruned = " (stopped)" if trial.state == TrialState.PRUNED else ""
+        mark = "→ " if trial.number == tuned.best.number else ""
+        seconds = trial.duration.total_seconds() if trial.duration else 0.0
+        table.add_row(
+            f"{mark}{trial.number + 1}",
+            f"{score}{pruned}",
+            *(f"{trial.params[key]:.3g}" if key in trial.params else "" for key in keys),
+            f"{seconds / 60:.1f}",
+        )
+    Console().print(table)
+
+
+def draw(tuned: Tuned, path: Path) -> None:
+    """The search as it went, and every trial's score by its learning rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from training.pictures import save_figure
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    done = [trial for trial in tuned.trials if trial.value is not None]
+    numbers = [trial.number + 1 for trial in done]
+    scores = [float(trial.value or 0.0) for trial in done]
+    left.plot(numbers, scores, "o", color="#8aa0a8", label="trial")
+    better = max if tuned.best.value == max(scores) else min
+    best = [better(scores[: place + 1]) for place in range(len(scores))]
+    left.plot(numbers, best, color="#1f6f8b", label="best so far")
+    left.set_xlabel("trial")
+    left.set_ylabel(tuned.measure)
+    left.legend(frameon=False)
+    rated = [(t.params["learning_rate"], t.value) for t in done if "learning_rate" in t.params]
+    if rated:
+        right.semilogx(*zip(*rated, strict=True), "o", color="#1f6f8b")
+        right.set_xlabel("learning_rate")
+    else:
+        right.set_visible(False)
+    save_figure(figure, path)
