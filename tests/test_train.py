@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import example_rows, write_csv
-from training.callbacks import Progress
+from training.callbacks import Progress, StopEarly
 from training.config import load_recipe
 from training.defaults import careful_defaults, learning_rate, warnings_about
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
@@ -106,6 +106,26 @@ def test_training_stops_where_it_no_longer_gets_better(
     record = train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record
     assert len(record["evaluations"]) == epochs
     assert record["kept_step"] == record["evaluations"][0]["step"]
+
+
+def test_a_score_that_stands_still_while_the_loss_falls_stops_nothing() -> None:
+    from types import SimpleNamespace
+
+    def stopped(losses: list[float], scores: list[float]) -> bool:
+        pairs = zip(losses, scores, strict=True)
+        log = [{"eval_loss": loss, "eval_macro_f1": score} for loss, score in pairs]
+        arguments = SimpleNamespace(metric_for_best_model="macro_f1", greater_is_better=True)
+        control = SimpleNamespace(should_training_stop=False)
+        state: Any = SimpleNamespace(log_history=[{"loss": 1.0}, *log])
+        StopEarly(2).on_evaluate(arguments, state, control)
+        return bool(control.should_training_stop)
+
+    still = [0.4, 0.4, 0.4]
+    assert stopped([1.0, 1.0, 1.0], still)
+    assert stopped([0.8, 0.9, 1.0], still)
+    assert not stopped([1.0, 0.9, 0.8], still)
+    assert not stopped([0.8, 0.9, 1.0], [0.4, 0.5, 0.5])
+    assert not stopped([0.8, 0.9], [0.5, 0.4])
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,11 @@ class Progress(TrainerCallback):
 
 
 class StopEarly(TrainerCallback):
-    """Stop after `patience` evaluations without a better one.
+    """Stop after `patience` evaluations without a better score and without a lower loss.
 
-    It reads the evaluations of the run's state, which a resumed run has too: transformers' own
-    callback counts for itself, and would count anew.
+    At first a model often answers the most frequent label alone: its score stands still for some
+    epochs while the loss falls. Evaluations are read from the run's state, which a resumed run has
+    too: transformers' own callback counts for itself, and would count anew.
     """
 
     def __init__(self, patience: int) -> None:
@@ -76,8 +77,10 @@ class StopEarly(TrainerCallback):
     ) -> None:
         name = str(args.metric_for_best_model).removeprefix("eval_")
         scores = [entry[key] for entry in state.log_history if (key := f"eval_{name}") in entry]
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         best = max(scores) if args.greater_is_better else min(scores)
-        if len(scores) - 1 - scores.index(best) >= self.patience:
+        since = min(len(scores) - scores.index(best), len(losses) - losses.index(min(losses)))
+        if since > self.patience:
             control.should_training_stop = True
 
 

@@ -116,7 +116,8 @@ class FineTuningArguments:
     )
     early_stopping_patience: int | None = _key(
         None,
-        "stop after so many evaluations without a better one; 0 is never, computed if not given",
+        "stop after so many evaluations without a better score or a lower loss; 0 is never, "
+        "computed if not given",
     )
 
 

@@ -99,7 +99,7 @@ def careful_defaults(
         ),
         "early_stopping_patience": Default(
             3,
-            "epochs without a better validation score: the rest is not worth its time",
+            "epochs without a better score or lower loss: the rest is not worth its time",
         ),
         "per_device_train_batch_size": Default(
             max(1, batch // processes),
