@@ -1,8 +1,8 @@
 """Which graph ships: each candidate as a package of its own, measured, judged, and one chosen.
 
-On a CPU: int8, or where the gates refuse it one of its repairs; then the fp32 graph with its
-operators fused, where that costs clearly less; then the fp32 graph as exported. On a GPU: fp16,
-then fp32. Graphs in fp32 ship because their logits are the checkpoint's, the others by the gates.
+On a CPU: int8, or where the gates refuse it one of its repairs; then the fp32 graph as exported,
+or with its operators fused where that is asked for. On a GPU: fp16, then fp32. Graphs in fp32 ship
+because their logits are the checkpoint's, the others by the gates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.model_package import (
 )
 from training.calibrate import finish
 from training.config import ExportArguments
-from training.costs import cpu_milliseconds_by_round, medians, neighbour_effect
+from training.costs import cpu_milliseconds, neighbour_effect
 from training.data import Split
 from training.errors import ExportError
 from training.exporter import optimise
@@ -46,10 +46,6 @@ FP32_SCORE_TOLERANCE = 1e-5
 # A probability may change by this much at most because of other texts in the same batch, and no
 # label may: dynamic quantisation over whole batches once changed one by 0.33.
 NEIGHBOUR_TOLERANCE = 1e-3
-# A graph with fused operators ships only where it saves this share in every round of measuring, at
-# every length: the same recipe should give the same package, and on a busy machine the medians of
-# two equal graphs were seen 6 % apart. ONNX Runtime fuses at load in any case.
-WORTHWHILE = 0.05
 
 Make = Callable[[Path, Path], object]
 
@@ -273,10 +269,10 @@ def choose(trial: Trial, arguments: ExportArguments) -> tuple[Candidate, dict[st
                 break
     if wanted in trial.unavailable and not any(map(_is_kind_of(wanted), trial.candidates.values())):
         raise ExportError(f"precision {wanted} cannot be had: {trial.unavailable[wanted]}")
-    rounds = cpu_milliseconds_by_round({n: c.classifier for n, c in trial.candidates.items()})
-    for name, cost in medians(rounds).items():
+    costs = cpu_milliseconds({n: c.classifier for n, c in trial.candidates.items()})
+    for name, cost in costs.items():
         trial.candidates[name].evidence["cpu_ms_per_text"] = cost
-    chosen, forced, reason = _first_that_may(trial, wanted, rounds)
+    chosen, forced, reason = _first_that_may(trial, wanted)
     unavailable = [
         {"name": name, "verdict": "unavailable", "reasons": [why]}
         for name, why in trial.unavailable.items()
@@ -298,10 +294,13 @@ def _is_kind_of(wanted: str) -> Callable[[Candidate], bool]:
     return lambda candidate: candidate.kind.name.split(",")[0] == wanted
 
 
-def _first_that_may(
-    trial: Trial, wanted: str, rounds: dict[str, dict[str, list[float]]]
-) -> tuple[Candidate, bool, str]:
-    """What ships, whether the gates were overruled, and why in a sentence."""
+def _first_that_may(trial: Trial, wanted: str) -> tuple[Candidate, bool, str]:
+    """What ships, whether the gates were overruled, and why in a sentence.
+
+    Costs do not decide: the same recipe should give the same package, and on a busy machine two
+    equal graphs were seen 6 % apart. So fused operators, which ONNX Runtime makes at load in any
+    case, are measured and ship where they are asked for.
+    """
     found = trial.candidates
     if wanted != "auto":
         family = list(filter(_is_kind_of(wanted), found.values()))
@@ -322,15 +321,6 @@ def _first_that_may(
             repaired = f", after {INT8.name} was {outcome}"
         return passing[0], False, f"{first.name}, which passes the gates{repaired}"
     chosen = found[FP32.name]
-    fused = found.get(OPTIMISED.name)
-    if fused is not None and fused.passed:
-        shares = [
-            fused_ms / plain_ms
-            for length, plain in rounds[FP32.name].items()
-            for fused_ms, plain_ms in zip(rounds[OPTIMISED.name][length], plain, strict=True)
-        ]
-        if max(shares) <= 1 - WORTHWHILE:
-            chosen = fused
     whys = [f"{c.kind.name} is {c.verdict.outcome}" for c in reduced]
     whys += [f"{name} is not available" for name in trial.unavailable]
     # What anybody can do about it.

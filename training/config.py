@@ -127,9 +127,8 @@ class ExportArguments:
 
     precision: Literal["auto", "int8", "optimised", "fp32", "fp16"] = _key(
         "auto",
-        "the graph that ships: auto takes the first of int8, optimised (where clearly faster) and "
-        "fp32 that passes the gates, on a GPU of fp16 and fp32; a name ships that one, and says "
-        "so where the gates would not have",
+        "the graph that ships: auto takes the first of int8 and fp32 that passes the gates, on a "
+        "GPU of fp16 and fp32; a name ships that one, and says so where the gates would not have",
     )
     target_device: Literal["cpu", "gpu"] = _key("cpu", "the kind of device that will serve it")
     gates: str | None = _key(

@@ -54,22 +54,8 @@ def neighbour_effect(
 def cpu_milliseconds(classifiers: Mapping[str, Classifier]) -> dict[str, dict[str, float]]:
     """CPU-milliseconds of one text alone at COST_LENGTHS tokens, by name and length.
 
-    The median of COST_ROUNDS rounds: the machine may be busy with other things.
+    Interleaved, the median of COST_ROUNDS rounds: the machine may be busy with other things.
     """
-    return medians(cpu_milliseconds_by_round(classifiers))
-
-
-def medians(rounds: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {length: round(statistics.median(times), 3) for length, times in lengths.items()}
-        for name, lengths in rounds.items()
-    }
-
-
-def cpu_milliseconds_by_round(
-    classifiers: Mapping[str, Classifier],
-) -> dict[str, dict[str, list[float]]]:
-    """As `cpu_milliseconds`, every round; those of one round were measured in turn."""
     encodings = _of_lengths(classifiers)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in classifiers}
     for _ in range(COST_ROUNDS):
@@ -83,7 +69,10 @@ def cpu_milliseconds_by_round(
                     times += 1
                 spent = (time.thread_time() - began) / times * 1000
                 found[name].setdefault(str(len(encoding)), []).append(spent)
-    return found
+    return {
+        name: {length: round(statistics.median(times), 3) for length, times in lengths.items()}
+        for name, lengths in found.items()
+    }
 
 
 def _of_lengths(classifiers: Mapping[str, Classifier]) -> dict[str, list[TokenIds]]:
