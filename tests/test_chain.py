@@ -46,7 +46,11 @@ RUN_ELSEWHERE = {
     ),
     "WHETSTONE_UI=1 bentoml serve service.service:TextClassifier": "test_ui",
     "bentoml build": "test_bento",
+    "bentoml build && make image": "test_image",
     "make image": "test_image",
+    "whetstone run examples/support_tickets/recipe.yaml --publish s3://models/whetstone": (
+        "test_publish"
+    ),
     "WHETSTONE_DEVICE=cuda bentoml build -f bentofile.gpu.yaml "
     "--arg model=text-classifier:<version>": "test_image",
     "torchrun --nproc_per_node 2 -m training train examples/support_tickets/recipe.yaml": (
@@ -64,16 +68,18 @@ MAKING_A_KEY = ("KEY=", "echo ")
 # Need a running server at a fixed port, a container engine or a cluster.
 NOT_HERE = (
     "curl ",
-    "docker run ",
+    "docker ",
     "kind ",
     "kubectl ",
-    "sed -i 's/newTag",
+    "perl -pi -e 's/newTag",
     "whetstone image ",
     "whetstone verify http",
 )
 # test_bento and test_compare run them.
 WITH_A_VERSION = (
     "whetstone compare text-classifier:<version>",
+    "whetstone compare <champion>",
+    "whetstone register s3://",
     "bentoml build --arg ",
     "bentoml serve service.service:TextClassifier --arg ",
 )

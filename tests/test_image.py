@@ -56,6 +56,7 @@ START_SECONDS = 60
 # Prints its arguments to a file; `build` keeps the context, or fails where a file says so.
 FAKE_ENGINE = """#!/bin/sh
 here=$(/usr/bin/dirname "$0")
+echo 'level=warning msg="/ is not a shared mount"' >&2
 case $1 in
 info) [ -e "$here/daemon" ] && echo 28.0 || { echo "Cannot connect to the daemon"; exit 1; } ;;
 build)
@@ -293,6 +294,11 @@ def test_the_revision_is_the_commit_that_holds_the_bentos_code(
     (bento / "src" / "service" / "__pycache__").mkdir()
     (bento / "src" / "service" / "__pycache__" / "service.pyc").touch()
     assert revision_of(bento, checkout) == git(checkout, "rev-parse", "HEAD")
+    template = bento / "env" / "docker" / "Dockerfile.template"
+    template.parent.mkdir(parents=True)
+    template.write_text("FROM elsewhere\n", "utf-8")
+    assert revision_of(bento, checkout) is None
+    template.unlink()
     (bento / "src" / "service" / "service.py").write_text("ANSWER = 43\n", "utf-8")
     assert revision_of(bento, checkout) is None
     assert revision_of(bento, tmp_path) is None

@@ -150,35 +150,42 @@ def evaluate(parsed: argparse.Namespace) -> None:
 
 def register(parsed: argparse.Namespace) -> None:
     """`whetstone register PACKAGE`"""
+    from training.publish import package_at
     from training.register import register as register_package
 
-    tag, new = register_package(parsed.package)
+    with package_at(parsed.package) as folder:
+        tag, new = register_package(folder)
     print(f"registered: {tag}" if new else f"{tag} is registered already: nothing to do")
     print(f"next: bentoml serve service.service:TextClassifier --arg model={tag}")
 
 
 def verify(parsed: argparse.Namespace) -> None:
     """`whetstone verify PACKAGE|URL`"""
-    from training.verify import is_url, package_folder, verify_folder, verify_service
+    from training.publish import package_at
+    from training.verify import is_url, verify_folder, verify_service
 
     if is_url(parsed.target):
         print(verify_service(parsed.target, parsed.package, parsed.api_key_file))
         return
     if parsed.package or parsed.api_key_file:
         parsed.command.error("--package and --api_key_file go with the address of a service")
-    print(verify_folder(package_folder(parsed.target)))
+    with package_at(parsed.target) as folder:
+        print(verify_folder(folder, parsed.target if "://" in parsed.target else None))
 
 
 def compare(parsed: argparse.Namespace) -> int:
     """`whetstone compare CHAMPION CHALLENGER --data FILE`"""
     from training.compare import compare as compare_packages
     from training.compare_output import default_folder, print_comparison, write_comparison
-    from training.layout import REPORT_FILE
+    from training.layout import COMPARE_FILE, REPORT_FILE
+    from training.publish import check_place, publish_verdict
     from training.report.comparison import write_comparison_page
 
+    # What cannot be written is to be known before an hour's work.
     if parsed.output_dir:
-        # What cannot be written is to be known before an hour's work.
         parsed.output_dir.mkdir(parents=True, exist_ok=True)
+    if parsed.publish is not None:
+        check_place(parsed.publish)
     given = {name: getattr(parsed, name) for name in BOUND_TEXTS}
     found = compare_packages(
         parsed.champion,
@@ -194,6 +201,10 @@ def compare(parsed: argparse.Namespace) -> int:
     write_comparison_page(folder / REPORT_FILE, found)
     written = write_comparison(found, folder)
     print(f"written: {', '.join(map(str, [*written, folder / REPORT_FILE]))}")
+    if parsed.publish is not None:
+        name, verdict = default_folder(found).name, folder / COMPARE_FILE
+        address = publish_verdict(parsed.publish, found.challenger.manifest, name, verdict)
+        print(f"published: {address}")
     return EXIT_OF_VERDICT[found.outcome]
 
 
@@ -215,11 +226,11 @@ def image(parsed: argparse.Namespace) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """`whetstone run RECIPE`: train, export, evaluate, register."""
+    """`whetstone run RECIPE`: train, export, evaluate, register, publish."""
     recipe, overwrite = _recipe(parsed)
     from training.run import run_chain
 
-    summary = run_chain(recipe, overwrite=overwrite)
+    summary = run_chain(recipe, overwrite=overwrite, publish_to=parsed.publish)
     if summary is not None:
         print(summary)
 
@@ -271,16 +282,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_keys(command)
 
     for verb, text in (
-        (run, "train, export, evaluate and register: a recipe in, a measured package out"),
+        (run, "train, export, evaluate, register: a recipe in, a measured package out"),
         (train, "fine-tune: a recipe in, a checkpoint out"),
         (export, "make the model package from the checkpoint, proven equal to it"),
         (tune, "search for better hyperparameters than the computed ones"),
     ):
         command = _add_verb(verbs, verb, text)
         command.set_defaults(overwrite=False)
-        flag = "" if verb is export else " [--overwrite]"
-        if verb is tune:
-            flag = " --trials N" + flag
+        flag = {
+            run: " [--overwrite] [--publish URL]",
+            train: " [--overwrite]",
+            export: "",
+            tune: " --trials N [--overwrite]",
+        }[verb]
         command.usage = f"whetstone {verb.__name__} RECIPE{flag} [--key value ...]"
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = _recipe_keys()
@@ -290,6 +304,12 @@ def _parser() -> argparse.ArgumentParser:
         if verb is not export:
             command.add_argument(
                 "--overwrite", action="store_true", help="replace what the run folder holds"
+            )
+        if verb is run:
+            command.add_argument(
+                "--publish",
+                metavar="URL",
+                help="copy the package to URL/<name>/<version>, too: a folder, s3://bucket/folder",
             )
         command.add_argument("overrides", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
@@ -311,11 +331,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = _add_verb(verbs, register, "copy a package into BentoML's model store")
-    _add_package(command)
+    command.add_argument("package", help="folder, or address of a published version")
 
     command = _add_verb(verbs, verify, "is this copy sound? hashes and golden texts")
     command.add_argument(
-        "target", metavar="PACKAGE|URL", help="folder, tag of the model store, or http(s) address"
+        "target",
+        metavar="PACKAGE|URL",
+        help="folder, tag of the model store, address of a published version or of a service",
     )
     command.add_argument(
         "--package", help="what a service must serve (default: the stored version that it names)"
@@ -325,8 +347,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_verb(verbs, compare, "may a retrained package replace the one that runs?")
     command.epilog = (
         "Ends with 0 for promote, 3 for refuse, 4 for inconclusive, 1 for an error. A package is a "
-        "folder, a tag or a version of the model store. compare.json holds numbers only; flips.csv "
-        "and index.html hold texts of the file."
+        "folder, a tag or a version of the model store, or the address of a published version. "
+        "compare.json holds numbers only; flips.csv and index.html hold texts of the file."
     )
     command.add_argument(
         "champion", help="the package that runs, or none for a first release (./none is a folder)"
@@ -349,6 +371,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder for compare.json, flips.csv and index.html (default: "
         "comparisons/<champion>-<challenger>-<data>)",
+    )
+    command.add_argument(
+        "--publish",
+        metavar="URL",
+        help="copy compare.json to URL/<name>/<version>/verdicts, too: where the challenger was "
+        "published",
     )
 
     command = _add_verb(verbs, image, "build the container image of a bento")
@@ -449,6 +477,11 @@ def _recipe(parsed: argparse.Namespace) -> tuple[Any, bool]:
     overwrite = parsed.overwrite or overrides.pop("overwrite", None) == "true"
     if "trials" in parsed:
         parsed.trials = overrides.pop("trials", parsed.trials)
+    if "publish" in overrides and "publish" in parsed:
+        parsed.publish = overrides.pop("publish")
+        # A key alone means true.
+        if parsed.publish == "true" or not isinstance(parsed.publish, str):
+            parsed.command.error("argument --publish: expected one argument")
     return load_recipe(parsed.recipe, overrides), overwrite
 
 

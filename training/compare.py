@@ -36,6 +36,7 @@ from training.promotion import (
     missed_floors,
     parse_compare,
 )
+from training.publish import package_at
 from training.significance import (
     Difference,
     Metric,
@@ -44,7 +45,6 @@ from training.significance import (
     mcnemar,
     paired_difference,
 )
-from training.verify import package_folder
 
 NO_CHAMPION = "none"
 # Fewer of a file's rows that can be looked up say little of the others.
@@ -154,7 +154,7 @@ def compare(
     """Let both answer the file, and judge.
 
     Args:
-        champion, challenger: folder, tag or version; the champion may be `none`.
+        champion, challenger: folder, tag, version or published address; the champion may be `none`.
         bounds: what wins over the challenger's recipe, by name; None counts as not given.
         columns: which columns of the file are read, where not as in the challenger's recipe.
 
@@ -162,11 +162,12 @@ def compare(
         RecipeError: a bound is not possible.
         CompareError: the two do not do the same task, or share no row.
         WhetstoneError: a package or the file cannot be used.
+        PublishError: a published package cannot be fetched.
         PackageError: a package does not verify.
     """
-    new = Classifier.load(package_folder(challenger))
+    new = _load(challenger)
     limits = bounds_of(new.manifest, bounds)
-    old = None if champion == NO_CHAMPION else Classifier.load(package_folder(champion))
+    old = None if champion == NO_CHAMPION else _load(champion)
     ours = new.manifest.labels
     theirs = ours if old is None else old.manifest.labels
     gone = [label for label in theirs if label not in ours]
@@ -232,6 +233,11 @@ def compare(
         come,
         allow_label_change,
     )
+
+
+def _load(target: str) -> Classifier:
+    with package_at(target) as folder:
+        return Classifier.load(folder)
 
 
 def bounds_of(manifest: Manifest, given: Mapping[str, Any]) -> Bounds:

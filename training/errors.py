@@ -7,6 +7,7 @@ WhetstoneError
 ├── RunError          a run folder that cannot be used
 ├── ExportError       what was exported is not what was trained
 ├── VerifyError       a copy or a service that is not what it should be
+├── PublishError      a place for packages that cannot be used, or holds something else
 ├── CompareError      two packages that cannot be compared
 └── ImageError        a container image that cannot be built
 """
@@ -38,6 +39,10 @@ class ExportError(WhetstoneError):
 
 class VerifyError(WhetstoneError):
     """A service cannot be asked, or does not serve what it should."""
+
+
+class PublishError(WhetstoneError):
+    """A package cannot be put where it should go, or fetched from there."""
 
 
 class CompareError(WhetstoneError):

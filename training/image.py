@@ -193,7 +193,7 @@ def labels_of(bento: Bento, manifest: Manifest) -> dict[str, str]:
 
 
 def revision_of(bento: Path, root: Path = ROOT) -> str | None:
-    """The commit checked out at `root`, where its service code is that of the bento, to the byte.
+    """The commit checked out at `root`, where its service/ is that of the bento, to the byte.
 
     A bento does not say which commit it was built from; anything else would be a guess.
     """
@@ -203,13 +203,20 @@ def revision_of(bento: Path, root: Path = ROOT) -> str | None:
         what, _, path = line.partition("\t")
         committed[path] = what.split()[-1]
     source = bento / "src"
-    for path in (source / "service").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            content = path.read_bytes()
-            # As git names a file's content.
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-            if committed.get(path.relative_to(source).as_posix()) != blob.hexdigest():
-                return None
+    built = {
+        path.relative_to(source).as_posix(): path
+        for path in (source / "service").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    template = bento / "env" / "docker" / "Dockerfile.template"
+    if template.is_file():
+        built["service/Dockerfile.j2"] = template
+    for name, path in built.items():
+        content = path.read_bytes()
+        # As git names a file's content.
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+        if committed.get(name) != blob.hexdigest():
+            return None
     return _git(root, "rev-parse", "HEAD") or None
 
 
@@ -308,9 +315,9 @@ def _short(made_by: str) -> str:
 
 
 def _answer(words: Sequence[str]) -> str:
-    done = _run(words)
+    done = _run(words, apart=True)
     if done.returncode != 0:
-        raise ImageError(f"`{' '.join(words[:2])}` failed: {_last_lines(done.stdout, LAST_LINES)}")
+        raise ImageError(f"`{' '.join(words[:2])}` failed: {_last_lines(done.stderr, LAST_LINES)}")
     return done.stdout
 
 
@@ -318,19 +325,23 @@ def _git(root: Path, *words: str) -> str:
     """What git answers; nothing where there is no git, or `root` is no checkout."""
     if shutil.which("git") is None:
         return ""
-    done = _run(["git", "-C", str(root), *words])
+    done = _run(["git", "-C", str(root), *words], apart=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _run(
-    words: Sequence[str], *, timeout: float | None = None, env: dict[str, str] | None = None
+    words: Sequence[str],
+    *,
+    apart: bool = False,
+    timeout: float | None = None,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """A command whose output, of both kinds, is for us."""
+    """A command whose output is for us; with `apart` warnings are not part of an answer."""
     return subprocess.run(  # noqa: S603 - programs and arguments of ours
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE if apart else subprocess.STDOUT,
         text=True,
         errors="replace",
         check=False,

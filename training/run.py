@@ -1,4 +1,4 @@
-"""The whole way: recipe → checkpoint → proven package → measured → registered."""
+"""The whole way: recipe → checkpoint → proven package → measured → registered → published."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from training.evaluate import (
 )
 from training.export import export
 from training.layout import METRICS_FILE, REPORT, REPORT_FILE
+from training.publish import check_place, publish
 from training.register import register
 from training.report import write_report
 from training.train import TrainedRun, train
 
 
-def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str | None:
-    """Train, export, evaluate, register; the summary for the screen.
+def run_chain(
+    recipe: Recipe, *, overwrite: bool = False, publish_to: str | None = None
+) -> str | None:
+    """Train, export, evaluate, register, publish if asked to; the summary for the screen.
 
     Of several processes that train together the first one goes on after training; None in the
     others.
@@ -34,6 +37,8 @@ def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str | None:
     Raises:
         WhetstoneError: a step was refused; what earlier steps made is kept.
     """
+    if publish_to is not None and is_first():
+        check_place(publish_to)
     run = train(recipe, overwrite=overwrite)
     if not is_first():
         return None
@@ -41,16 +46,25 @@ def run_chain(recipe: Recipe, *, overwrite: bool = False) -> str | None:
     print_selection(read_manifest(package).selection)
     measured = _measure(run, package)
     tag, new = register(package)
+    published = []
+    if publish_to is not None:
+        address, first = publish(package, publish_to)
+        published = [f"published:  {address}{_again(first)}"]
     return "\n".join(
         [
             "",
             f"package:    {package} ({read_manifest(package).selection['chosen']})",
             f"measured:   {measured}",
-            f"registered: {tag}{'' if new else ' (was there already)'}",
+            f"registered: {tag}{_again(new)}",
+            *published,
             f"next:       bentoml serve service.service:TextClassifier --arg model={tag}",
             f"or:         bentoml build --arg model={tag}",
         ]
     )
+
+
+def _again(new: bool) -> str:
+    return "" if new else " (was there already)"
 
 
 def _measure(run: TrainedRun, package: Path) -> str:

@@ -31,10 +31,8 @@ def write_sbom(path: Path, requirements: Path, image: str, manifest: Manifest) -
     packages = {component["purl"]: component for component in content["components"]}
     content["components"] = [*packages.values(), model_component(manifest)]
     parts = sorted(component["bom-ref"] for component in content["components"])
-    content["dependencies"] = [
-        {"ref": "image", "dependsOn": parts},
-        *({"ref": part} for part in parts),
-    ]
+    # What the parts depend on is not known from a list: one without an entry says so.
+    content["dependencies"] = [{"ref": "image", "dependsOn": parts}]
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -75,15 +75,18 @@ def package_folder(target: str) -> Path:
         ) from None
 
 
-def verify_folder(folder: Path) -> str:
+def verify_folder(folder: Path, named: str | None = None) -> str:
     """Check hashes, version and golden texts of a package; a line that says what was found.
+
+    Args:
+        named: what the user calls it, where that is not the folder.
 
     Raises:
         PackageError: a file is missing or altered.
         GoldenMismatchError: it does not answer as it did where it was made.
     """
     classifier = Classifier.load(folder)
-    return _found(str(folder), classifier.manifest, classifier.check_golden(folder))
+    return _found(named or str(folder), classifier.manifest, classifier.check_golden(folder))
 
 
 def verify_service(url: str, package: str | None, key_file: Path | None) -> str:

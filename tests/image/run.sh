@@ -10,6 +10,11 @@ cd "$(dirname "$0")/../.."
 bin=$1
 base=docker.io/library/python:3.11-slim
 
+not_tested() {
+    echo "NOT TESTED: no image was built or run: $1."
+    exit 0
+}
+
 can_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
 install_packages() {
@@ -26,14 +31,15 @@ if command -v podman >/dev/null; then
 elif docker info >/dev/null 2>&1; then
     runner=docker
 else
-    echo "NOT TESTED: no image was built or run, as there is no podman and no docker daemon here," \
-        "and no package of them could be installed."
-    exit 0
+    not_tested "there is no podman and no docker daemon, and no package of them could be installed"
 fi
 
 folder=${IMAGE_TEST_FOLDER:-$(mktemp -d /tmp/whetstone-image-test.XXXXXX)}
 mkdir -p "$folder"
 clean_up() {
+    if [ "$runner" = docker ]; then
+        docker images --quiet localhost/whetstone | xargs --no-run-if-empty docker rmi --force >/dev/null
+    fi
     [ -z "${IMAGE_TEST_FOLDER:-}" ] || return 0
     if [ "$(id -u)" = 0 ]; then
         # The storage stays mounted after the last container.
@@ -64,13 +70,18 @@ SETTINGS
     command -v runc >/dev/null || unset CONTAINERS_CONF
     storage overlay
     podman info >/dev/null 2>&1 || storage vfs
-    podman info >/dev/null
+    podman info >/dev/null 2>&1 || {
+        not_tested "podman cannot work here"
+    }
 fi
 
 if ! "$runner" image inspect "$base" >/dev/null 2>&1 &&
     ! timeout 120 "$runner" pull --quiet "$base" >/dev/null 2>&1; then
+    # A stand-in is for podman's storage in this folder: docker's is the machine's own.
+    [ "$runner" = podman ] || not_tested "there is no $base, and no registry answers"
     echo "no registry answers: Debian's own Python stands in for $base"
-    command -v mmdebstrap >/dev/null || install_packages mmdebstrap
+    command -v mmdebstrap >/dev/null || install_packages mmdebstrap ||
+        not_tested "there is no $base, and no mmdebstrap to make a stand-in"
     # The host's certificates, which pip needs where a proxy has one of its own.
     mmdebstrap --quiet --variant=minbase \
         --include=ca-certificates,netbase,python3,python3-venv,tzdata \

@@ -1,0 +1,299 @@
+"""A finished package → URL/<name>/<version>/, in a folder or an object store, and back.
+
+    whetstone run recipe.yaml --publish s3://models/whetstone
+    whetstone register s3://models/whetstone/tickets/3f2a9c1b77d0
+
+A version is what has a manifest. That is written last, when the other files were read back and are
+what they should be: what a killed upload leaves is no version, and the next one completes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.model_package import (
+    MANIFEST_FILE,
+    PACKAGE_FILES,
+    FileRecord,
+    Manifest,
+    PackageError,
+    file_record,
+    verify_package,
+    write_text,
+)
+from training.errors import PublishError, WhetstoneError
+from training.progress import progress
+from training.verify import is_url, package_folder
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+VERDICTS = "verdicts"
+# What is sent at once; the parts of an S3 upload are 5 MiB at least.
+BLOCK_BYTES = 8 * 2**20
+# By name, as no driver but fsspec's own need be installed.
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder that fsspec reaches; people call it `url`, its file system `path`."""
+
+    fs: AbstractFileSystem
+    path: str
+    url: str
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.url.rstrip('/')}/{name}")
+
+    @property
+    def is_version(self) -> bool:
+        """Whether this folder holds a published version."""
+        return bool(self.fs.exists((self / MANIFEST_FILE).path))
+
+
+def check_place(url: str) -> None:
+    """Refuse before an hour's work the place that nothing could be published to after it.
+
+    Raises:
+        PublishError: it is no address, or cannot be written.
+    """
+    place = open_place(url)
+    with _one_sentence(place):
+        probe = (place / ".whetstone").path
+        place.fs.pipe_file(probe, b"")
+        # Who may write need not be allowed to delete, and another run may have been faster.
+        with suppress(PermissionError, FileNotFoundError):
+            place.fs.rm_file(probe)
+
+
+def publish(package: Path, url: str) -> tuple[str, bool]:
+    """Put a package under `url`; the version's address, and whether it is new there.
+
+    Raises:
+        PackageError: the package does not verify.
+        PublishError: it cannot be written, or other content has its place.
+    """
+    manifest = verify_package(package)
+    place = open_place(url) / manifest.name / manifest.version
+    with _one_sentence(place):
+        if place.is_version:
+            _refuse_other_content(place, manifest)
+            return place.url, False
+        others = [name for name in PACKAGE_FILES if name != MANIFEST_FILE]
+        names = [name for name in others if (package / name).is_file()]
+        _upload(package, place, names)
+        _check_upload(package, place, names)
+        _write(place / MANIFEST_FILE, (package / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return place.url, True
+
+
+def publish_verdict(url: str, challenger: Manifest, name: str, file: Path) -> str:
+    """Put a comparison beside the published challenger; its address. The last of a name stays.
+
+    Raises:
+        PublishError: the challenger is not there, or the verdict cannot be written.
+    """
+    version = open_place(url) / challenger.name / challenger.version
+    with _one_sentence(version):
+        if not version.is_version:
+            raise PublishError(
+                f"{version.url} is no published version, and a verdict stands beside one: publish "
+                "the challenger first, with `whetstone run RECIPE --publish URL`"
+            )
+        verdict = version / VERDICTS / f"{name}.json"
+        _write(verdict, file.read_text(encoding="utf-8"))
+    return verdict.url
+
+
+@contextmanager
+def package_at(target: str) -> Iterator[Path]:
+    """The folder of a package that is named by folder, tag, version, or as a published one.
+
+    A published one is fetched and verified, and its copy is gone after the block.
+
+    Raises:
+        VerifyError: the model store has no such model, or this is the address of a service.
+        PublishError: there is no such published version, or it was altered.
+    """
+    if "://" not in target or is_url(target):
+        yield package_folder(target)
+        return
+    with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
+        place = open_place(target)
+        with _one_sentence(place):
+            _fetch(place, Path(folder))
+        yield Path(folder)
+
+
+def open_place(url: str) -> Place:
+    """The folder at `url`, which need not be there.
+
+    Raises:
+        PublishError: it is no address, holds a secret, or has no driver.
+    """
+    protocol, separator, rest = url.partition("://")
+    if (separator and ("@" in rest.partition("/")[0] or "?" in rest)) or "::" in url:
+        # Not repeated: it may hold a password.
+        raise PublishError(
+            "an address to publish to holds no user, password or query: write it like "
+            "s3://bucket/folder, and give credentials in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY)"
+        )
+    if is_url(url) or not url or (separator and not rest.strip("/")):
+        raise PublishError(
+            f"{url or 'nothing'} is no place for packages: name a folder, or an address such as "
+            "s3://bucket/folder"
+        )
+    from fsspec.core import url_to_fs
+    from fsspec.registry import known_implementations
+
+    options = {"auto_mkdir": True} if protocol == "file" or not separator else {}
+    try:
+        # Somebody else may have written in the meantime: listings are not remembered.
+        fs, path = url_to_fs(url, use_listings_cache=False, **options)
+    except ImportError:
+        driver = known_implementations[protocol]["class"].partition(".")[0]
+        raise PublishError(
+            f"{url} needs the driver {driver}, which is not installed: "
+            f"pip install -c constraints.txt {driver}"
+        ) from None
+    except ValueError:
+        raise PublishError(f"{url}: no driver is known for {protocol}://") from None
+    return Place(fs, path, url)
+
+
+def _refuse_other_content(place: Place, manifest: Manifest) -> None:
+    with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
+        published = _fetch(place, Path(folder))
+    if published.files != manifest.files:
+        # Model, tokenizer and behaviour are in the version; golden texts are not.
+        raise PublishError(
+            f"{place.url} is published with other golden texts, and is not replaced: publish to "
+            "another address, or delete it there first"
+        )
+
+
+def _upload(package: Path, place: Place, names: Sequence[str]) -> None:
+    total = sum((package / name).stat().st_size for name in names)
+    with progress(total, "publishing", "B") as bar:
+        for name in names:
+            with (
+                (package / name).open("rb") as source,
+                place.fs.open((place / name).path, "wb", block_size=BLOCK_BYTES) as target,
+            ):
+                while block := source.read(BLOCK_BYTES):
+                    target.write(block)
+                    bar.update(len(block))
+
+
+def _check_upload(package: Path, place: Place, names: Sequence[str]) -> None:
+    """Read everything back, and compare."""
+    meant = {name: file_record(package / name) for name in names}
+    with progress(sum(one.size for one in meant.values()), "reading back", "B") as bar:
+        for name in names:
+            digest, size = hashlib.sha256(), 0
+            for block in _blocks(place / name):
+                digest.update(block)
+                size += len(block)
+                bar.update(len(block))
+            if FileRecord(sha256=digest.hexdigest(), size=size) != meant[name]:
+                raise PublishError(
+                    f"{(place / name).url} is not what was sent, so the version was not published: "
+                    "give the same command again"
+                )
+
+
+def _fetch(place: Place, folder: Path) -> Manifest:
+    """Copy the published version to `folder`, and verify it."""
+    if not place.is_version:
+        versions = _versions(place)
+        advice = (
+            f"name one of its versions {', '.join(versions)}"
+            if versions
+            else "name it as URL/<name>/<version>"
+        )
+        raise PublishError(f"{place.url} is no published version: {advice}")
+    names = [name for name in PACKAGE_FILES if place.fs.exists((place / name).path)]
+    total = sum(place.fs.size((place / name).path) for name in names)
+    with progress(total, "fetching", "B", leave=False) as bar:
+        for name in names:
+            with (folder / name).open("wb") as target:
+                for block in _blocks(place / name):
+                    target.write(block)
+                    bar.update(len(block))
+    try:
+        return verify_package(folder)
+    except PackageError as error:
+        raise PublishError(str(error).replace(str(folder), place.url)) from None
+
+
+def _versions(place: Place) -> list[str]:
+    """The versions under a name."""
+    manifests = place.fs.glob(f"{place.path}/*/{MANIFEST_FILE}")
+    return sorted(path.split("/")[-2] for path in manifests)
+
+
+def _blocks(file: Place) -> Iterator[bytes]:
+    options: dict[str, Any] = {"block_size": BLOCK_BYTES, "cache_type": "none"}
+    with file.fs.open(file.path, "rb", **options) as source:
+        while block := source.read(BLOCK_BYTES):
+            yield block
+
+
+def _write(file: Place, content: str) -> None:
+    """Write a small file, whole or not at all: one request, or in a folder by a temporary name."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if isinstance(file.fs, LocalFileSystem):
+        path = Path(file.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, content)
+    else:
+        file.fs.pipe_file(file.path, content.encode())
+
+
+@contextmanager
+def _one_sentence(place: Place) -> Iterator[None]:
+    """Whatever a driver raises is a `PublishError`; drivers share no class of error but OSError."""
+    try:
+        yield
+    except (WhetstoneError, PackageError):
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise PublishError(f"{place.url}: {reason}") from error
+
+
+def _reason(error: Exception) -> str | None:
+    """What to tell the user; None for a fault of ours."""
+    kind = type(error)
+    if kind.__name__ in NO_CREDENTIALS:
+        return (
+            "there are no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "what its driver reads"
+        )
+    lines = str(error).splitlines() or [kind.__name__]
+    said = re.sub(r"//[^/@\s]*@", "//", lines[0])[:LONGEST_REASON]
+    if isinstance(error, FileNotFoundError):
+        return "there is no such bucket or folder: make it first"
+    if isinstance(error, PermissionError):
+        return f"it may not be listed, read or written with the credentials in force ({said})"
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return f"something else is in the way ({said})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no room is left there: make some, then give the same command again"
+    if isinstance(error, OSError) or kind.__module__.partition(".")[0] != "builtins":
+        return said
+    return None
