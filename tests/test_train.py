@@ -135,6 +135,7 @@ def test_a_score_that_stands_still_while_the_loss_falls_stops_nothing() -> None:
         ({"freeze_layers": "99"}, "freeze_layers is 99, and the model has 2 layers"),
         ({"layerwise_lr_decay": "1.5"}, "lies above 0 and is at most 1"),
         ({"layerwise_lr_decay": "0.9", "optim": "adafactor"}, None),
+        ({"metric_for_best_model": "f1"}, "metric_for_best_model is 'f1', which is not measured"),
         (
             {"early_stopping_patience": "2", "load_best_model_at_end": "false"},
             "early_stopping_patience needs load_best_model_at_end",
@@ -246,6 +247,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     strategy: dict[str, str],
+    tiny_run_folder: Path,
 ) -> None:
     recipe = recipe_at(tiny_recipe, tmp_path / "run", **strategy)
     seen: list[int] = []
@@ -270,6 +272,34 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     assert seen[stopped] == stopped + 1, "it went on where it had stopped"
     assert run.record["finished"]
     assert seen[-1] == 168
+    if not strategy:
+        # In the middle of an epoch, and nobody can tell.
+        uninterrupted = json.loads((tiny_run_folder / RECORD).read_text("utf-8"))
+        assert run.record["evaluations"] == uninterrupted["evaluations"]
+        one, other = (
+            folder / CHECKPOINT / "model.safetensors"
+            for folder in (tmp_path / "run", tiny_run_folder)
+        )
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_goes_on_with_as_many_processes_as_began_it(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
+    monkeypatch.setattr("training.train.make_trainer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="begun by 1 process, and this is one of 2"):
+        train(recipe)
+
+
+def test_the_last_weights_are_said_to_be_the_last_ones(tiny_recipe: Path, tmp_path: Path) -> None:
+    keys = {"num_train_epochs": "2", "load_best_model_at_end": "false", "report_to": "none"}
+    run = train(recipe_at(tiny_recipe, tmp_path / "run", **keys))
+    assert run.record["kept_step"] == run.record["evaluations"][-1]["step"]
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("torn", ["", "{"])

@@ -95,5 +95,16 @@ class StopOnRequest(TrainerCallback):
     ) -> None:
         self.requested = any_of_all(self.requested)
         if self.requested:
-            control.should_save = True
             control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The Trainer comes here from the step that was the last one, and saves once.
+
+        In the middle of an epoch nothing is evaluated: a run that is not stopped would not be.
+        """
+        if self.requested:
+            control.should_save = True
+            if state.epoch is not None and state.epoch != round(state.epoch):
+                control.should_evaluate = False

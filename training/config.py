@@ -316,6 +316,9 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
     single = {f.name for part in OWN_ARGUMENTS for f in dataclasses.fields(part)}
     words: list[str] = []
     for key, value in values.items():
+        if key == "report_to" and value == []:
+            # As TrainingArguments has it once it was read.
+            value = "none"
         if isinstance(value, list) and key in single:
             raise RecipeError(f"key {key} takes one value, not {len(value)}")
         if isinstance(value, dict):

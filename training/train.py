@@ -140,6 +140,7 @@ def train(
     weights = label_weights(recipe.data.class_weights, data)
     identity = run_identity(recipe, data)
     record = {} if overwrite else _found_run(recipe.output_dir, identity)
+    _refuse_other_processes(record, recipe.output_dir)
     if record.get("finished"):
         logger.warning("%s is trained already: going on with it", recipe.output_dir)
         return TrainedRun(recipe.output_dir, recipe, data, record)
@@ -183,7 +184,8 @@ def train(
         "fine_tuning": dataclasses.asdict(tuning),
         "seconds": round(time.monotonic() - started, 1),
     }
-    record = _finish(trainer, recipe, facts)
+    with _full_disk_in_a_sentence(recipe.output_dir):
+        record = _finish(trainer, recipe, facts)
     # The first has finished the folder.
     wait_for_all()
     return TrainedRun(recipe.output_dir, recipe, data, record)
@@ -291,6 +293,14 @@ def settle(
         raise RecipeError(
             "label_smoothing_factor is for one label a row, and this data has several: leave it out"
         )
+    measure = str(arguments.metric_for_best_model).removeprefix("eval_")
+    several = data.task == "multi_label"
+    measured = EVALUATED if several else ("loss", "accuracy", "macro_f1")
+    if arguments.load_best_model_at_end and measure not in measured:
+        raise RecipeError(
+            f"metric_for_best_model is {measure!r}, which is not measured: choose one of "
+            f"{', '.join(measured)}"
+        )
     if not arguments.load_best_model_at_end:
         if given.get("early_stopping_patience"):
             raise RecipeError(
@@ -353,6 +363,11 @@ class FineTuner(Trainer):
             )
             self.optimizer = kind(groups, **options)
         return super().create_optimizer()
+
+    def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
+        """By evaluations: of trials with other batches the steps are not the same."""
+        done = sum("eval_loss" in entry for entry in self.state.log_history)
+        super()._report_to_hp_search(trial, done, metrics)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         found = super()._get_train_sampler(train_dataset)
@@ -489,11 +504,25 @@ def _found_run(folder: Path, identity: str) -> dict[str, Any]:
     return record
 
 
+def _refuse_other_processes(record: dict[str, Any], folder: Path) -> None:
+    """A batch is shared, and a checkpoint knows its share: with another one steps mean other rows.
+
+    Raises:
+        RunError: an unfinished run was started by another number of processes.
+    """
+    before = record.get("processes", processes())
+    if not record.get("finished") and before != processes():
+        raise RunError(
+            f"{folder} was begun by {before} process{'es' if before > 1 else ''}, and this is one "
+            f"of {processes()}: start as many, or begin anew with --overwrite"
+        )
+
+
 def _claim_folder(folder: Path, identity: str, overwrite: bool) -> None:
     if overwrite:
         _remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_record(folder, {"identity": identity, "finished": False})
+    _write_record(folder, {"identity": identity, "finished": False, "processes": processes()})
 
 
 def _remove_run(folder: Path) -> None:
@@ -521,7 +550,8 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
         "finished": True,
         "training_arguments": _stated(trainer.args, recipe),
         "evaluations": evaluations,
-        "kept_step": trainer.state.best_global_step or trainer.state.global_step,
+        "kept_step": (trainer.args.load_best_model_at_end and trainer.state.best_global_step)
+        or trainer.state.global_step,
         "device": str(trainer.args.device),
     }
     if not is_first():
@@ -558,12 +588,12 @@ def _write_resolved_recipe(
     reading: Reading,
 ) -> None:
     """Every key in force; beside what was computed stands why."""
-    files = {
-        key: str(Path(value).resolve())
-        for key, value in recipe.as_dict().items()
-        if key in FILE_KEYS
-    }
-    resolved = recipe.as_dict() | files | _stated(arguments, recipe) | dataclasses.asdict(tuning)
+    resolved = (
+        recipe.as_dict()
+        | named_from_anywhere(recipe)
+        | _stated(arguments, recipe)
+        | dataclasses.asdict(tuning)
+    )
     if reading.window_stride is not None:
         resolved["window_stride"] = reading.window_stride
     lines = [
@@ -574,6 +604,17 @@ def _write_resolved_recipe(
         line = yaml.safe_dump({key: value}, allow_unicode=True).rstrip("\n")
         lines.append(f"{line}  # {reasons[key]}" if key in reasons else line)
     write_text(recipe.output_dir / RESOLVED_RECIPE, "\n".join(lines) + "\n")
+
+
+def named_from_anywhere(recipe: Recipe) -> dict[str, str]:
+    """The recipe's files and folders by their whole paths: a recipe elsewhere finds them, too."""
+    found = {
+        key: str(Path(value).resolve())
+        for key, value in recipe.as_dict().items()
+        if key in (*FILE_KEYS, "golden_file") and (key, value) != ("golden_file", "none")
+    }
+    base = Path(recipe.model.model_name_or_path)
+    return found | ({"model_name_or_path": str(base.resolve())} if base.is_dir() else {})
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -20,16 +20,17 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from service.model_package import write_text
-from training.base_models import resolve_base_model
-from training.config import FILE_KEYS, Recipe
+from training.base_models import resolve_base_model, start_at_priors
+from training.config import Recipe
 from training.data import load_data
 from training.distributed import processes
 from training.encoding import usable_reading
 from training.errors import InterruptedRunError, RecipeError, RunError
 from training.layers import freeze
-from training.losses import label_weights
+from training.losses import label_odds, label_weights
 from training.train import (
     make_trainer,
+    named_from_anywhere,
     recipe_seed,
     refuse_unexportable,
     run_identity,
@@ -47,7 +48,6 @@ PICTURE = "trials.png"
 RATES = 4
 BATCH_SIZES = (8, 16, 32, 64)
 DECAYS = (0.0, 0.01, 0.1)
-SMOOTHING = (0.0, 0.1)
 # Trials that are not judged before they are pruned for others.
 FIRST_TRIALS = 5
 
@@ -102,6 +102,8 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
 
     def new_model() -> PreTrainedModel:
         model = base.classifier(data.labels, data.task, recipe_seed(recipe))
+        if data.task == "multi_label":
+            start_at_priors(model, label_odds(data, weights))
         freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
         return model
 
@@ -114,8 +116,8 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     folder = recipe.output_dir / FOLDER
     study = _open_study(folder, run_identity(recipe, data), greater, overwrite)
-    space = _space(recipe, arguments, data.task)
-    if not study.trials:
+    space = _space(recipe, arguments)
+    if not _finished(study):
         study.enqueue_trial({key: getattr(arguments, key) for key in space})
     objective = BestOfTrial(measure, greater)
     trainer = make_trainer(new_model, tokenizer, data, arguments, tuning, reading, weights)
@@ -147,6 +149,8 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
                 f"stopped after {len(_finished(study))} of {trials} trials, which are kept in "
                 f"{folder / STUDY}: give the same command again to go on"
             ) from None
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        raise RunError(f"no trial came to an end: {folder / STUDY} holds none with a result")
     tuned = Tuned(folder, measure, _finished(study), study.best_trial)
     _write_recipe(recipe, tuned)
     draw(tuned, folder / PICTURE)
@@ -171,13 +175,12 @@ def _open_study(folder: Path, identity: str, greater: bool, overwrite: bool) -> 
         study_name=identity,
         load_if_exists=True,
         direction="maximize" if greater else "minimize",
-        # The same study is the same search, also in several sittings.
-        sampler=optuna.samplers.TPESampler(seed=0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=1),
     )
+    # By what was tried before: with one seed every sitting would try the same again.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials(deepcopy=False)))
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
     return study
 
 
@@ -187,7 +190,7 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _space(
-    recipe: Recipe, arguments: TrainingArguments, task: str
+    recipe: Recipe, arguments: TrainingArguments
 ) -> dict[str, Callable[[optuna.Trial], Any]]:
     """How each key is chosen that the recipe leaves open."""
     rate, epochs = arguments.learning_rate, round(arguments.num_train_epochs)
@@ -203,10 +206,6 @@ def _space(
         ),
         "weight_decay": lambda trial: trial.suggest_categorical("weight_decay", DECAYS),
     }
-    if task == "single_label":
-        space["label_smoothing_factor"] = lambda trial: trial.suggest_categorical(
-            "label_smoothing_factor", SMOOTHING
-        )
     found = {key: choose for key, choose in space.items() if key not in recipe.training}
     if not found:
         raise RecipeError(f"the recipe gives every key that tune searches: {', '.join(space)}")
@@ -215,12 +214,7 @@ def _space(
 
 def _write_recipe(recipe: Recipe, tuned: Tuned) -> None:
     """The recipe with the best values, its files named from anywhere."""
-    files = {
-        key: str(Path(value).resolve())
-        for key, value in recipe.as_dict().items()
-        if key in FILE_KEYS
-    }
-    content = recipe.as_dict() | files | tuned.best.params
+    content = recipe.as_dict() | named_from_anywhere(recipe) | tuned.best.params
     content["output_dir"] = str(recipe.output_dir.resolve())
     lines = [
         f"# The best of {len(tuned.trials)} trials: {tuned.measure} {tuned.best.value:.4f} on the",

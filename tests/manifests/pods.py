@@ -180,6 +180,6 @@ def probes(manifests: Manifests) -> Iterator[str]:
             start = container.get("startupProbe", {})
             tries = max(start.get("periodSeconds", 10), start.get("timeoutSeconds", 1))
             allowed = start.get("failureThreshold", 3) * tries
-            deadline = resource["spec"].get("progressDeadlineSeconds", 600)
+            deadline = resource["spec"].get("progressDeadlineSeconds", 0)
             if not allowed + resource["spec"].get("minReadySeconds", 0) < deadline <= 600:
                 yield f"progressDeadlineSeconds is {deadline}, and a start may take {allowed}"
