@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -58,28 +59,42 @@ LEAST_OF_MATRIX_RATE = 0.4
 
 
 def stopwatch(seconds: float, warm_up: int) -> Any:
-    """A callback of the Trainer that stops after so many seconds, and knows the steps of them."""
+    """A callback of the Trainer that stops after so many seconds, and knows the steps of them.
+
+    `seconds` are of steps and of what feeds them; what passes between epochs, which one side
+    evaluates and saves in and the other does not, is in `wall_seconds` alone.
+    """
     import torch
     from transformers import TrainerCallback
 
     class Stopwatch(TrainerCallback):
         steps = 0
-        seconds = 0.0
-        began = 0.0
+        began = last = paused = 0.0
+
+        @property
+        def wall_seconds(self) -> float:
+            return self.last - self.began
+
+        @property
+        def seconds(self) -> float:
+            return self.wall_seconds - self.paused
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
+            self.began = self.last = time.perf_counter()
+
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            if self.steps:
+                self.paused += time.perf_counter() - self.last
 
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            now = time.perf_counter()
+            self.last = time.perf_counter()
             if state.global_step == warm_up:
-                self.began = now
+                self.began = self.last
             if state.global_step > warm_up:
                 self.steps = state.global_step - warm_up
-                self.seconds = now - self.began
-                control.should_training_stop = self.seconds >= seconds
+                control.should_training_stop = self.wall_seconds >= seconds
 
     return Stopwatch()
 
@@ -177,7 +192,7 @@ def one_side(side: str, recipe: Recipe, seconds: float, whole: bool) -> dict[str
     )
     found = {
         "steps": watch.steps,
-        "seconds": watch.seconds,
+        "seconds": watch.wall_seconds,
         "rows_per_step": rows,
         "rows_per_second": watch.steps * rows / watch.seconds,
         "peak_memory_mb": round(peak / 1e6),
@@ -197,7 +212,11 @@ def in_a_process(
         command = [sys.executable, "-m", "benchmarks.bench_train", *words, "--side", side]
         command += ["--seconds", str(seconds), "--out", str(out), "--work", folder]
         command += ["--whole"] if whole else []
-        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        # As `whetstone` has it: threads that spin while they wait lose much on a shared machine.
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+        )
         if done.returncode:
             raise SystemExit(f"bench_train: {side} failed:\n{done.stderr[-2000:]}")
         found: dict[str, Any] = json.loads(out.read_text("utf-8"))
