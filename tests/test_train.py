@@ -108,6 +108,25 @@ def test_training_stops_where_it_no_longer_gets_better(
     assert record["kept_step"] == record["evaluations"][0]["step"]
 
 
+def test_a_run_killed_after_it_had_stopped_early_trains_no_more(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"learning_rate": "1e-12", "num_train_epochs": "4", "early_stopping_patience": "1"}
+    alone = train(recipe_at(tiny_recipe, tmp_path / "alone", **keys)).record
+    recipe = recipe_at(tiny_recipe, tmp_path / "killed", **keys)
+    with monkeypatch.context() as patched:
+        patched.setattr("training.train._finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe)
+    record = train(recipe).record
+    assert record["evaluations"] == alone["evaluations"]
+    assert record["kept_step"] == alone["kept_step"]
+    one, other = (
+        tmp_path / name / CHECKPOINT / "model.safetensors" for name in ("alone", "killed")
+    )
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_score_that_stands_still_while_the_loss_falls_stops_nothing() -> None:
     from types import SimpleNamespace
 

@@ -75,13 +75,19 @@ class StopEarly(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if self.is_time(args, state):
+            control.should_training_stop = True
+
+    def is_time(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether a run with these evaluations is to stop."""
         name = str(args.metric_for_best_model).removeprefix("eval_")
         scores = [entry[key] for entry in state.log_history if (key := f"eval_{name}") in entry]
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if not scores:
+            return False
         best = max(scores) if args.greater_is_better else min(scores)
         since = min(len(scores) - scores.index(best), len(losses) - losses.index(min(losses)))
-        if since > self.patience:
-            control.should_training_stop = True
+        return since > self.patience
 
 
 class StopOnRequest(TrainerCallback):

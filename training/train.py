@@ -39,7 +39,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
@@ -173,7 +173,9 @@ def train(
     for callback in callbacks:
         trainer.add_callback(callback)
     with _graceful_interrupt(trainer), _full_disk_in_a_sentence(recipe.output_dir):
-        trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output_dir))
+        checkpoint = last_checkpoint(recipe.output_dir)
+        if not _had_stopped_early(trainer, checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
     wait_for_all()
     facts = {
         "identity": identity,
@@ -463,6 +465,19 @@ def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
             f"{get_last_checkpoint(str(trainer.args.output_dir))}: give the same command again, "
             "without --overwrite, to go on"
         )
+
+
+def _had_stopped_early(trainer: Trainer, checkpoint: str | None) -> bool:
+    """Take up a run that was killed after it had stopped early: there is nothing left to train."""
+    stops = [one for one in trainer.callback_handler.callbacks if isinstance(one, StopEarly)]
+    if checkpoint is None or not stops:
+        return False
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if not stops[0].is_time(trainer.args, state):
+        return False
+    trainer.state = state
+    trainer._load_best_model()
+    return True
 
 
 @contextmanager
