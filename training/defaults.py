@@ -79,7 +79,8 @@ def careful_defaults(
     few = rows < 8_000
     tracked = importlib.util.find_spec("tensorboard") is not None
     batch = 16 if few else 32
-    shared = f"; {batch} in all processes together" if processes > 1 else ""
+    share = max(1, batch // processes)
+    shared = f"; {share * processes} in all processes together" if processes > 1 else ""
     size = f"{parameters / 1e6:.3g} M parameters"
     return {
         "learning_rate": Default(
@@ -102,7 +103,7 @@ def careful_defaults(
             "epochs without a better score or lower loss: the rest is not worth its time",
         ),
         "per_device_train_batch_size": Default(
-            max(1, batch // processes),
+            share,
             ("below 8,000 rows: more steps" if few else "8,000 rows or more: steadier steps")
             + shared,
         ),
