@@ -225,6 +225,28 @@ def image(parsed: argparse.Namespace) -> None:
     print(describe(built))
 
 
+def release(parsed: argparse.Namespace) -> int:
+    """`whetstone release PACKAGE --overlay DIR --champion WHICH --data FILE`"""
+    from training.release.release import release as release_package
+
+    return release_package(_wishes(parsed))
+
+
+def rollback(parsed: argparse.Namespace) -> int:
+    """`whetstone rollback [VERSION] --overlay DIR`"""
+    from training.release.release import rollback as roll_back
+
+    return roll_back(_wishes(parsed), parsed.version)
+
+
+def history(parsed: argparse.Namespace) -> None:
+    """`whetstone history`"""
+    from training.release.history import print_history
+    from training.release.records import Records
+
+    print_history(Records(), parsed.overlay)
+
+
 def run(parsed: argparse.Namespace) -> None:
     """`whetstone run RECIPE`: train, export, evaluate, register, publish."""
     recipe, overwrite = _recipe(parsed)
@@ -394,6 +416,65 @@ def _parser() -> argparse.ArgumentParser:
         "--image_repository", metavar="NAME", help="name without tag (default: the bento's)"
     )
 
+    command = _add_verb(verbs, release, "a package into production, or everything as it was")
+    command.epilog = (
+        "Without --apply nothing is changed. Ends with 0 when released (or when it may be), 3 when "
+        "the comparison refuses, 4 when it is inconclusive, 1 for anything else; what ran before "
+        "then still runs, or runs again. releases/<version>.json has the record."
+    )
+    command.add_argument("package", help="folder, tag, version, or address of a published version")
+    _add_rollout_flags(command)
+    command.add_argument(
+        "--champion",
+        required=True,
+        help="current: what runs; none: a first release; or a package to compare with",
+    )
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="labelled rows neither has seen"
+    )
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--apply", action="store_true", help="release it")
+    either.add_argument(
+        "--plan", action="store_true", help="show what would be released (the default)"
+    )
+    command.add_argument(
+        "--image", metavar="NAME:TAG", help="built and pushed already: neither bento nor image"
+    )
+    command.add_argument("--engine", help="docker or podman (default: the first that can be used)")
+    command.add_argument("--platform", help="such as linux/arm64 (default: the engine's own)")
+    command.add_argument(
+        "--image_repository", metavar="NAME", help="name without tag (default: the overlay's)"
+    )
+    command.add_argument(
+        "--push",
+        nargs="?",
+        const="",
+        metavar="COMMAND",
+        help="push the image by the engine, or by a command that its name is added to, such as "
+        "'kind load docker-image'",
+    )
+    command.add_argument(
+        "--accept_inconclusive", action="store_true", help="release what rows too few decide on"
+    )
+    for name, text in BOUND_TEXTS.items():
+        command.add_argument(f"--{name}", metavar="SHARE", help=text)
+    command.add_argument(
+        "--allow_label_change", action="store_true", help="the set of labels may change"
+    )
+    _add_columns(command, COLUMN_KEYS)
+    command.add_argument(
+        "--drop_invalid", action="store_true", help="leave out rows without text or label"
+    )
+
+    command = _add_verb(verbs, rollback, "return to an earlier release")
+    command.add_argument(
+        "version", nargs="?", help="of the model, or a record's (default: the release before)"
+    )
+    _add_rollout_flags(command)
+
+    command = _add_verb(verbs, history, "what was released, with what result")
+    command.add_argument("--overlay", type=Path, help="only releases of this one")
+
     command = _add_verb(verbs, predict, "classify every row of a file, however large")
     _add_package(command)
     command.add_argument("file", type=Path, help="CSV, JSONL or Parquet with a text column")
@@ -417,6 +498,45 @@ def _add_verb(
 
 def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("package", type=Path, help="folder of a model package")
+
+
+def _add_rollout_flags(command: argparse.ArgumentParser) -> None:
+    """What a release and a rollback ask of the cluster."""
+    command.add_argument(
+        "--overlay", type=Path, required=True, metavar="DIR", help="such as k8s/overlays/production"
+    )
+    command.add_argument("--context", help="of kubectl (default: the current one)")
+    command.add_argument("--api_key_file", type=Path, help="file with the service's API key")
+    command.add_argument(
+        "--watch",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long errors, refusals and p99 are watched afterwards (default: 60)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 to a day")
+    return value
+
+
+def _wishes(parsed: argparse.Namespace) -> Any:
+    """What a release or rollback was asked for."""
+    from training.release.release import Wishes
+
+    names = {one.name for one in dataclasses.fields(Wishes)}
+    given = {key: value for key, value in vars(parsed).items() if key in names}
+    if parsed.verb is rollback:
+        return Wishes(**given, package="", champion="", data=Path(), apply=True)
+    bounds = {name: getattr(parsed, name) for name in BOUND_TEXTS}
+    columns = {**_columns(parsed), "drop_invalid": parsed.drop_invalid}
+    return Wishes(**given, bounds=bounds, columns=columns)
 
 
 def _add_data_keys(command: argparse.ArgumentParser) -> None:

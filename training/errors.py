@@ -9,7 +9,10 @@ WhetstoneError
 ├── VerifyError       a copy or a service that is not what it should be
 ├── PublishError      a place for packages that cannot be used, or holds something else
 ├── CompareError      two packages that cannot be compared
-└── ImageError        a container image that cannot be built
+├── ImageError        a container image that cannot be built
+├── ClusterError      what kubectl was asked and did not do
+│   └── ClusterUnreachableError   for now: it may pass
+└── ReleaseError      a release that was not made, or was undone
 """
 
 
@@ -51,6 +54,18 @@ class CompareError(WhetstoneError):
 
 class ImageError(WhetstoneError):
     """There is no engine, no bento or no model to build an image of, or the build failed."""
+
+
+class ClusterError(WhetstoneError):
+    """kubectl is missing, or refuses what it was asked."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """The cluster does not answer now, and may later."""
+
+
+class ReleaseError(WhetstoneError):
+    """Nothing was released, and what ran before still runs; or it does not, and this says so."""
 
 
 class InterruptedRunError(WhetstoneError):

@@ -101,7 +101,7 @@ def verify_service(url: str, package: str | None, key_file: Path | None) -> str:
         PackageError: the package to compare with does not verify.
         GoldenMismatchError: an answer differs by more than another processor explains.
     """
-    service = Service(url, _read_key(key_file))
+    service = Service(url, read_key(key_file))
     info = service.ask("/info")
     version = info.get("version")
     # Other servers have an /info with a version, too.
@@ -271,7 +271,12 @@ def _served(url: str, version: str) -> Path:
         ) from None
 
 
-def _read_key(path: Path | None) -> str | None:
+def read_key(path: Path | None) -> str | None:
+    """The API key in a file's first line.
+
+    Raises:
+        VerifyError: there is none.
+    """
     if path is None:
         return None
     # Bytes that are no text are refused below, without a word of them.

@@ -1,0 +1,447 @@
+"""Releases: real packages, servers, overlays, processes; the cluster is a stand-in, kubectl.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.model_package import read_manifest, seal_package
+from tests.conftest import ROOT
+from tests.servers import serving
+from tests.test_bento import empty_the_store, rename_labels
+from training.cli import main
+from training.register import register
+from training.release.records import Record
+
+Captured = pytest.CaptureFixture[str]
+OVERLAY = "k8s/overlays/staging"
+SPACE = "whetstone-staging"
+REPOSITORY = "registry.example.com/text-classifier"
+FIRST, SECOND = f"{REPOSITORY}:first", f"{REPOSITORY}:second"
+BROKEN, WRONG, LABELS = f"{REPOSITORY}:broken", f"{REPOSITORY}:wrong", f"{REPOSITORY}:labels"
+DEPLOYMENT = f"deployment/{SPACE}/text-classifier"
+
+
+def sentence(capsys: Captured) -> str:
+    """What the command ended with; a progress bar leaves a line without its end before it."""
+    return capsys.readouterr().err.rpartition("whetstone: ")[2].strip()
+
+
+class World:
+    """A working folder with an overlay, data and packages, and the stand-in's cluster."""
+
+    def __init__(self, folder: Path, packages: dict[str, Path], images: dict[str, Any]) -> None:
+        self.folder = folder
+        self.packages = packages
+        self.state_file = folder / "bin" / "cluster.json"
+        self.write(
+            {"objects": {}, "images": images, "polls": 2, "calls": [], "faults": {}, "looked": 0}
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.state_file.read_text("utf-8"))
+        return found
+
+    def write(self, state: dict[str, Any]) -> None:
+        self.state_file.write_text(json.dumps(state), "utf-8")
+
+    def faults(self, **by_verb: list[str | None]) -> None:
+        changed = {name.replace("_", "-"): told for name, told in by_verb.items()}
+        self.write(self.state | {"faults": changed})
+
+    @property
+    def image(self) -> str | None:
+        """What the cluster's Deployment runs."""
+        one = self.state["objects"].get(DEPLOYMENT)
+        return one and one["spec"]["template"]["spec"]["containers"][0]["image"]
+
+    def words(self, package: str, image: str, *more: str, champion: str = "current") -> list[str]:
+        """A release of one of the packages."""
+        words = ["release", str(self.packages[package]), "--overlay", OVERLAY]
+        words += ["--champion", champion, "--data", "test.csv", "--image", image]
+        return [*words, "--watch", "0", "--apply", *more]
+
+    def release(self, package: str, image: str, *more: str, champion: str = "current") -> int:
+        return main(self.words(package, image, *more, champion=champion))
+
+    def start(self, words: list[str]) -> subprocess.Popen[str]:
+        """The command in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "training", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def killed(self, words: list[str]) -> str:
+        """Run it until somebody kills it; what it said."""
+        process = self.start(words)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, said
+        return said
+
+    @property
+    def records(self) -> dict[str, Record]:
+        return {
+            path.stem: Record.model_validate_json(path.read_bytes())
+            for path in Path("releases").glob("*.json")
+        }
+
+    def version(self, package: str) -> str:
+        return read_manifest(self.packages[package]).version
+
+    def tree(self) -> dict[str, bytes]:
+        """Every file, but the stand-in's."""
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.parent.name != "bin"
+        }
+
+    @property
+    def overlay(self) -> str:
+        return Path(OVERLAY, "kustomization.yaml").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def packages(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Champion, an equal challenger of another version, and one with other labels."""
+    folder = tmp_path_factory.mktemp("packages")
+    first = shutil.copytree(tiny_package, folder / "first")
+    second = shutil.copytree(tiny_package, folder / "second")
+    manifest = read_manifest(second)
+    seal_package(second, manifest.model_copy(update={"temperature": manifest.temperature * 1.001}))
+    labels = shutil.copytree(tiny_package, folder / "labels")
+    rename_labels(labels)
+    return {"first": first, "second": second, "labels": labels}
+
+
+@pytest.fixture(scope="module")
+def images(packages: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """By image the port of a real server of its package; one serves another than its name says."""
+    with (
+        serving(
+            "service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(packages["first"])}
+        ) as a,
+        serving(
+            "service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(packages["second"])}
+        ) as b,
+    ):
+        first, second = (int(address.rpartition(":")[2]) for address in (a, b))
+        yield {
+            FIRST: {"port": first},
+            SECOND: {"port": second},
+            WRONG: {"port": first},
+            BROKEN: {"waiting": "ImagePullBackOff"},
+        }
+
+
+@pytest.fixture
+def world(
+    packages: dict[str, Path],
+    images: dict[str, Any],
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    """Nothing is deployed, and the champion's package is registered."""
+    empty_the_store()
+    register(packages["first"])
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    # So many rows decide; of so few as the recipe has, nothing does.
+    header, *rows = (tiny_recipe.parent / "test.csv").read_text("utf-8").splitlines()
+    (tmp_path / "test.csv").write_text("\n".join([header, *rows * 6]) + "\n", "utf-8")
+    (tmp_path / "few.csv").write_text("\n".join([header, *rows]) + "\n", "utf-8")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "kubectl"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/kubectl.py "$@"\n', "utf-8")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(folder / "cluster.json"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.release.rollout.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("training.cluster.PAUSE_SECONDS", 0.05)
+    return World(tmp_path, packages, images)
+
+
+@pytest.fixture
+def deployed(world: World) -> World:
+    """The first version runs, released."""
+    assert world.release("first", FIRST, champion="none") == 0
+    return world
+
+
+def test_a_plan_shows_everything_and_writes_nothing(deployed: World, capsys: Captured) -> None:
+    before, objects = deployed.tree(), deployed.state["objects"]
+    words = [one for one in deployed.words("second", SECOND) if one != "--apply"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f"image: {SECOND}" in out
+    assert '+    newTag: "second"' in out
+    assert f"+++ deployment.{SPACE}.text-classifier" in out
+    assert "promote:" in out and "--apply releases it" in out
+    assert deployed.tree() == before
+    assert deployed.state["objects"] == objects
+    assert not {call[0] for call in deployed.state["calls"][-6:]} & {"apply", "delete"}
+
+
+def test_first_release_then_another_then_back(world: World, capsys: Captured) -> None:
+    before = world.overlay
+    assert world.release("first", FIRST, champion="none") == 0
+    assert world.image == FIRST
+    # Two lines differ: comments, order and quotes are as they were.
+    changed = set(world.overlay.splitlines()) ^ set(before.splitlines())
+    assert changed == {'    newTag: "first"', '    newTag: "unreleased"'}
+    first = world.records[world.version("first")]
+    assert first.outcome == "released"
+    assert first.previous and first.previous.kind == "nothing"
+
+    assert world.release("second", SECOND) == 0
+    assert world.image == SECOND
+    second = world.records[world.version("second")]
+    assert second.verdict and second.verdict["outcome"] == "promote"
+    assert second.champion_version == world.version("first")
+    assert second.previous and second.previous.kind == "release"
+    assert len(second.pods) == 2
+    assert second.render and yaml.safe_load_all(Path("releases", second.render.file).read_text())
+
+    capsys.readouterr()
+    assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
+    assert world.image == FIRST
+    assert '"first"' in world.overlay
+    assert "the golden texts are answered as recorded" in capsys.readouterr().out
+    # Once more there is nothing earlier, and by its version the second is found.
+    assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 1
+    assert "nothing was released" in sentence(capsys)
+    version = world.version("second")
+    assert main(["rollback", version, "--overlay", OVERLAY, "--watch", "0"]) == 0
+    assert world.image == SECOND
+    assert main(["history"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("rolled back to") == 2 and "promote" in out
+
+
+def test_a_broken_image_leaves_everything_as_it_was(deployed: World, capsys: Captured) -> None:
+    overlay, objects = deployed.overlay, set(deployed.state["objects"])
+    assert deployed.release("second", BROKEN) == 1
+    line = sentence(capsys)
+    assert "ImagePullBackOff" in line and "what ran before runs again" in line
+    assert deployed.image == FIRST
+    assert deployed.overlay == overlay
+    assert set(deployed.state["objects"]) == objects
+    assert deployed.records[deployed.version("second")].outcome == "rolled back"
+
+
+def test_a_first_release_that_fails_leaves_nothing(world: World, capsys: Captured) -> None:
+    overlay = world.overlay
+    assert world.release("first", BROKEN, champion="none") == 1
+    assert "ImagePullBackOff" in sentence(capsys)
+    assert world.state["objects"] == {}
+    assert world.overlay == overlay
+
+
+def test_pods_that_serve_something_else_are_undone(deployed: World, capsys: Captured) -> None:
+    assert deployed.release("second", WRONG) == 1
+    assert f"serves version {deployed.version('first')}" in sentence(capsys)
+    assert deployed.image == FIRST
+
+
+def test_golden_texts_are_asked_of_every_pod(
+    deployed: World, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def verify(url: str, _package: str, _key: Path | None) -> str:
+        from service.classifier import GoldenMismatchError
+
+        asked.append(url)
+        raise GoldenMismatchError(f"{url} answers golden text 3 otherwise")
+
+    monkeypatch.setattr("training.release.rollout.verify_service", verify)
+    assert deployed.release("second", SECOND) == 1
+    assert "answers golden text 3 otherwise" in sentence(capsys)
+    assert len(asked) == 1
+    assert deployed.image == FIRST
+
+
+def test_an_apply_that_is_refused_half_way_is_undone(deployed: World, capsys: Captured) -> None:
+    deployed.faults(apply=["half"])
+    overlay, objects = deployed.overlay, set(deployed.state["objects"])
+    assert deployed.release("second", SECOND) == 1
+    assert "Forbidden" in sentence(capsys)
+    assert (deployed.image, deployed.overlay) == (FIRST, overlay)
+    assert set(deployed.state["objects"]) == objects
+
+
+def test_a_cluster_that_is_away_for_a_moment_is_waited_for(deployed: World) -> None:
+    deployed.faults(get=[None] * 7 + ["refused"] * 6)
+    assert deployed.release("second", SECOND) == 0
+    assert deployed.image == SECOND
+
+
+def test_what_was_deployed_by_hand_comes_back(deployed: World, capsys: Captured) -> None:
+    shutil.rmtree("releases")
+    before = deployed.state["objects"][DEPLOYMENT]["spec"]
+    assert deployed.release("second", BROKEN) == 1
+    record = deployed.records[deployed.version("second")]
+    assert record.previous and record.previous.kind == "live" and record.previous.render
+    saved = Path("releases", record.previous.render.file).read_text("utf-8")
+    for word in ("resourceVersion", "uid", "last-applied", "status:", "clusterIP", "replicas:"):
+        assert word not in saved
+    assert deployed.image == FIRST
+    assert deployed.state["objects"][DEPLOYMENT]["spec"] == before
+
+
+def test_a_worse_one_and_other_labels_are_refused(deployed: World, capsys: Captured) -> None:
+    overlay, calls = deployed.overlay, len(deployed.state["calls"])
+    assert deployed.release("second", SECOND, "--min_macro_f1", "1.0") == 3
+    assert "min_macro_f1" in capsys.readouterr().out or deployed.records
+    assert deployed.records[deployed.version("second")].outcome == "refused"
+    verbs = {call[0] for call in deployed.state["calls"][calls:]}
+    assert not verbs & {"apply", "delete"}
+    assert (deployed.overlay, deployed.image) == (overlay, FIRST)
+
+
+def test_nothing_runs_and_unknown_champions(world: World, capsys: Captured) -> None:
+    assert world.release("first", FIRST) == 1
+    assert "--champion none" in sentence(capsys)
+    assert world.release("first", FIRST, champion="text-classifier:000000000000") == 1
+    assert "000000000000" in sentence(capsys)
+    assert world.state["objects"] == {}
+
+
+# Where the process is killed: at a call of kubectl (before or after it did its work).
+KILLS: list[dict[str, list[str | None]]] = [
+    {"get": ["kill before"]},
+    {"get": [None, None, "kill before"]},
+    {"get": [None, None, None, "kill before"]},
+    {"diff": ["kill before"]},
+    {"diff": ["kill after"]},
+    {"apply": ["kill before"]},
+    {"apply": ["kill after"]},
+    {"apply": ["half"], "get": [None] * 8 + ["kill before"]},
+    {"get": [None] * 7 + ["kill after"]},
+    {"get": [None] * 9 + ["kill after"]},
+]
+
+
+@pytest.mark.parametrize("faults", KILLS, ids=json.dumps)
+def test_killed_at_any_call_the_next_run_releases(
+    deployed: World, faults: dict[str, list[str | None]], capsys: Captured
+) -> None:
+    deployed.faults(**faults)
+    deployed.killed(deployed.words("second", SECOND))
+    deployed.faults()
+    assert deployed.release("second", SECOND) == 0
+    assert "was broken off at" in capsys.readouterr().out
+    assert deployed.image == SECOND
+    assert '"second"' in deployed.overlay
+    outcomes = [one.outcome for one in deployed.records.values()]
+    assert "unfinished" not in outcomes and outcomes.count("released") == 2
+
+
+def test_killed_while_it_is_undone_the_next_run_undoes(deployed: World, capsys: Captured) -> None:
+    overlay, objects = deployed.overlay, set(deployed.state["objects"])
+    deployed.faults(apply=[None, "kill before"])
+    deployed.killed(deployed.words("second", BROKEN))
+    deployed.faults()
+    assert main(["rollback", "--overlay", OVERLAY]) == 0
+    assert "was broken off at put back: undoing it" in capsys.readouterr().out
+    assert (deployed.image, deployed.overlay) == (FIRST, overlay)
+    assert set(deployed.state["objects"]) == objects
+    assert deployed.records[deployed.version("second")].outcome == "rolled back"
+
+
+@pytest.mark.parametrize("step", ["verify", "compare", "register"])
+def test_killed_at_an_early_step_the_next_run_goes_on(
+    deployed: World, step: str, capsys: Captured
+) -> None:
+    process = deployed.start(deployed.words("second", SECOND))
+    path = Path("releases", f"{deployed.version('second')}.json")
+    end = time.monotonic() + 60
+    while not (path.exists() and f'"step": "{step}"' in path.read_text("utf-8")):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert deployed.release("second", SECOND) == 0
+    out = capsys.readouterr().out
+    # Between looking and killing it may have come further.
+    assert "going on with it" in out or "undoing it" in out
+    assert deployed.image == SECOND
+
+
+def test_another_package_after_a_killed_one(deployed: World, capsys: Captured) -> None:
+    deployed.faults(apply=["kill after"])
+    deployed.killed(deployed.words("second", SECOND))
+    deployed.faults()
+    assert deployed.release("first", FIRST) == 0
+    assert "undoing it" in capsys.readouterr().out
+    assert deployed.image == FIRST
+    assert deployed.records[deployed.version("second")].outcome == "rolled back"
+
+
+def test_two_at_once_and_a_lock_that_dies_with_its_owner(deployed: World, capsys: Captured) -> None:
+    code = (
+        "import sys, time\nfrom training.release.records import Records\n"
+        "with Records().locked():\n    print('locked', flush=True)\n    time.sleep(600)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout and owner.stdout.readline() == "locked\n"
+    try:
+        assert deployed.release("second", SECOND) == 1
+        assert "another release or rollback runs" in sentence(capsys)
+        assert deployed.image == FIRST
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert deployed.release("second", SECOND) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_interrupted_while_it_watches_it_is_undone(deployed: World, number: int) -> None:
+    words = [*deployed.words("second", SECOND), "--watch", "60"]
+    process = deployed.start(words)
+    path = Path("releases", f"{deployed.version('second')}.json")
+    end = time.monotonic() + 60
+    while not (path.exists() and '"step": "watch"' in path.read_text("utf-8")):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert deployed.image == FIRST
+    assert deployed.records[deployed.version("second")].outcome == "rolled back"
+
+
+def test_when_nothing_can_be_put_back_it_says_so_loudly(
+    deployed: World, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.release.rollout.PATIENCE_SECONDS", 0.2)
+    deployed.faults(apply=[None, "forbidden"])
+    assert deployed.release("second", BROKEN) == 1
+    line = sentence(capsys)
+    assert "COULD NOT BE PUT BACK" in line and "whetstone rollback --overlay" in line
+    assert main(["rollback", "--overlay", OVERLAY]) == 0
+    assert deployed.image == FIRST

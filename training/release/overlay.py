@@ -1,0 +1,179 @@
+"""An overlay of kustomize: which image it names, how that is changed, and what it renders to."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service.model_package import write_text
+from training.cluster import Cluster
+from training.errors import ReleaseError
+
+NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+# What the base names its image; an overlay gives it name and tag.
+IMAGE = "text-classifier"
+# Keys of a kustomization under which folders stand.
+FOLDERS = ("resources", "components", "bases")
+
+
+def kustomization_of(folder: Path) -> Path:
+    """The file that makes `folder` an overlay.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    for name in NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise ReleaseError(
+        f"{folder} is no overlay: it has no {NAMES[0]}; name one such as k8s/overlays/production"
+    )
+
+
+def repository_of(content: str) -> str:
+    """The image's name without a tag, as the overlay has it."""
+    entry = _entry(yaml.safe_load(content) or {})
+    return str(entry.get("newName") or IMAGE)
+
+
+def with_image(content: str, image: str) -> str:
+    """The kustomization with this image; comments, order and quotes stay.
+
+    Raises:
+        ReleaseError: the image has no tag.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    repository, separator, tag = image.rpartition(":")
+    if not separator or "/" in tag or "@" in image:
+        raise ReleaseError(f"{image} has no tag: name an image as NAME:TAG")
+    _, indent, offset = load_yaml_guess_indent(content)
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 4096
+    indent = indent or 2
+    editor.indent(mapping=2, sequence=indent, offset=offset or 0)
+    document = editor.load(content)
+    images = document.setdefault("images", [])
+    entry = _entry(document)
+    if not entry:
+        entry = {"name": IMAGE}
+        images.append(entry)
+        entry = images[-1]
+    if repository == IMAGE:
+        entry.pop("newName", None)
+    else:
+        entry["newName"] = repository
+    # Quoted: a tag of digits, or one such as 1e5, would else be read as a number.
+    entry["newTag"] = DoubleQuotedScalarString(tag)
+    entry.pop("digest", None)
+    written = io.StringIO()
+    editor.dump(document, written)
+    return written.getvalue()
+
+
+def rendered(cluster: Cluster, overlay: Path, content: str) -> str:
+    """What the overlay renders to with this kustomization, in a temporary folder.
+
+    Raises:
+        ClusterError: it does not render.
+    """
+    folders = _closure(overlay.resolve())
+    top = Path(os.path.commonpath(folders))
+    with tempfile.TemporaryDirectory(prefix="whetstone-render-") as temporary:
+        for folder in folders:
+            copy = Path(temporary) / folder.relative_to(top)
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+        place = Path(temporary) / overlay.resolve().relative_to(top)
+        write_text(kustomization_of(place), content)
+        return cluster.render(place)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The Deployment of a render that runs the classifier."""
+
+    namespace: str
+    name: str
+    selector: str
+    port: str
+
+
+def workload_of(manifests: str, image: str) -> Workload:
+    """The Deployment that runs `image`.
+
+    Raises:
+        ReleaseError: not exactly one does, or it has no namespace.
+    """
+    found = []
+    for one in objects(manifests):
+        if one["kind"] != "Deployment":
+            continue
+        for container in one["spec"]["template"]["spec"]["containers"]:
+            if container.get("image") == image:
+                found.append((one, container))
+    if len(found) != 1:
+        raise ReleaseError(
+            f"the render has {len(found)} containers of Deployments with the image {image}, not "
+            f"one: does the overlay's base name its image {IMAGE}?"
+        )
+    one, container = found[0]
+    ports = container.get("ports") or [{"containerPort": 3000}]
+    port = next((port for port in ports if port.get("name") == "http"), ports[0])
+    labels = one["spec"]["selector"]["matchLabels"]
+    if "namespace" not in one["metadata"]:
+        raise ReleaseError(
+            "the overlay names no namespace, so it would land wherever kubectl points: add "
+            "`namespace:` to its kustomization"
+        )
+    return Workload(
+        one["metadata"]["namespace"],
+        one["metadata"]["name"],
+        ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+        str(port["containerPort"]),
+    )
+
+
+def objects(manifests: str) -> list[dict[str, Any]]:
+    """The objects of a render."""
+    return [one for one in yaml.safe_load_all(manifests) if one]
+
+
+def written(found: list[dict[str, Any]]) -> str:
+    """Objects as manifests."""
+    return yaml.safe_dump_all(found, sort_keys=False)
+
+
+def without_secrets(manifests: str) -> str:
+    """What may be kept and shown."""
+    found = objects(manifests)
+    kept = [one for one in found if one["kind"] != "Secret"]
+    return manifests if len(kept) == len(found) else written(kept)
+
+
+def _entry(document: Any) -> Any:
+    return next((one for one in document.get("images") or [] if one.get("name") == IMAGE), {})
+
+
+def _closure(folder: Path) -> list[Path]:
+    """A kustomization's folder and those that it names, one in another left out."""
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        one = waiting.pop()
+        if one in found:
+            continue
+        found.append(one)
+        content = yaml.safe_load(kustomization_of(one).read_text(encoding="utf-8")) or {}
+        named = [str(name) for key in FOLDERS for name in content.get(key) or []]
+        waiting += [(one / name).resolve() for name in named if (one / name).is_dir()]
+    return [one for one in found if not any(other in one.parents for other in found)]

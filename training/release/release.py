@@ -1,0 +1,736 @@
+"""The steps of a release and of a rollback, each written down before it is taken.
+
+Up to the overlay nothing that anybody uses is changed, and what was made can be used again. From
+`apply` on, whatever goes wrong, an interruption too, ends with what ran before. Whoever is killed
+leaves a record, and the next release or rollback of the overlay begins with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from service.classifier import GoldenMismatchError
+from service.model_package import (
+    MODEL_STORE_NAME,
+    Manifest,
+    PackageError,
+    file_record,
+    read_manifest,
+    write_text,
+)
+from training.cluster import Cluster
+from training.errors import ClusterError, ReleaseError, VerifyError, WhetstoneError
+from training.release import rollout
+from training.release.overlay import (
+    Workload,
+    kustomization_of,
+    rendered,
+    repository_of,
+    with_image,
+    without_secrets,
+    workload_of,
+)
+from training.release.records import OverlayEdit, Record, Records, Step, now
+from training.release.rollout import (
+    Pods,
+    check_pods,
+    put_back,
+    running_version,
+    save_previous,
+    wait_for_rollout,
+    watch_pods,
+)
+from training.release.watch import Sample
+from training.verify import package_folder, read_key, verify_folder
+
+CURRENT, NO_CHAMPION = "current", "none"
+TO_BE_BUILT = "not-built-yet"
+WATCH_SECONDS = 60.0
+# What a user can mend, and what a release is undone for: anything else is a fault of ours.
+EXPECTED = (WhetstoneError, PackageError, GoldenMismatchError, OSError)
+EXIT_OF_OUTCOME = {"promote": 0, "refuse": 3, "inconclusive": 4}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for."""
+
+    package: str
+    overlay: Path
+    champion: str
+    data: Path
+    apply: bool = False
+    image: str | None = None
+    image_repository: str | None = None
+    engine: str | None = None
+    platform: str | None = None
+    push: str | None = None
+    accept_inconclusive: bool = False
+    allow_label_change: bool = False
+    watch: float = WATCH_SECONDS
+    context: str | None = None
+    api_key_file: Path | None = None
+    bounds: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class Screen:
+    """One line for each step; while it lasts, where there is a terminal, what it is at."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._status: Any = None
+        self._name = ""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """The block fills the list with what the line says."""
+        said: list[str] = []
+        began = time.monotonic()
+        self._name = name
+        with self.console.status(name) as self._status:
+            yield said
+        self._status = None
+        took = time.monotonic() - began
+        self.console.print(f"{name:<9} {'; '.join(said) or 'done'}  ({took:.1f} s)")
+
+    def say(self, text: str) -> None:
+        """What the step is at."""
+        if self._status is not None:
+            self._status.update(f"{self._name}: {text}")
+
+    def line(self, text: str) -> None:
+        """Something beside the steps."""
+        self.console.print(text)
+
+
+class Release:
+    """One release or rollback that is written down."""
+
+    def __init__(self, record: Record, records: Records, cluster: Cluster, screen: Screen) -> None:
+        self.record = record
+        self.records = records
+        self.cluster = cluster
+        self.screen = screen
+
+    @contextmanager
+    def step(self, name: Step) -> Iterator[list[str]]:
+        """A step: written down, timed, and a line on screen."""
+        self.record.step = name
+        self.records.save(self.record)
+        began = time.monotonic()
+        with self.screen.step(name) as said:
+            yield said
+        self.record.durations[name] = round(time.monotonic() - began, 1)
+        self.records.save(self.record)
+
+    def end(self, outcome: Any, reason: str | None = None) -> None:
+        """The last thing written."""
+        self.record.outcome, self.record.reason = outcome, reason
+        self.record.finished_at = now()
+        if outcome != "unfinished":
+            self.record.step = "end"
+        self.records.save(self.record)
+
+    def write_overlay(self, image: str) -> str:
+        """Write the image into the overlay; its render.
+
+        The kustomization's content before and after is written down first.
+        """
+        overlay = Path(self.record.overlay)
+        file = kustomization_of(overlay)
+        before = file.read_text(encoding="utf-8")
+        after = with_image(before, image)
+        render = rendered(self.cluster, overlay, after)
+        self.record.overlay_edit = OverlayEdit(file=str(file), before=before, after=after)
+        self.record.image = image
+        kept = without_secrets(render)
+        self.record.render = self.records.save_render(f"{self.record.id}.yaml", kept)
+        self.records.save(self.record)
+        write_text(file, after)
+        return render
+
+    def restore_overlay(self) -> None:
+        """The kustomization as it was; only the image of one that somebody else has edited."""
+        edit = self.record.overlay_edit
+        if edit is None or not Path(edit.file).is_file():
+            return
+        found = Path(edit.file).read_text(encoding="utf-8")
+        if found == edit.after:
+            write_text(Path(edit.file), edit.before)
+        elif found != edit.before and self.record.image:
+            self.screen.line(
+                f"{edit.file} was edited meanwhile: it is left as it is, with the image "
+                f"{self.record.image}"
+            )
+
+    def roll_out(self, render: str, package: str | None, wishes: Wishes) -> None:
+        """Apply, wait, ask every pod, watch; undone, whatever goes wrong.
+
+        Raises:
+            ReleaseError: it was undone, and why; or could not be.
+        """
+        key = read_key(wishes.api_key_file)
+        workload = workload_of(render, str(self.record.image))
+        pods = Pods(self.cluster, workload, key)
+        self.cluster.patience = rollout.PATIENCE_SECONDS
+        try:
+            with _signals_interrupt():
+                before = self._before(pods)
+                with self.step("apply") as said:
+                    self.cluster.apply(render)
+                    wait_for_rollout(pods, self.screen.say)
+                    said.append(f"{workload.name} in {workload.namespace} is rolled out")
+                with self.step("check") as said:
+                    self.record.pods = check_pods(
+                        pods, self.record.version, package, wishes.api_key_file, self.screen.say
+                    )
+                    asked = "and the golden texts are answered as recorded"
+                    if package is None:
+                        asked = "its package is not at hand, so no golden text was asked"
+                    count = len(self.record.pods)
+                    said.append(f"{count} pods serve {self.record.version}, {asked}")
+                with self.step("watch") as said:
+                    self.record.watched = watch_pods(pods, before, wishes.watch, self.screen.say)
+                    said.append(_watched(self.record.watched))
+        except KeyboardInterrupt:
+            self.undo(pods, "it was interrupted")
+            raise
+        except EXPECTED as error:
+            self.undo(pods, str(error))
+            raise ReleaseError(f"nothing was released: {error}; what ran before runs again") from (
+                error
+            )
+
+    def undo(self, pods: Pods, reason: str) -> None:
+        """Put back what ran before.
+
+        Raises:
+            ReleaseError: that failed, and what to do.
+        """
+        self.record.reason = reason
+        self.cluster.patience = rollout.PATIENCE_SECONDS
+        self.screen.line(f"undoing: {reason}")
+        try:
+            with self.step("put back") as said:
+                self.restore_overlay()
+                put_back(self.cluster, self.records, self.record, pods, self.screen.say)
+                previous = self.record.previous
+                said.append(
+                    f"version {previous.version} answers everywhere"
+                    if previous and previous.version
+                    else "the cluster is as it was"
+                )
+        except (*EXPECTED, KeyboardInterrupt) as error:
+            self.end("unfinished", f"{reason}; then, putting back: {error}")
+            where = self.record.previous.render.file if self._has_previous else None
+            by_hand = f", or kubectl apply -f {self.records.folder / where}" if where else ""
+            raise ReleaseError(
+                f"the release failed ({reason}), AND WHAT RAN BEFORE COULD NOT BE PUT BACK "
+                f"({error or 'interrupted'}): run whetstone rollback --overlay "
+                f"{self.record.overlay}{by_hand}"
+            ) from error
+        self.end("rolled back", reason)
+
+    @property
+    def _has_previous(self) -> bool:
+        previous = self.record.previous
+        return previous is not None and previous.render is not None
+
+    def _before(self, pods: Pods) -> Sample:
+        """What the metrics say before anything is changed; nothing where nothing runs."""
+        if self.record.previous is None or self.record.previous.image is None:
+            return Sample()
+        try:
+            return sum(pods.samples().values(), Sample())
+        except EXPECTED:
+            return Sample()
+
+
+def release(wishes: Wishes) -> int:
+    """All steps, or without `apply` those that change nothing; the exit status.
+
+    Raises:
+        WhetstoneError: nothing was released, and why.
+        PackageError, GoldenMismatchError: the package is not sound.
+    """
+    records, cluster, screen = Records(), Cluster(wishes.context), Screen()
+    if not wishes.apply:
+        return _plan(wishes, records, cluster, screen)
+    with records.locked():
+        begun = _recover(wishes, records, cluster, screen, releasing=True)
+        return _release(wishes, records, cluster, screen, begun)
+
+
+def rollback(wishes: Wishes, version: str | None) -> int:
+    """Return to a recorded release; without a version to the one before, or from an unfinished one.
+
+    Raises:
+        WhetstoneError: nothing was changed, and why.
+    """
+    records, cluster, screen = Records(), Cluster(wishes.context), Screen()
+    with records.locked():
+        if _recover(wishes, records, cluster, screen, releasing=False) and version is None:
+            return 0
+        target = _target(records, str(wishes.overlay), version)
+        render = records.read_render(target.render) if target.render else ""
+        workload = workload_of(render, str(target.image))
+        pods = Pods(cluster, workload, read_key(wishes.api_key_file))
+        package = _find_package(target.version, records)
+        record = Record(
+            **_common(wishes, records, cluster, target.version, target.name),
+            kind="rollback",
+            package=target.package,
+            metrics=target.metrics,
+            bento=target.bento,
+            champion=target.id,
+        )
+        one = Release(record, records, cluster, screen)
+        # Secrets are not in what was saved; those of a generator are still in the cluster.
+        try:
+            with one.step("overlay") as said:
+                record.champion_version = _running(pods)
+                record.namespace, record.deployment = workload.namespace, workload.name
+                record.image = target.image
+                record.previous = save_previous(cluster, records, record, render, workload)
+                one.write_overlay(str(target.image))
+                record.render = records.save_render(f"{record.id}.yaml", render)
+                said.append(f"{record.overlay_edit and record.overlay_edit.file}: {target.image}")
+        except (*EXPECTED, KeyboardInterrupt) as error:
+            one.restore_overlay()
+            one.end("failed", str(error))
+            raise
+        one.roll_out(render, package, wishes)
+        one.end("released")
+        screen.line(f"{workload.namespace} serves {record.version} again ({target.id})")
+        return 0
+
+
+def _release(
+    wishes: Wishes, records: Records, cluster: Cluster, screen: Screen, begun: Record | None
+) -> int:
+    from training.publish import package_at
+
+    with package_at(wishes.package) as folder:
+        manifest = read_manifest(folder)
+        if begun is not None:
+            record = begun
+        else:
+            record = Record(
+                **_common(wishes, records, cluster, manifest.version, manifest.name),
+                package=wishes.package,
+                metrics=_headlines(manifest),
+            )
+        one = Release(record, records, cluster, screen)
+        try:
+            status = _prepare(one, wishes, folder, manifest)
+            if status:
+                return status
+            render = _write_and_save(one)
+        except (*EXPECTED, KeyboardInterrupt) as error:
+            one.restore_overlay()
+            one.end("failed", str(error) or "it was interrupted")
+            raise
+        one.roll_out(render, f"{MODEL_STORE_NAME}:{record.version}", wishes)
+    one.end("released")
+    screen.line(
+        f"released: {record.name} {record.version} in {record.namespace} as {record.image}\n"
+        f"record:   {records.folder / record.id}.json\n"
+        f"undo:     whetstone rollback --overlay {record.overlay}"
+    )
+    return 0
+
+
+def _prepare(one: Release, wishes: Wishes, folder: Path, manifest: Manifest) -> int:
+    """Steps 1 to 5: up to an image that is known to work and where the cluster finds it."""
+    from training.register import register
+    from training.release import images
+
+    record, screen = one.record, one.screen
+    file = kustomization_of(wishes.overlay)
+    repository = wishes.image_repository or repository_of(file.read_text(encoding="utf-8"))
+    engine = ""
+    if wishes.image is None:
+        _refuse_gpu(manifest)
+        engine = images.find_runner(wishes.engine)
+    with one.step("verify") as said:
+        said.append(verify_folder(folder, wishes.package))
+    with one.step("compare") as said:
+        outcome, sentence = _judge(one, wishes, folder, manifest)
+        said.append(sentence)
+    if outcome == "refuse" or (outcome == "inconclusive" and not wishes.accept_inconclusive):
+        one.end("refused", sentence)
+        screen.line("nothing was released")
+        return EXIT_OF_OUTCOME[outcome]
+    record.accepted_inconclusive = outcome == "inconclusive"
+    with one.step("register") as said:
+        tag, _ = register(folder)
+        images.state_label_change(tag, record.label_change)
+        said.append(tag)
+    if wishes.image is not None:
+        record.image, record.image_given = wishes.image, True
+        return 0
+    with one.step("bento") as said:
+        if record.bento is None or not images.has_bento(record.bento):
+            record.bento, record.image = images.build_bento(tag), None
+        said.append(record.bento)
+    with one.step("image") as said:
+        wanted = f"{repository}:{record.bento.partition(':')[2]}"
+        if record.image != wanted or not images.has_image(engine, wanted):
+            screen.say("building, a minute or two")
+            record.image = images.build(record.bento, engine, repository, wishes.platform)
+            one.records.save(record)
+        screen.say("trying it")
+        images.try_image(engine, str(record.image), tag)
+        said.append(f"{record.image} answers here as recorded")
+        if wishes.push is not None:
+            screen.say("pushing")
+            record.pushed = images.push(engine, str(record.image), wishes.push)
+            said.append(record.pushed)
+    return 0
+
+
+def _judge(one: Release, wishes: Wishes, folder: Path, manifest: Manifest) -> tuple[str, str]:
+    """The verdict of the comparison with what runs, and its sentence; both recorded."""
+    from training.compare_output import default_folder, write_comparison
+    from training.layout import REPORT_FILE
+    from training.report.comparison import write_comparison_page
+
+    found = _compared(wishes, one.records, one.cluster, folder, one.record)
+    place = default_folder(found)
+    place.mkdir(parents=True, exist_ok=True)
+    write_comparison_page(place / REPORT_FILE, found)
+    write_comparison(found, place)
+    one.record.verdict = {
+        "outcome": found.outcome,
+        "reasons": dict(found.reasons),
+        "warnings": list(found.warnings),
+        "macro_f1": found.challenger.metrics["macro_f1"],
+        "report": str(place / REPORT_FILE),
+    }
+    for warning in found.warnings:
+        one.screen.line(f"warning: {warning}")
+    return found.outcome, found.sentence
+
+
+def _compared(
+    wishes: Wishes, records: Records, cluster: Cluster, folder: Path, record: Record
+) -> Any:
+    """`whetstone compare` with the champion that was named, or that runs."""
+    from training.compare import compare
+
+    champion, version = _champion(wishes, records, cluster)
+    found = compare(
+        champion,
+        str(folder),
+        wishes.data,
+        bounds=wishes.bounds,
+        columns=wishes.columns,
+        allow_label_change=wishes.allow_label_change,
+    )
+    record.champion, record.champion_version = wishes.champion, version
+    record.data = {
+        "file": str(wishes.data),
+        "sha256": file_record(wishes.data).sha256,
+        "rows": len(found.split),
+    }
+    if found.gone or found.come:
+        record.label_change = {"from": version, "gone": found.gone, "come": found.come}
+    return found
+
+
+def _champion(wishes: Wishes, records: Records, cluster: Cluster) -> tuple[str, str | None]:
+    """The package to compare with, and the version that runs."""
+    overlay = wishes.overlay
+    content = kustomization_of(overlay).read_text(encoding="utf-8")
+    image = f"{repository_of(content)}:{TO_BE_BUILT}"
+    workload = workload_of(rendered(cluster, overlay, with_image(content, image)), image)
+    pods = Pods(cluster, workload, read_key(wishes.api_key_file))
+    try:
+        version = running_version(pods)
+    except (ClusterError, VerifyError):
+        # A first release may be planned without a cluster, and may replace what answers nobody.
+        if wishes.champion == CURRENT or wishes.apply:
+            raise
+        return wishes.champion, None
+    if wishes.champion != CURRENT:
+        return wishes.champion, version
+    if version is None:
+        raise ReleaseError(
+            f"nothing runs as {workload.name} in {workload.namespace}: a first release is "
+            "--champion none"
+        )
+    package = _find_package(version, records)
+    if package is None:
+        raise ReleaseError(
+            f"version {version} runs, and its package is neither in BentoML's model store nor in "
+            f"{records.folder}: register it (whetstone register), or name it with --champion"
+        )
+    return package, version
+
+
+def _find_package(version: str, records: Records) -> str | None:
+    """Where the package of a version is: the model store, or where an earlier release had it."""
+    try:
+        tag = f"{MODEL_STORE_NAME}:{version}"
+        package_folder(tag)
+        return tag
+    except VerifyError:
+        pass
+    for earlier in reversed(records.all()):
+        if earlier.version == version:
+            if "://" in earlier.package:
+                return earlier.package
+            try:
+                if read_manifest(package_folder(earlier.package)).version == version:
+                    return earlier.package
+            except (PackageError, VerifyError):
+                continue
+    return None
+
+
+def _write_and_save(one: Release) -> str:
+    """Steps 6 and 7: what comes back is saved, the image stands in the overlay; the render."""
+    record = one.record
+    with one.step("overlay") as said:
+        overlay, image = Path(record.overlay), str(record.image)
+        content = kustomization_of(overlay).read_text(encoding="utf-8")
+        render = rendered(one.cluster, overlay, with_image(content, image))
+        workload = workload_of(render, image)
+        record.namespace, record.deployment = workload.namespace, workload.name
+        record.previous = save_previous(one.cluster, one.records, record, render, workload)
+        one.write_overlay(image)
+        said.append(f"{record.overlay_edit and record.overlay_edit.file}: {image}")
+    with one.step("diff") as said:
+        difference = _difference(one.cluster, render, workload)
+        said.append(f"{len(difference.splitlines())} lines")
+    one.screen.line(difference)
+    return render
+
+
+def _difference(cluster: Cluster, render: str, workload: Workload) -> str:
+    if cluster.get("namespace", workload.namespace, workload.namespace) is None:
+        # A dry run on the server needs the namespace.
+        return f"everything is new: there is no namespace {workload.namespace}"
+    return cluster.diff(render) or "the cluster holds this already"
+
+
+def _plan(wishes: Wishes, records: Records, cluster: Cluster, screen: Screen) -> int:
+    """What would be done; nothing is written, but in a temporary folder."""
+    from training.publish import package_at
+
+    for one in records.of(str(wishes.overlay)):
+        if one.outcome == "unfinished":
+            screen.line(f"release {one.id} is unfinished at {one.step}: --apply begins with it")
+    with package_at(wishes.package) as folder:
+        manifest = read_manifest(folder)
+        with screen.step("verify") as said:
+            said.append(verify_folder(folder, wishes.package))
+        record = Record(
+            id=manifest.version,
+            name=manifest.name,
+            version=manifest.version,
+            overlay=str(wishes.overlay),
+            package=wishes.package,
+            started_at=now(),
+        )
+        with screen.step("compare") as said:
+            found = _compared(wishes, records, cluster, folder, record)
+            said.append(found.sentence)
+    for warning in found.warnings:
+        screen.line(f"warning: {warning}")
+    file = kustomization_of(wishes.overlay)
+    content = file.read_text(encoding="utf-8")
+    repository = wishes.image_repository or repository_of(content)
+    image = wishes.image or f"{repository}:{TO_BE_BUILT}"
+    changed = with_image(content, image)
+    render = rendered(cluster, wishes.overlay, changed)
+    screen.line(without_secrets(render).rstrip())
+    lines = difflib.unified_diff(
+        content.splitlines(), changed.splitlines(), str(file), str(file), lineterm=""
+    )
+    screen.line("\n".join(lines))
+    try:
+        screen.line(_difference(cluster, render, workload_of(render, image)))
+    except ClusterError as error:
+        screen.line(f"what would change in the cluster is not known: {error}")
+    screen.line("nothing was changed: --apply releases it")
+    if found.outcome == "inconclusive" and wishes.accept_inconclusive:
+        return 0
+    return EXIT_OF_OUTCOME[found.outcome]
+
+
+def _recover(
+    wishes: Wishes, records: Records, cluster: Cluster, screen: Screen, *, releasing: bool
+) -> Record | None:
+    """Deal with a release that was killed; the record to go on with, or that was undone.
+
+    Before anything was applied it is gone on with, with the bento and image that it has made, or
+    given up. From then on it is undone first: what it did not get to prove must not stay.
+
+    Args:
+        releasing: whether `wishes` are of a release; else of a rollback.
+    """
+    found = None
+    for record in records.of(str(wishes.overlay)):
+        if record.outcome != "unfinished":
+            continue
+        one = Release(record, records, cluster, screen)
+        again = releasing and _same(record, wishes)
+        if record.touched:
+            screen.line(f"{record.kind} {record.id} was broken off at {record.step}: undoing it")
+            render = records.read_render(record.render) if record.render else ""
+            workload = workload_of(render, str(record.image))
+            pods = Pods(cluster, workload, read_key(wishes.api_key_file))
+            one.undo(pods, record.reason or f"killed at {record.step}")
+            found = record
+            if again:
+                screen.line("then the same is released again from the start")
+                found = Record(
+                    **_common(wishes, records, cluster, record.version, record.name),
+                    package=wishes.package,
+                    metrics=record.metrics,
+                    bento=record.bento,
+                    image=None if record.image_given else record.image,
+                    image_given=record.image_given,
+                )
+            continue
+        one.restore_overlay()
+        if again:
+            screen.line(f"release {record.id} was broken off at {record.step}: going on with it")
+            record.overlay_edit = record.previous = record.render = None
+            found = record
+        else:
+            screen.line(f"{record.kind} {record.id} was broken off at {record.step}: given up")
+            one.end("failed", f"killed at {record.step}, before anything was applied")
+    return found if not releasing or (found and found.outcome == "unfinished") else None
+
+
+def _same(record: Record, wishes: Wishes) -> bool:
+    """Whether a record is of what is wished for now."""
+    from training.publish import package_at
+
+    if record.kind != "release" or record.image_given != (wishes.image is not None):
+        return False
+    with package_at(wishes.package) as folder:
+        return read_manifest(folder).version == record.version
+
+
+def _target(records: Records, overlay: str, version: str | None) -> Record:
+    """The release to return to.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    released = [one for one in records.of(overlay) if one.outcome == "released" and one.render]
+    if version is not None:
+        named = [one for one in released if version in (one.id, one.version)]
+        if not named:
+            known = ", ".join(dict.fromkeys(one.version for one in released)) or "none"
+            raise ReleaseError(f"{version} is no release of {overlay}; recorded are: {known}")
+        return named[-1]
+    if not released:
+        raise ReleaseError(f"no release of {overlay} is recorded in {records.folder}")
+    running = released[-1].version
+    # Rollbacks are no steps forward: what came before the running version when it was released.
+    forward = [one for one in released if one.kind == "release"]
+    place = max((i for i, one in enumerate(forward) if one.version == running), default=0)
+    earlier = [one for one in forward[:place] if one.version != running]
+    if not earlier:
+        raise ReleaseError(
+            f"nothing was released to {overlay} before {running}: name a version that "
+            "whetstone history shows"
+        )
+    return earlier[-1]
+
+
+def _running(pods: Pods) -> str | None:
+    """The version that runs, where that can be said: a rollback goes on without."""
+    try:
+        return running_version(pods)
+    except (ClusterError, VerifyError, ReleaseError):
+        return None
+
+
+def _common(
+    wishes: Wishes, records: Records, cluster: Cluster, version: str, name: str
+) -> dict[str, Any]:
+    try:
+        context = cluster.current_context()
+    except ClusterError:
+        context = None
+    return {
+        "id": records.new_id(version),
+        "name": name,
+        "version": version,
+        "overlay": str(wishes.overlay),
+        "started_at": now(),
+        "context": context,
+        "git_commit": _commit(),
+    }
+
+
+def _headlines(manifest: Manifest) -> dict[str, Any]:
+    """Accuracy and the F1s of the package on test rows, else on validation."""
+    for split in ("test", "validation"):
+        found = manifest.metrics.get(split)
+        if isinstance(found, dict):
+            names = ("accuracy", "macro_f1", "micro_f1")
+            return {"split": split, **{name: found[name] for name in names if name in found}}
+    return {}
+
+
+def _refuse_gpu(manifest: Manifest) -> None:
+    if manifest.target_device == "gpu":
+        raise ReleaseError(
+            "the image of a package for a GPU cannot be tried here: build it (see the README), try "
+            "it on a GPU, and give --image NAME:TAG"
+        )
+
+
+def _commit() -> str | None:
+    """The commit that is checked out here, with a plus where files differ from it."""
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # noqa: S603, S607
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except OSError:
+        return None
+    return f"{head.stdout.strip()}{'+' if changed.stdout.strip() else ''}" or None
+
+
+def _watched(found: dict[str, Any]) -> str:
+    if not found["requests"]:
+        return f"no request came within {found['seconds']:g} s, so nothing was seen"
+    p99 = "" if found["p99_ms"] is None else f", p99 {found['p99_ms']:.0f} ms"
+    return (
+        f"{found['requests']:,} requests in {found['seconds']:g} s, {found['errors']} errors, "
+        f"{found['refused']:.1%} refused{p99}"
+    )
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP as Ctrl-C: a cancelled job or a lost terminal must not leave a half."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, interrupt) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

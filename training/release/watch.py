@@ -1,0 +1,99 @@
+"""What a service's own metrics say of some seconds: errors, refusals, and the 99th percentile."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+REQUESTS = "whetstone_requests_total"
+BUCKETS = "whetstone_request_duration_seconds_bucket"
+ANSWERING = ("/classify", "/v1/classify", "/predict")
+# So few requests say nothing of a hundredth of them.
+LEAST_FOR_P99 = 100
+# One or two failed requests of a few are chance; more than these and this share are not.
+ERRORS = 2
+ERROR_SHARE = 0.01
+REFUSED_MORE = 0.05
+SLOWER = 2.0
+SLOWER_BY_SECONDS = 0.05
+
+
+@dataclass
+class Sample:
+    """Counters: requests by status, and durations by upper edge (cumulative, seconds)."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    buckets: Counter[float] = field(default_factory=Counter)
+
+    def __add__(self, other: Sample) -> Sample:
+        return Sample(self.statuses + other.statuses, self.buckets + other.buckets)
+
+    def since(self, earlier: Sample) -> Sample:
+        """What came after `earlier`."""
+        return Sample(self.statuses - earlier.statuses, self.buckets - earlier.buckets)
+
+    @property
+    def requests(self) -> int:
+        return self.statuses.total()
+
+    @property
+    def errors(self) -> int:
+        """5xx: faults of the service, or deadlines that passed."""
+        return sum(count for status, count in self.statuses.items() if status >= 500)
+
+    @property
+    def refused(self) -> float:
+        """Share of 429."""
+        return self.statuses[429] / self.requests if self.requests else 0.0
+
+    @property
+    def p99(self) -> float | None:
+        """Seconds, interpolated within a bucket as Prometheus' histogram_quantile does."""
+        total = self.buckets[math.inf]
+        if total < LEAST_FOR_P99:
+            return None
+        rank, below, before = 0.99 * total, 0.0, 0
+        for edge in sorted(self.buckets | {math.inf: 0}):
+            count = self.buckets[edge]
+            if count >= rank:
+                if math.isinf(edge):
+                    return below
+                return below + (edge - below) * (rank - before) / (count - before)
+            below, before = edge, count
+        return below
+
+
+def read_sample(text: str) -> Sample:
+    """The counters of a `/metrics` page.
+
+    Raises:
+        ValueError: it is none.
+    """
+    sample = Sample()
+    for family in text_string_to_metric_families(text):
+        for one in family.samples:
+            if one.labels.get("route") not in ANSWERING:
+                continue
+            if one.name == REQUESTS:
+                sample.statuses[int(one.labels["status"])] += int(one.value)
+            elif one.name == BUCKETS:
+                sample.buckets[float(one.labels["le"])] += int(one.value)
+    return sample
+
+
+def trouble(now: Sample, before: Sample) -> str | None:
+    """Why the release must not stay; None where nothing speaks against it."""
+    if now.errors > max(ERRORS, ERROR_SHARE * now.requests):
+        return f"{now.errors:,} of {now.requests:,} requests were answered 5xx"
+    if now.requests >= LEAST_FOR_P99 and now.refused > before.refused + REFUSED_MORE:
+        return f"{now.refused:.0%} of the requests were refused (429), before {before.refused:.0%}"
+    if (
+        now.p99 is not None
+        and before.p99 is not None
+        and now.p99 > SLOWER * before.p99 + SLOWER_BY_SECONDS
+    ):
+        return f"p99 is {now.p99 * 1000:.0f} ms, before {before.p99 * 1000:.0f} ms"
+    return None
