@@ -6,7 +6,7 @@ DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all test-browser-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare
+	bench-compare bench-quality
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
+	@echo "make bench-quality   what the defaults reach; DATA= (public sets), SETS=, ROWS= -> benchmarks/results/quality.{json,md,png}"
 	@echo "make clean     remove .venv and runs"
 
 setup: $(VENV)/.installed
@@ -98,6 +99,11 @@ bench-gates: setup
 
 bench-compare: setup
 	$(BIN)/python -m benchmarks.promotion
+
+# Without a folder of public sets the example alone.
+bench-quality: setup
+	$(BIN)/python -m benchmarks.bench_quality $(if $(DATA),--data $(DATA)) \
+		$(if $(SETS),--sets $(SETS)) $(if $(ROWS),--rows $(ROWS))
 
 clean:
 	rm -rf $(VENV) runs

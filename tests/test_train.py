@@ -15,7 +15,7 @@ import yaml
 from tests.conftest import example_rows, write_csv
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe
-from training.defaults import careful_defaults, learning_rate, warnings_about
+from training.defaults import batch_size, careful_defaults, learning_rate, warnings_about
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE
 from training.train import (
@@ -383,13 +383,48 @@ def test_learning_rates_stay_where_models_remember(
 
 @pytest.mark.parametrize(
     ("rows", "labels", "assigned", "expected"),
-    [(150, 4, 150, 10), (10_003, 77, 10_003, 6), (4_460, 2, 4_460, 3), (12_000, 8, 900, 6)],
+    [(150, 4, 150, 10), (10_003, 77, 10_003, 10), (4_460, 2, 4_460, 3), (12_000, 8, 1_900, 6)],
 )
 def test_what_has_few_rows_is_seen_more_often(
     rows: int, labels: int, assigned: int, expected: int
 ) -> None:
     found = careful_defaults(23_000_000, rows, labels, {}, assigned=assigned)
     assert found["num_train_epochs"].value == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rows", "cuda", "expected"),
+    [
+        (23_000_000, 4_000, False, 16),
+        (23_000_000, 9_000, False, 64),
+        (23_000_000, 60_000, False, 64),
+        (110_000_000, 60_000, False, 32),
+        (110_000_000, 4_000, True, 16),
+        (110_000_000, 20_000, True, 64),
+        (110_000_000, 60_000, True, 128),
+    ],
+)
+def test_batches_grow_with_rows_where_they_are_faster(
+    parameters: int, rows: int, cuda: bool, expected: int
+) -> None:
+    assert batch_size(parameters, rows, cuda=cuda) == expected
+
+
+def test_the_rate_grows_with_the_root_of_the_batch_but_not_past_what_a_model_bears() -> None:
+    assert learning_rate(110_000_000, 2, 16) == learning_rate(110_000_000, 2) == 2e-5
+    assert learning_rate(110_000_000, 2, 128) == pytest.approx(4e-5)
+    assert learning_rate(23_000_000, 2, 64) == pytest.approx(5e-5 * 2**0.5)
+    assert learning_rate(23_000_000, 77, 128) == 3e-4
+
+
+def test_the_rate_suits_the_batch_of_the_recipe() -> None:
+    def rate(**given: Any) -> Any:
+        return careful_defaults(110_000_000, 4_000, 2, given)["learning_rate"].value
+
+    assert rate() == 2e-5
+    assert rate(per_device_train_batch_size=128) == pytest.approx(4e-5)
+    accumulated = rate(per_device_train_batch_size=16, gradient_accumulation_steps=8)
+    assert accumulated == pytest.approx(4e-5)
 
 
 def test_processes_share_a_batch() -> None:
