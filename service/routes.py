@@ -671,7 +671,7 @@ def _describe(classifier: Classifier, settings: Settings) -> dict[str, Any]:
         "metrics": manifest.metrics,
         "provenance": {
             key: manifest.provenance.get(key)
-            for key in ("base_model", "dataset", "git_commit", "packages")
+            for key in ("base_model", "dataset", "git_commit", "packages", "label_change")
         },
     }
 

@@ -25,7 +25,8 @@ COMMAND_SECONDS = 300
 FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ")
 # kubectl's words for what may pass by itself: the API server restarts, or the network is away.
 PASSING = re.compile(
-    r"connection refused|connection reset|i/o timeout|timed out|TLS handshake|unexpected EOF|: EOF"
+    r"connection refused|was refused|connection reset|i/o timeout|timed out|TLS handshake"
+    r"|unexpected EOF|: EOF"
     r"|no route to host|network is unreachable|no such host|server is currently unable|etcdserver"
     r"|too many requests|server was unable to return a response|Unable to connect to the server",
     re.IGNORECASE,

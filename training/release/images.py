@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -106,21 +108,38 @@ def try_image(engine: str, image: str, package: str) -> None:
     Raises:
         ReleaseError: it does not start, or does not answer as the package did.
     """
-    words = ["run", "--detach", "--read-only", "--tmpfs=/tmp:rw,size=256m,mode=1777"]
-    words += ["--cap-drop=all", "--security-opt=no-new-privileges"]
-    words += ["--read-only-tmpfs=false"] if engine == "podman" else []
-    started = _run([engine, *words, "--publish=127.0.0.1::3000", image])
-    if started.returncode != 0:
-        raise ReleaseError(f"{engine} cannot run {image}: {_last(started.stderr)}")
-    container = started.stdout.strip().splitlines()[-1]
+    container = f"whetstone-try-{secrets.token_hex(6)}"
     try:
-        address = f"http://{_answer([engine, 'port', container, '3000']).splitlines()[0]}"
+        address = _start(engine, image, container)
         _wait_until_ready(engine, container, address, image)
         verify_service(address, package, None)
     except (VerifyError, GoldenMismatchError) as error:
         raise ReleaseError(f"{image}, tried here, is not what it should be: {error}") from None
     finally:
         _run([engine, "rm", "--force", container])
+
+
+def _start(engine: str, image: str, container: str) -> str:
+    """Start a container; the address of its service.
+
+    Raises:
+        ReleaseError: it cannot be started.
+    """
+    words = [engine, "run", "--detach", f"--name={container}", "--read-only", "--cap-drop=all"]
+    words += ["--security-opt=no-new-privileges", "--tmpfs=/tmp:rw,size=256m,mode=1777"]
+    words += ["--read-only-tmpfs=false"] if engine == "podman" else []
+    started = _run([*words, "--publish=127.0.0.1::3000", image])
+    if started.returncode == 0:
+        return f"http://{_answer([engine, 'port', container, '3000']).splitlines()[0]}"
+    # Where it may not make a network, as in many a CI's container, it can use this machine's.
+    _run([engine, "rm", "--force", container])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    on_host = _run([*words, "--network=host", f"--env=BENTOML_PORT={port}", image])
+    if on_host.returncode != 0:
+        raise ReleaseError(f"{engine} cannot run {image}: {_last(started.stderr)}")
+    return f"http://127.0.0.1:{port}"
 
 
 def push(engine: str, image: str, command: str) -> str:

@@ -1,0 +1,345 @@
+"""What a release is made of, each alone: overlays, metrics, kubectl's answers, pushing."""
+
+from __future__ import annotations
+
+import math
+import stat
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from training.cli import main
+from training.cluster import Cluster
+from training.errors import ClusterError, ClusterUnreachableError, ReleaseError
+from training.release import images
+from training.release.overlay import (
+    kustomization_of,
+    rendered,
+    repository_of,
+    with_image,
+    without_secrets,
+    workload_of,
+)
+from training.release.records import Record, Records
+from training.release.rollout import progress_of
+from training.release.watch import Sample, read_sample, trouble
+
+OVERLAYS = sorted((ROOT / "k8s" / "overlays").iterdir())
+IMAGE = "registry.example.com/team/text-classifier:1e5"
+
+
+def names(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=names)
+def test_only_the_image_of_an_overlay_changes(overlay: Path) -> None:
+    before = kustomization_of(overlay).read_text("utf-8")
+    after = with_image(before, IMAGE)
+    assert repository_of(after) == IMAGE.rpartition(":")[0]
+    changed = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert set(changed) <= {
+        "    newName: registry.example.com/team/text-classifier",
+        '    newTag: "1e5"',
+    }
+    theirs = ("    newTag:", "    newName:")
+    kept = [line for line in before.splitlines() if not line.startswith(theirs)]
+    assert [line for line in after.splitlines() if line not in changed] == kept
+    # A second time nothing changes.
+    assert with_image(after, IMAGE) == after
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=names)
+def test_an_overlay_renders_in_a_temporary_folder(overlay: Path) -> None:
+    before = {path: path.read_bytes() for path in overlay.rglob("*") if path.is_file()}
+    content = with_image(kustomization_of(overlay).read_text("utf-8"), IMAGE)
+    workload = workload_of(rendered(Cluster(), overlay, content), IMAGE)
+    assert workload.name == "text-classifier"
+    assert workload.namespace == f"whetstone-{overlay.name}"
+    assert {path: path.read_bytes() for path in overlay.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # Flush and indented sequences, other images beside it, comments everywhere, a digest.
+        "# top\nimages:\n- name: other\n  newTag: '7'\n- name: text-classifier  # ours\n"
+        "  newTag: old\nresources: [a]  # end\n",
+        "images:\n    - name: text-classifier\n      newName: x/y\n      digest: sha256:00\n",
+        "resources: [a]\n",
+        "images: [{name: text-classifier, newTag: old}]\n",
+    ],
+)
+def test_overlays_of_other_hands_keep_what_is_theirs(content: str) -> None:
+    after = with_image(content, IMAGE)
+    found, before = yaml.safe_load(after), yaml.safe_load(content)
+    entry = next(one for one in found.pop("images") if one["name"] == "text-classifier")
+    repository, _, tag = IMAGE.rpartition(":")
+    assert entry == {"name": "text-classifier", "newName": repository, "newTag": tag}
+    assert [one for one in before.pop("images", []) if one["name"] == "other"] == [
+        one for one in yaml.safe_load(after)["images"] if one["name"] == "other"
+    ]
+    assert found == before
+    for comment in ("# top", "# ours", "# end"):
+        assert (comment in content) == (comment in after)
+
+
+@pytest.mark.parametrize("image", ["name", "host:5000/name", "name@sha256:00"])
+def test_images_need_a_tag(image: str) -> None:
+    with pytest.raises(ReleaseError, match="has no tag"):
+        with_image("resources: [a]\n", image)
+
+
+def test_a_folder_without_kustomization_is_no_overlay(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="is no overlay"):
+        kustomization_of(tmp_path)
+    (tmp_path / "Kustomization").write_text("", "utf-8")
+    assert kustomization_of(tmp_path).name == "Kustomization"
+
+
+def test_a_render_needs_one_classifier_and_its_namespace() -> None:
+    one: dict[str, Any] = {
+        "kind": "Deployment",
+        "metadata": {"name": "a"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "a"}},
+            "template": {"spec": {"containers": [{"image": IMAGE}]}},
+        },
+    }
+    with pytest.raises(ReleaseError, match="names no namespace"):
+        workload_of(yaml.safe_dump(one), IMAGE)
+    one["metadata"]["namespace"] = "space"
+    assert workload_of(yaml.safe_dump(one), IMAGE).port == "3000"
+    with pytest.raises(ReleaseError, match="has 0 containers"):
+        workload_of(yaml.safe_dump(one), "other:tag")
+    with pytest.raises(ReleaseError, match="has 2 containers"):
+        workload_of(yaml.safe_dump_all([one, one]), IMAGE)
+
+
+def test_secrets_are_not_kept() -> None:
+    secret = {"kind": "Secret", "metadata": {"name": "keys"}, "data": {"keys": "c2VjcmV0"}}
+    service = {"kind": "Service", "metadata": {"name": "a"}}
+    kept = without_secrets(yaml.safe_dump_all([secret, service]))
+    assert "c2VjcmV0" not in kept and yaml.safe_load(kept) == service
+    # What has none stays as it was rendered.
+    assert without_secrets("# note\nkind: Service\n") == "# note\nkind: Service\n"
+
+
+PAGE = """\
+# TYPE whetstone_requests counter
+whetstone_requests_total{route="/classify",status="200"} 180.0
+whetstone_requests_total{route="/v1/classify",status="429"} 15.0
+whetstone_requests_total{route="/predict",status="500"} 5.0
+whetstone_requests_total{route="/info",status="500"} 70.0
+# TYPE whetstone_request_duration_seconds histogram
+whetstone_request_duration_seconds_bucket{le="0.01",route="/classify"} 100.0
+whetstone_request_duration_seconds_bucket{le="0.1",route="/classify"} 190.0
+whetstone_request_duration_seconds_bucket{le="+Inf",route="/classify"} 200.0
+"""
+
+
+def test_metrics_are_read_as_prometheus_reads_them() -> None:
+    found = read_sample(PAGE)
+    assert (found.requests, found.errors, found.refused) == (200, 5, 0.075)
+    # The 198th is beyond the last edge: histogram_quantile then says that edge.
+    assert found.p99 == 0.1
+    later = read_sample(PAGE.replace(" 190.0", " 200.0"))
+    # The 198th of 200: 98 of the 100 between 0.01 and 0.1 s.
+    assert later.p99 == pytest.approx(0.01 + 0.09 * 98 / 100)
+    assert later.since(found) == Sample(Counter(), Counter({0.1: 10}))
+    assert sum([found, found], Sample()).requests == 400
+    few = Sample(Counter({200: 99}), Counter({0.1: 99, math.inf: 99}))
+    assert few.p99 is None
+
+
+def sample(statuses: dict[int, int], edge: float = 0.05) -> Sample:
+    """So many answers, all just below an edge."""
+    count = sum(statuses.values())
+    return Sample(Counter(statuses), Counter({edge: count, math.inf: count}))
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (sample({200: 1000}), sample({200: 1000}), None),
+        (sample({}), sample({200: 1000}), None),
+        # Two of a few are chance, three are not; of many it is a hundredth.
+        (sample({200: 20, 503: 2}), Sample(), None),
+        (sample({200: 20, 503: 3}), Sample(), "3 of 23 requests were answered 5xx"),
+        (sample({200: 1000, 500: 10}), Sample(), None),
+        (sample({200: 1000, 500: 11}), Sample(), "11 of 1,011 requests"),
+        # As many were refused before.
+        (sample({200: 900, 429: 100}), sample({200: 900, 429: 60}), None),
+        (sample({200: 900, 429: 100}), sample({200: 1000}), "10% of the requests were refused"),
+        (sample({200: 20, 429: 20}), sample({200: 1000}), None),
+        (sample({200: 1000}, 0.15), sample({200: 1000}, 0.06), None),
+        (sample({200: 1000}, 0.5), sample({200: 1000}), "p99 is"),
+        # Nothing to compare with.
+        (sample({200: 1000}, 0.5), Sample(), None),
+    ],
+)
+def test_what_speaks_against_a_release(now: Sample, before: Sample, expected: str | None) -> None:
+    found = trouble(now, before)
+    assert (found is None) if expected is None else (found is not None and expected in found)
+
+
+def deployment(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"generation": 2}, "spec": {"replicas": 3}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, "the cluster has not seen it yet"),
+        ({"observedGeneration": 1, "updatedReplicas": 3, "availableReplicas": 3}, "has not seen"),
+        ({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 4}, "1 of 3 new pods"),
+        ({"observedGeneration": 2, "updatedReplicas": 3, "replicas": 4}, "1 old pods"),
+        (
+            {"observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 2},
+            "2 of 3 new pods are available",
+        ),
+    ],
+)
+def test_a_rollout_is_not_done_before_all_is_new(status: dict[str, Any], expected: str) -> None:
+    done, how = progress_of(deployment(**status))
+    assert not done and expected in how
+
+
+def test_a_rollout_is_done_when_all_is_new_and_available() -> None:
+    status = {"observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 3}
+    assert progress_of(deployment(**status)) == (True, "3 pods are available")
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n", "utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("said", "passing"),
+    [
+        ("The connection to the server 10.0.0.1:6443 was refused - did you specify the right?", 1),
+        ("Unable to connect to the server: net/http: TLS handshake timeout", 1),
+        ("Error from server: etcdserver: leader changed", 1),
+        ('Error from server (Forbidden): deployments.apps is forbidden: User "ci"', 0),
+        ("error: no matches for kind PodMonitor in version monitoring.coreos.com/v1", 0),
+    ],
+)
+def test_what_may_pass_is_told_from_what_does_not(
+    said: str, passing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "kubectl", f"echo 'Warning: deprecated' >&2; echo '{said}' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ClusterError) as caught:
+        Cluster().apply("kind: A\n")
+    assert isinstance(caught.value, ClusterUnreachableError) == bool(passing)
+    sentence = str(caught.value)
+    assert sentence.startswith("kubectl apply failed: ") and "Warning" not in sentence
+
+
+def test_kubectl_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="there is no kubectl"):
+        Cluster().render(tmp_path)
+
+
+def test_the_context_is_said_where_a_cluster_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "kubectl", f'printf "%s\\n" "$@" > {tmp_path}/asked; cat >/dev/null')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    Cluster("kind-one").apply("kind: A\n")
+    assert "--context=kind-one" in (tmp_path / "asked").read_text("utf-8").split()
+    Cluster("kind-one").render(tmp_path)
+    assert "--context=kind-one" not in (tmp_path / "asked").read_text("utf-8").split()
+
+
+def test_a_forwarding_ends_with_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with -9, a release leaves no port open."""
+    script = f"echo $$ > {tmp_path}/pid; echo 'Forwarding from 127.0.0.1:9 -> 3000'; exec sleep 600"
+    program(tmp_path, "kubectl", script)
+    code = (
+        "import os, signal\nfrom training.cluster import Cluster\n"
+        "with Cluster().forward('space', 'pod', '3000'):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60)
+    assert done.returncode == -9
+    pid = int((tmp_path / "pid").read_text("utf-8"))
+    stat_file = Path(f"/proc/{pid}/stat")
+    for _ in range(200):
+        # Ended, and waited for or not: nobody may be left to do that.
+        if not stat_file.exists() or stat_file.read_text("utf-8").split()[2] == "Z":
+            return
+        subprocess.run(["sleep", "0.05"], check=True)
+    raise AssertionError("kubectl port-forward outlives its owner")
+
+
+def test_pushing_is_the_engines_or_a_command_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    program(tmp_path, "docker", f'printf "%s " "$@" > {asked}')
+    program(tmp_path, "load", f'printf "%s " "$@" > {asked}; [ "$2" != fail:1 ] || exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert images.push("docker", "a:1", "") == "docker push a:1"
+    assert asked.read_text("utf-8") == "push a:1 "
+    assert images.push("docker", "a:1", "load 'two words'") == "load 'two words' a:1"
+    assert asked.read_text("utf-8") == "two words a:1 "
+    with pytest.raises(ReleaseError, match="`load x fail:1` failed: it does not say why"):
+        images.push("docker", "fail:1", "load x")
+    with pytest.raises(ReleaseError, match="--push nothing-there: No such file"):
+        images.push("docker", "a:1", "nothing-there")
+
+
+def test_a_torn_or_foreign_record_is_one_sentence(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    record = Record(
+        id="a", name="n", version="a", overlay="o", package="p", started_at="2026-01-01T00:00:00"
+    )
+    records.save(record)
+    assert records.all() == [record]
+    saved = records.save_render("a.yaml", "kind: A\n")
+    assert records.read_render(saved) == "kind: A\n"
+    (tmp_path / "a.yaml").write_text("kind: B\n", "utf-8")
+    with pytest.raises(ReleaseError, match=r"a\.yaml"):
+        records.read_render(saved)
+    (tmp_path / "b.json").write_text('{"format": 2}', "utf-8")
+    with pytest.raises(ReleaseError, match=r"b\.json is no record of a release \(at format\)"):
+        records.all()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--watch", "-1"], "no number of seconds"),
+        (["--watch", "nan"], "no number of seconds"),
+        (["--plan", "--apply"], "not allowed with argument"),
+        (["--champion"], "expected one argument"),
+    ],
+)
+def test_flags_that_cannot_be_meant(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["release", "p", "--overlay", "o", "--data", "d", "--champion", "none", *words]
+    with pytest.raises(SystemExit) as caught:
+        main(given)
+    assert caught.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["release", "rollback", "history"])
+def test_help_of_each_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert "--overlay" in capsys.readouterr().out
