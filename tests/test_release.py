@@ -14,15 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import pytest
 import yaml
 
-from service.model_package import read_manifest, seal_package
+from service.model_package import (
+    GOLDEN_FILE,
+    file_record,
+    package_version,
+    read_golden,
+    read_manifest,
+    seal_package,
+    write_golden,
+    write_manifest,
+)
 from tests.conftest import ROOT
-from tests.servers import serving
-from tests.test_bento import empty_the_store, rename_labels
+from tests.servers import get, serving
+from tests.test_bento import empty_the_store
 from training.cli import main
 from training.register import register
+from training.release.images import state_label_change
 from training.release.records import Record
 
 Captured = pytest.CaptureFixture[str]
@@ -117,6 +128,21 @@ class World:
         return Path(OVERLAY, "kustomization.yaml").read_text("utf-8")
 
 
+def rename_first_label(package: Path) -> None:
+    """Turn a package into another sound one, with one label for another."""
+    manifest = read_manifest(package)
+    old, *others = manifest.labels
+    golden = [
+        answer.model_copy(update={"label": "renamed"} if answer.label == old else {})
+        for answer in read_golden(package)
+    ]
+    write_golden(package, golden)
+    files = {**manifest.files, GOLDEN_FILE: file_record(package / GOLDEN_FILE)}
+    changed = manifest.model_copy(update={"labels": ("renamed", *others), "files": files})
+    version = package_version(files, changed)
+    write_manifest(package, changed.model_copy(update={"version": version}))
+
+
 @pytest.fixture(scope="module")
 def packages(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Champion, an equal challenger of another version, and one with other labels."""
@@ -126,7 +152,7 @@ def packages(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     manifest = read_manifest(second)
     seal_package(second, manifest.model_copy(update={"temperature": manifest.temperature * 1.001}))
     labels = shutil.copytree(tiny_package, folder / "labels")
-    rename_labels(labels)
+    rename_first_label(labels)
     return {"first": first, "second": second, "labels": labels}
 
 
@@ -316,6 +342,181 @@ def test_a_worse_one_and_other_labels_are_refused(deployed: World, capsys: Captu
     verbs = {call[0] for call in deployed.state["calls"][calls:]}
     assert not verbs & {"apply", "delete"}
     assert (deployed.overlay, deployed.image) == (overlay, FIRST)
+
+
+def test_few_rows_decide_nothing_unless_that_is_accepted(deployed: World, capsys: Captured) -> None:
+    few = ["--data", "few.csv"]
+    assert deployed.release("second", SECOND, *few) == 4
+    assert "nothing was released" in capsys.readouterr().out
+    assert deployed.image == FIRST
+    refused = deployed.records[deployed.version("second")]
+    assert (refused.outcome, refused.accepted_inconclusive) == ("refused", False)
+    assert deployed.release("second", SECOND, *few, "--accept_inconclusive") == 0
+    assert deployed.image == SECOND
+    assert deployed.records[f"{deployed.version('second')}-2"].accepted_inconclusive
+
+
+def test_other_labels_are_named_recorded_and_shown_at_info(
+    deployed: World, capsys: Captured
+) -> None:
+    old = set(read_manifest(deployed.packages["first"]).labels)
+    new = set(read_manifest(deployed.packages["labels"]).labels)
+    (gone,), (come,) = old - new, new - old
+    assert deployed.release("labels", LABELS) == 3
+    out = capsys.readouterr().out
+    assert repr(gone) in out and repr(come) in out
+    assert deployed.image == FIRST
+    # Its image cannot be pulled here: what is asked is what was compared and registered.
+    assert deployed.release("labels", LABELS, "--allow_label_change") == 1
+    record = deployed.records[f"{deployed.version('labels')}-2"]
+    change = {"from": deployed.version("first"), "gone": [gone], "come": [come]}
+    assert record.label_change == change
+    stored = bentoml.models.get(f"text-classifier:{deployed.version('labels')}").path
+    with serving("service.service:TextClassifier", {"WHETSTONE_PACKAGE": stored}) as address:
+        assert json.loads(get(address, "/info")[1])["provenance"]["label_change"] == change
+    # The same package as one that changes nothing: nobody is told of a change any more.
+    state_label_change(f"text-classifier:{deployed.version('labels')}", None)
+    assert not read_manifest(Path(stored)).provenance["label_change"]
+
+
+# Docker as far as a release needs it: a built image answers by the server of its version.
+ENGINE = """#!{python}
+import json, os, signal, sys
+from pathlib import Path
+here = Path(__file__).parent
+file = here / "engine.json"
+state = json.loads(file.read_text()) if file.exists() else {{"images": [], "asked": []}}
+words = sys.argv[1:]
+state["asked"].append(words)
+verb = words[0]
+if verb == "build":
+    state["images"].append(words[words.index("--tag") + 1])
+status = 0
+if verb == "image":
+    status = 0 if words[2] in state["images"] else 1
+file.write_text(json.dumps(state))
+faults = here / "engine-faults"
+if faults.exists() and faults.read_text() == verb:
+    faults.unlink()
+    os.kill(os.getppid(), signal.SIGKILL)
+if verb == "info":
+    print("28.0")
+elif verb == "history":
+    print(json.dumps({{"CreatedBy": "CMD bash", "Size": "1"}}))
+elif verb == "run":
+    print("0123456789ab")
+elif verb == "port":
+    print("127.0.0.1:{port}")
+elif verb == "inspect":
+    print("running")
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def with_engine(deployed: World, images: dict[str, Any]) -> World:
+    """docker is there, what it runs serves the second package, and the cluster knows the image."""
+    engine = deployed.state_file.with_name("docker")
+    engine.write_text(
+        ENGINE.format(python=sys.executable, port=images[SECOND]["port"]), encoding="utf-8"
+    )
+    engine.chmod(0o755)
+    return deployed
+
+
+def engine_asked(world: World) -> list[list[str]]:
+    found: list[list[str]] = json.loads(
+        world.state_file.with_name("engine.json").read_text("utf-8")
+    )["asked"]
+    return found
+
+
+def from_a_bento(world: World, *more: str) -> list[str]:
+    """A release that makes bento and image itself."""
+    words = world.words("second", SECOND, "--engine", "docker", *more)
+    place = words.index("--image")
+    return words[:place] + words[place + 2 :]
+
+
+def cluster_knows(world: World, images: dict[str, Any]) -> None:
+    """Every built image is one that the second server answers for."""
+    state = world.state
+    for name in json.loads(world.state_file.with_name("engine.json").read_text("utf-8"))["images"]:
+        state["images"][name] = images[SECOND]
+    world.write(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["build", "run", "push"])
+def test_from_bento_to_pods_also_when_killed_on_the_way(
+    with_engine: World, images: dict[str, Any], at: str, capsys: Captured
+) -> None:
+    words = from_a_bento(with_engine, "--push")
+    fault = with_engine.state_file.with_name("engine-faults")
+    fault.write_text(at, "utf-8")
+    with_engine.killed(words)
+    killed = with_engine.records[with_engine.version("second")]
+    assert (killed.outcome, killed.step) == ("unfinished", "image")
+    bento = killed.bento
+    assert bento and with_engine.image == FIRST
+    if at == "build":
+        # The engine had built it, and nobody was there to be told: it is built again, quickly.
+        assert killed.image is None
+    cluster_knows(with_engine, images)
+    assert main(words) == 0
+    assert "was broken off at image: going on with it" in capsys.readouterr().out
+    record = with_engine.records[with_engine.version("second")]
+    # No second bento, and no second build of an image that was there.
+    assert record.bento == bento
+    name = f"{REPOSITORY}:{bento.partition(':')[2]}"
+    assert (with_engine.image, record.image, record.pushed) == (name, name, f"docker push {name}")
+    verbs = [call[0] for call in engine_asked(with_engine)]
+    assert verbs.count("build") == (2 if at == "build" else 1)
+    # Every container that was started and lived to be known was removed again.
+    assert verbs.count("rm") >= verbs.count("run") - (at == "run")
+    run = next(call for call in engine_asked(with_engine) if call[0] == "run")
+    assert {"--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"} <= set(run)
+    pinned = bentoml.bentos.get(bento).info.all_models
+    version = with_engine.version("second")
+    assert [str(model.tag) for model in pinned] == [f"text-classifier:{version}"]
+
+
+@pytest.mark.slow
+def test_an_image_that_answers_otherwise_goes_nowhere(
+    with_engine: World, images: dict[str, Any], capsys: Captured
+) -> None:
+    engine = with_engine.state_file.with_name("docker")
+    told = engine.read_text("utf-8")
+    engine.write_text(
+        told.replace(str(images[SECOND]["port"]), str(images[FIRST]["port"])), encoding="utf-8"
+    )
+    before = with_engine.overlay
+    assert main(from_a_bento(with_engine, "--push")) == 1
+    assert "tried here, is not what it should be" in sentence(capsys)
+    assert (with_engine.image, with_engine.overlay) == (FIRST, before)
+    verbs = [call[0] for call in engine_asked(with_engine)]
+    assert "push" not in verbs and verbs[-1] == "rm"
+    assert with_engine.records[with_engine.version("second")].outcome == "failed"
+
+
+def test_a_key_that_is_not_there_stops_before_anything(deployed: World, capsys: Captured) -> None:
+    assert deployed.release("second", SECOND, "--api_key_file", "nothing") == 1
+    assert "nothing" in sentence(capsys)
+    assert deployed.image == FIRST
+
+
+def test_an_overlay_that_somebody_edits_meanwhile_is_left_alone(
+    deployed: World, capsys: Captured
+) -> None:
+    deployed.faults(apply=["kill after"])
+    deployed.killed(deployed.words("second", SECOND))
+    file = Path(OVERLAY, "kustomization.yaml")
+    file.write_text(deployed.overlay + "# a note of somebody\n", "utf-8")
+    deployed.faults()
+    assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
+    assert "was edited meanwhile" in capsys.readouterr().out
+    assert deployed.image == FIRST
+    assert "# a note of somebody" in deployed.overlay
 
 
 def test_nothing_runs_and_unknown_champions(world: World, capsys: Captured) -> None:
