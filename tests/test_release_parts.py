@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from training.cli import main
+from training.cli import _parser, main
 from training.cluster import Cluster
 from training.errors import ClusterError, ClusterUnreachableError, ReleaseError
 from training.release import images
@@ -343,3 +345,41 @@ def test_help_of_each_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> Non
         main([verb, "--help"])
     assert caught.value.code == 0
     assert "--overlay" in capsys.readouterr().out
+
+
+WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
+
+
+def steps_of_the_workflow() -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+def test_the_workflows_scripts_are_shell_and_its_commands_ours() -> None:
+    """What GitHub would run is parsed here; nothing of it runs here."""
+    verbs = []
+    for step in steps_of_the_workflow():
+        script = step.get("run", "")
+        assert "${{ secrets." not in script, "a secret in a script ends up in its text"
+        plain = re.sub(r"\$\{\{.*?\}\}", "x", script)
+        subprocess.run(["bash", "-n", "-c", plain], check=True)
+        given = step.get("env", {})
+        for line in plain.replace("\\\n", " ").splitlines():
+            words = [word.replace("$APPLY", "--apply") for word in shlex.split(line)]
+            words = [word for word in words if word != "${key[@]}"]
+            if words[:1] != ["whetstone"]:
+                continue
+            verbs.append(words[1])
+            # As the command line takes them; files and packages need not be there.
+            _parser().parse_args(words[1:])
+            used = set(re.findall(r"\$(\w+)", line))
+            assert used <= {*given, "OVERLAY", "RUNNER_TEMP"}
+    assert verbs == ["check", "run", "release"]
+
+
+def test_the_workflow_never_releases_twice_at_once_and_keeps_its_records() -> None:
+    content = yaml.safe_load(WORKFLOW.read_text("utf-8"))
+    assert content["concurrency"]["cancel-in-progress"] is False
+    assert content["jobs"]["retrain"]["if"] == "vars.MODELS != ''"
+    keeping = next(step for step in steps_of_the_workflow() if "git push" in step.get("run", ""))
+    assert keeping["if"] == "always()"
