@@ -41,6 +41,34 @@ def test_targets_are_in_the_order_of_the_labels() -> None:
     assert make_targets(one, names, "single_label").tolist() == [2, 0]
 
 
+def test_token_ids_are_kept_and_taken_again_only_for_the_same(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """Texts, targets, tokenizer and reading decide; a torn file cannot be there."""
+
+    def encode(
+        texts: list[Any] = TEXTS, labels: str = "abc", reading: Reading | None = None
+    ) -> Any:
+        split = Split(texts, SEVERAL.labels)
+        reading = reading or Reading(12)
+        return encode_split(split, tokenizer, list(labels), "multi_label", reading, tmp_path)
+
+    first = encode()
+    (file,) = tmp_path.iterdir()
+    changed = file.stat().st_mtime_ns
+    again = encode()
+    assert again.windows == first.windows
+    assert again.table[:] == first.table[:]
+    assert (list(tmp_path.iterdir()), file.stat().st_mtime_ns) == ([file], changed)
+    whole = encode_split(SEVERAL, tokenizer, list("abc"), "multi_label", Reading(12))
+    assert whole.table[:] == first.table[:]
+
+    encode(texts=[*TEXTS[:3], "another"])
+    encode(labels="bac")
+    encode(reading=Reading(8))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 @pytest.mark.parametrize("stride", [0, 3, 9])
 def test_windows_cover_a_text_and_share_the_stride(tokenizer: Any, stride: int) -> None:
     reading = Reading(max_length=12, window_stride=stride, aggregation="mean")

@@ -248,7 +248,9 @@ def test_first_release_then_another_then_back(world: World, capsys: Captured) ->
     assert second.render and yaml.safe_load_all(Path("releases", second.render.file).read_text())
 
     capsys.readouterr()
-    assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
+    # However the overlay is named, it is the same one.
+    there = str(world.folder / OVERLAY)
+    assert main(["rollback", "--overlay", there, "--watch", "0"]) == 0
     assert world.image == FIRST
     assert '"first"' in world.overlay
     assert "the golden texts are answered as recorded" in capsys.readouterr().out
@@ -258,7 +260,7 @@ def test_first_release_then_another_then_back(world: World, capsys: Captured) ->
     version = world.version("second")
     assert main(["rollback", version, "--overlay", OVERLAY, "--watch", "0"]) == 0
     assert world.image == SECOND
-    assert main(["history"]) == 0
+    assert main(["history", "--overlay", str(world.folder / OVERLAY)]) == 0
     out = capsys.readouterr().out
     assert out.count("rolled back to") == 2 and "promote" in out
 

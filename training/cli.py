@@ -242,9 +242,10 @@ def rollback(parsed: argparse.Namespace) -> int:
 def history(parsed: argparse.Namespace) -> None:
     """`whetstone history`"""
     from training.release.history import print_history
+    from training.release.overlay import named
     from training.release.records import Records
 
-    print_history(Records(), parsed.overlay)
+    print_history(Records(), parsed.overlay and named(parsed.overlay))
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -528,8 +529,10 @@ def _seconds(text: str) -> float:
 
 def _wishes(parsed: argparse.Namespace) -> Any:
     """What a release or rollback was asked for."""
+    from training.release.overlay import named
     from training.release.release import Wishes
 
+    parsed.overlay = named(parsed.overlay)
     names = {one.name for one in dataclasses.fields(Wishes)}
     given = {key: value for key, value in vars(parsed).items() if key in names}
     if parsed.verb is rollback:

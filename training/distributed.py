@@ -6,6 +6,8 @@ Started by `torchrun` or `accelerate launch`; a process alone is the first of on
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Set by torchrun, and by `accelerate launch`.
 RANK = "RANK"
@@ -29,6 +31,16 @@ def wait_for_all() -> None:
 
         # Not accelerate's: its state is made anew by every TrainingArguments.
         torch.distributed.barrier()
+
+
+@contextmanager
+def first_then_others() -> Iterator[None]:
+    """The first process does what is in the block, then the others: they find what it left."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
 
 
 def any_of_all(flag: bool) -> bool:

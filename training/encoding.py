@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,14 +98,28 @@ def encode_split(
     labels: list[str],
     task: Task,
     reading: Reading,
+    cache: Path | None = None,
 ) -> EncodedSplit:
     """Token ids, not padded (the collator pads each batch to its longest), and targets.
 
     Every window of a text is a row with the text's labels.
+
+    Args:
+        cache: folder where they are kept, and taken from when texts, targets, tokenizer and reading
+            are the same; whole or not there.
     """
     from datasets import Dataset
 
     targets = make_targets(split, labels, task).tolist()
+    file = None
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        # With every call a tokenizer changes what it says of truncation and padding.
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state |= {"truncation": None, "padding": None}
+        content = [state, reading.tokenizer_options(), split.texts, targets]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        file = str(cache / f"{digest}.arrow")
 
     def encode(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         pairs = {"text_pair": rows["text_pair"]} if "text_pair" in rows else {}
@@ -115,7 +132,13 @@ def encode_split(
     if split.texts and isinstance(split.texts[0], tuple):
         columns["text_pair"] = [text[1] for text in split.texts]
     table = Dataset.from_dict(columns).map(
-        encode, batched=True, with_indices=True, remove_columns=list(columns), desc="tokenize"
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=list(columns),
+        desc="tokenize",
+        cache_file_name=file,
+        load_from_cache_file=True,
     )
     windows = np.bincount(np.asarray(table["owner"][:], dtype=np.int64), minlength=len(split))
     return EncodedSplit(table.remove_columns("owner"), windows.tolist())

@@ -8,6 +8,8 @@ CHECKPOINT = "checkpoint"
 PACKAGE = "package"
 REPORT = "report"
 TRACKING = "tensorboard"
+# While training goes on: what a run that is taken up again, and other processes, need not repeat.
+TOKENS = "tokens"
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "index.html"
 CONFUSION_FILE = "confusion.png"
@@ -19,7 +21,7 @@ FLIPS_FILE = "flips.csv"
 RECORD = "training.json"
 RESOLVED_RECIPE = "resolved_recipe.yaml"
 # Everything that a run makes, and so all that `--overwrite` removes.
-RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT, TRACKING)
+RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT, TRACKING, TOKENS)
 RUN_FILES = (RECORD, RESOLVED_RECIPE, METRICS_FILE)
 # Bills of materials, beside the images that they are inside of, too.
 IMAGES = Path("runs") / "images"

@@ -64,7 +64,7 @@ from training.data import (
     usable_data,
 )
 from training.defaults import Default, careful_defaults, warnings_about
-from training.distributed import is_first, processes, wait_for_all
+from training.distributed import first_then_others, is_first, processes, wait_for_all
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.exporter import refuse_unexportable_family
@@ -79,6 +79,7 @@ from training.layout import (
     RESOLVED_RECIPE,
     RUN_FILES,
     RUN_FOLDERS,
+    TOKENS,
     TRACKING,
 )
 from training.losses import label_odds, label_weights, weighted_loss
@@ -167,7 +168,11 @@ def train(
         draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
         drop_torn_checkpoints(recipe.output_dir)
     wait_for_all()
-    trainer = make_trainer(model, tokenizer, data, arguments, tuning, reading, weights)
+    with first_then_others():
+        trainer = make_trainer(
+            *(model, tokenizer, data, arguments, tuning, reading, weights),
+            cache=recipe.output_dir / TOKENS,
+        )
 
     started = time.monotonic()
     for callback in callbacks:
@@ -390,11 +395,17 @@ def make_trainer(
     tuning: FineTuningArguments,
     reading: Reading,
     weights: list[float] | None,
+    *,
+    cache: Path | None = None,
 ) -> Trainer:
-    """The Trainer of a run; `model` may also be what makes a new one for every trial."""
+    """The Trainer of a run; `model` may also be what makes a new one for every trial.
+
+    Args:
+        cache: folder for token ids.
+    """
     ordered = by_length(data.validation)
     train, validation = (
-        encode_split(split, tokenizer, data.labels, data.task, reading)
+        encode_split(split, tokenizer, data.labels, data.task, reading, cache)
         for split in (data.train, ordered)
     )
     targets = make_targets(ordered, data.labels, data.task)
@@ -575,6 +586,7 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
     # Last: until the record says that the run is finished, these are the way to go on.
     for left in folder.glob("checkpoint-*"):
         shutil.rmtree(left)
+    shutil.rmtree(recipe.output_dir / TOKENS, ignore_errors=True)
     return record
 
 

@@ -37,6 +37,12 @@ def kustomization_of(folder: Path) -> Path:
     )
 
 
+def named(folder: Path) -> Path:
+    """The one name by which records know an overlay, however it was given."""
+    found, here = folder.resolve(), Path.cwd()
+    return found.relative_to(here) if found.is_relative_to(here) else found
+
+
 def repository_of(content: str) -> str:
     """The image's name without a tag, as the overlay has it."""
     entry = _entry(yaml.safe_load(content) or {})
