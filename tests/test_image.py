@@ -30,7 +30,7 @@ from tests.test_cli import error_line
 from tests.test_operation import Client
 from tests.test_project import pins
 from training.cli import main
-from training.errors import ImageError
+from training.errors import ImageError, ReleaseError
 from training.image import (
     Image,
     Layer,
@@ -42,6 +42,7 @@ from training.image import (
     source_url,
 )
 from training.register import register
+from training.release.images import try_image
 
 Captured = pytest.CaptureFixture[str]
 
@@ -597,3 +598,16 @@ def test_nothing_is_lost_when_it_is_told_to_end(image: Image, pytestconfig: pyte
     assert answered > 100
     assert took < 20
     assert status == "0"
+
+
+@image_test
+def test_a_release_tries_the_image_before_anybody_gets_it(
+    image: Image, tiny_package: Path, tmp_path: Path
+) -> None:
+    try_image(runner(), image.name, str(tiny_package))
+    other = shutil.copytree(tiny_package, tmp_path / "other")
+    manifest = read_manifest(other)
+    seal_package(other, manifest.model_copy(update={"temperature": manifest.temperature * 1.01}))
+    with pytest.raises(ReleaseError, match="tried here, is not what it should be"):
+        try_image(runner(), image.name, str(other))
+    assert "whetstone-try" not in engine_says("ps", "--all", "--format", "{{.Names}}")
