@@ -358,6 +358,11 @@ def operations_per_row(model: torch.nn.Module, length: int) -> float:
     return 3.0 * length * (2 * weights + attention)
 
 
+def three_digits(value: float) -> str:
+    """At least so many, and never an exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The result as a table."""
     head = ("", "rows/s", "tokens/s", "epoch", "peak memory", "macro-F1")
@@ -383,7 +388,7 @@ def markdown(result: dict[str, Any]) -> str:
             epoch = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
         cells = (
             TITLES[side],
-            f"{speed['rows_per_second']:.3g}",
+            three_digits(speed["rows_per_second"]),
             f"{speed['tokens_per_second']:,.0f}",
             epoch,
             f"{speed['peak_memory_mb']:,} MB",
@@ -422,7 +427,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         values = [speed[key] for speed in result["speed"].values()]
         colors = ["#b5b9bd", "#1f6f8b", "#1f6f8b"][: len(values)]
         bars = axis.barh([TITLES[side] for side in result["speed"]], values, color=colors)
-        axis.bar_label(bars, [f"{value:,.3g}" for value in values], padding=3, fontsize=8)
+        axis.bar_label(bars, [three_digits(value) for value in values], padding=3, fontsize=8)
         axis.set_xlim(0, max(values) * 1.2)
         axis.set_xlabel(label, fontsize=9)
         axis.invert_yaxis()

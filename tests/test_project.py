@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import bench_soak, champions, serve_report, sizing
+from benchmarks import bench_soak, bench_train, champions, serve_report, sizing
 from service.metrics import metrics_table
 from service.settings import settings_table
 from tests.conftest import EXAMPLE, ROOT
@@ -162,13 +162,15 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("sizing", sizing.markdown),
         ("soak", bench_soak.sentence),
         ("champions", champions.markdown),
+        ("train", bench_train.markdown),
+        ("train-card", bench_train.markdown),
     ],
 )
 def test_the_readmes_figures_are_those_of_the_benchmarks(
     name: str, written: Callable[[dict[str, Any]], str]
 ) -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
-    assert written(result) in (ROOT / "README.md").read_text("utf-8")
+    assert written(result).strip() in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_readmes_table_of_the_gates_is_the_simulations() -> None:
