@@ -18,6 +18,8 @@ status), validate, take time.
     images    by image: "port" of a server on this machine that its pods answer by, or "waiting",
               the reason for which its containers never start; others are ErrImagePull
     polls     how often a Deployment is looked at until its rollout is complete
+    scales    how often until the autoscaler has its way; the pods that it starts are ready two
+              looks later. Absent: a Deployment has its pods at once
     calls     the words of every call so far
     faults    by verb, a list used up from its beginning: null for none, "refused" (the connection
               is), "forbidden", "kill before" and "kill after" (kill -9 of the caller, then or when
@@ -43,6 +45,7 @@ import yaml
 STATE = Path(os.environ["STAND_IN"])
 SPACELESS = ("Namespace",)
 PODS_OF_NO_AUTOSCALER = 1
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @contextlib.contextmanager
@@ -91,9 +94,7 @@ def apply(state: dict[str, Any], found: list[dict[str, Any]]) -> None:
             what = "unchanged" if same else "configured"
         new = json.loads(json.dumps(one))
         meta = new["metadata"]
-        meta.setdefault("annotations", {})["kubectl.kubernetes.io/last-applied-configuration"] = (
-            json.dumps(one) + "\n"
-        )
+        meta.setdefault("annotations", {})[LAST_APPLIED] = json.dumps(one) + "\n"
         meta["uid"] = old["metadata"]["uid"] if old else f"uid-{len(state['objects'])}"
         meta["resourceVersion"] = str(len(state["calls"]))
         meta["generation"] = (old["metadata"]["generation"] if old else 0) + (what != "unchanged")
@@ -104,7 +105,12 @@ def apply(state: dict[str, Any], found: list[dict[str, Any]]) -> None:
                 for other in [*state["objects"].values(), *found]
                 if other["kind"] == "HorizontalPodAutoscaler"
             ]
-            new["spec"].setdefault("replicas", max([PODS_OF_NO_AUTOSCALER, *scaled[-1:]]))
+            scaled = [] if "scales" in state else scaled
+            running = old["spec"]["replicas"] if old else PODS_OF_NO_AUTOSCALER
+            applied = (old or new)["metadata"].get("annotations", {}).get(LAST_APPLIED, "{}")
+            if old and "replicas" in json.loads(applied)["spec"]:
+                running = 1
+            new["spec"].setdefault("replicas", max([running, *scaled[-1:]]))
             if old and what == "configured":
                 state["was"] = old["spec"]["template"]["spec"]["containers"][0]["image"]
             if what != "unchanged":
@@ -124,17 +130,29 @@ def control(state: dict[str, Any]) -> None:
         del state["objects"][name]
     for one in deployments:
         image = one["spec"]["template"]["spec"]["containers"][0]["image"]
+        looked = state.get("looked", 0)
+        starting = 0
+        if looked >= state.get("scales", looked + 1):
+            least = [
+                other["spec"]["minReplicas"]
+                for other in state["objects"].values()
+                if other["kind"] == "HorizontalPodAutoscaler"
+            ]
+            if looked < state["scales"] + 2:
+                starting = max(0, max(least) - state.setdefault("before", one["spec"]["replicas"]))
+            one["spec"]["replicas"] = max([one["spec"]["replicas"], *least])
         wanted, told = one["spec"]["replicas"], state["images"].get(image, {})
         works, done = "port" in told, state.get("looked", 0) >= state["polls"]
         old = wanted if state.get("was") and not (works and done) else 0
         new = wanted if works and done else 1
+        serving = old if "port" in state["images"].get(state.get("was"), {}) else 0
         reason = "ProgressDeadlineExceeded" if done and not works else "ReplicaSetUpdated"
         one["status"] = {
             "observedGeneration": one["metadata"]["generation"],
             "replicas": old + new,
             "updatedReplicas": new,
-            "availableReplicas": old + (new if works and done else 0),
-            "unavailableReplicas": 0 if works and done else 1,
+            "availableReplicas": serving + (new - starting if works and done else 0),
+            "unavailableReplicas": starting if works and done else 1,
             "conditions": [
                 {
                     "type": "Progressing",
@@ -146,7 +164,9 @@ def control(state: dict[str, Any]) -> None:
         for count, of, fine in ((old, state.get("was"), True), (new, image, works and done)):
             for number in range(count):
                 waiting = told.get("waiting", "ErrImagePull")
-                add_pod(state, one, f"{abs(hash_of(of))}-{number}", of, None if fine else waiting)
+                late = fine and of == image and number >= count - starting
+                waits = "ContainerCreating" if late else None if fine else waiting
+                add_pod(state, one, f"{abs(hash_of(of))}-{number}", of, waits)
 
 
 def hash_of(image: str) -> int:
@@ -167,6 +187,7 @@ def add_pod(
         "spec": {"containers": [{"name": "text-classifier", "image": image}]},
         "status": {
             "phase": "Pending" if waiting else "Running",
+            "conditions": [{"type": "Ready", "status": "False" if waiting else "True"}],
             "containerStatuses": [
                 {
                     "ready": not waiting,
@@ -184,9 +205,7 @@ def add_pod(
 def get(state: dict[str, Any], words: list[str]) -> None:
     if option("filename") == "-":
         found = [state["objects"][key(one)] for one in given() if key(one) in state["objects"]]
-        if len(found) == 1:
-            print(json.dumps(found[0]))
-        elif found:
+        if found:
             print(json.dumps({"apiVersion": "v1", "kind": "List", "items": found}))
         return
     space = option("namespace")
@@ -213,7 +232,13 @@ def diff(state: dict[str, Any], found: list[dict[str, Any]]) -> int:
     for one in found:
         need_namespace(state, one)
         old = state["objects"].get(key(one), {})
-        if old.get("spec") != one.get("spec") or old.get("data") != one.get("data"):
+        # What the server or an autoscaler has put there is no difference.
+        spec = {
+            name: value
+            for name, value in (old.get("spec") or {}).items()
+            if name in one.get("spec", {}) or name not in ("clusterIP", "replicas")
+        }
+        if spec != (one.get("spec") or {}) or old.get("data") != one.get("data"):
             name = key(one).replace("/", ".")
             print(f"diff -u -N /tmp/LIVE-1/{name} /tmp/MERGED-2/{name}")
             print(f"--- /tmp/LIVE-1/{name}\t2026-01-01 00:00:00.0 +0000")

@@ -42,6 +42,7 @@ SPACE = "whetstone-staging"
 REPOSITORY = "registry.example.com/text-classifier"
 FIRST, SECOND = f"{REPOSITORY}:first", f"{REPOSITORY}:second"
 BROKEN, WRONG, LABELS = f"{REPOSITORY}:broken", f"{REPOSITORY}:wrong", f"{REPOSITORY}:labels"
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 DEPLOYMENT = f"deployment/{SPACE}/text-classifier"
 
 
@@ -202,6 +203,9 @@ def world(
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.release.rollout.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("training.release.rollout.ATTEMPT_SECONDS", 1.0)
+    monkeypatch.setattr("training.release.rollout.SETTLE_SECONDS", 2.0)
+    monkeypatch.setattr("training.release.rollout.DEADLINE_HOLDS_SECONDS", 0.2)
     monkeypatch.setattr("training.cluster.PAUSE_SECONDS", 0.05)
     return World(tmp_path, packages, images)
 
@@ -323,6 +327,125 @@ def test_a_cluster_that_is_away_for_a_moment_is_waited_for(deployed: World) -> N
     assert deployed.image == SECOND
 
 
+def test_pods_that_an_autoscaler_starts_meanwhile_are_waited_for_and_asked(world: World) -> None:
+    world.write(world.state | {"scales": 4})
+    assert world.release("first", FIRST, champion="none") == 0
+    assert len(world.records[world.version("first")].pods) == 2
+    assert world.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 2
+
+
+def test_replicas_that_were_applied_once_do_not_become_one(deployed: World) -> None:
+    """As `kubectl apply` has it: what was in the last manifest and is in this one no more goes."""
+    state = deployed.state
+    one = state["objects"][DEPLOYMENT]
+    one["spec"]["replicas"] = 3
+    applied = json.loads(one["metadata"]["annotations"][LAST_APPLIED])
+    applied["spec"]["replicas"] = 3
+    one["metadata"]["annotations"][LAST_APPLIED] = json.dumps(applied)
+    deployed.write(state)
+    assert deployed.release("second", BROKEN) == 1
+    assert deployed.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 3
+    assert deployed.release("second", SECOND) == 0
+    assert deployed.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 3
+
+
+def test_what_was_changed_by_hand_since_the_last_release_comes_back(deployed: World) -> None:
+    state = deployed.state
+    container = state["objects"][DEPLOYMENT]["spec"]["template"]["spec"]["containers"][0]
+    container["env"] = [{"name": "WHETSTONE_UI", "value": "1e5"}]
+    deployed.write(state)
+    assert deployed.release("second", BROKEN) == 1
+    previous = deployed.records[deployed.version("second")].previous
+    assert previous and previous.kind == "live" and previous.render
+    # kubectl would read 1e5 without quotes as a number.
+    assert '"1e5"' in Path("releases", previous.render.file).read_text("utf-8")
+    found = deployed.state["objects"][DEPLOYMENT]["spec"]["template"]["spec"]["containers"][0]
+    assert found["env"] == container["env"]
+
+
+def test_what_another_cluster_is_in_the_middle_of_is_not_undone_here(
+    deployed: World, capsys: Captured
+) -> None:
+    deployed.faults(apply=["kill after"])
+    deployed.killed(deployed.words("second", SECOND))
+    deployed.faults()
+    calls = len(deployed.state["calls"])
+    for words in (["rollback", "--overlay", OVERLAY], deployed.words("second", SECOND)):
+        assert main([*words, "--context", "elsewhere"]) == 1
+        assert "is unfinished in stand-in, and kubectl points to elsewhere" in sentence(capsys)
+    verbs = {call[0] for call in deployed.state["calls"][calls:]}
+    assert not verbs & {"apply", "delete"}
+    assert main(["rollback", "--overlay", OVERLAY, "--unfinished", "--watch", "0"]) == 0
+    assert deployed.image == FIRST
+
+
+@pytest.mark.slow
+def test_a_rollback_after_a_release_that_had_changed_nothing_changes_nothing(
+    deployed: World, capsys: Captured
+) -> None:
+    assert deployed.release("second", SECOND) == 0
+    deployed.faults(diff=["kill before"])
+    deployed.killed(deployed.words("first", FIRST))
+    deployed.faults()
+    assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
+    assert "given up" in capsys.readouterr().out
+    assert deployed.image == SECOND
+    assert main(["rollback", "--overlay", OVERLAY, "--unfinished", "--watch", "0"]) == 0
+    assert "no release of k8s/overlays/staging is unfinished" in capsys.readouterr().out
+    assert deployed.image == SECOND
+
+
+def test_a_rollback_goes_on_without_golden_texts_where_its_package_is_gone(
+    deployed: World, capsys: Captured
+) -> None:
+    assert deployed.release("second", SECOND) == 0
+    empty_the_store()
+    path = Path("releases", f"{deployed.version('first')}.json")
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(content | {"package": "file:///nowhere/first/1"}), "utf-8")
+    assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "warning: no golden text will be asked" in out
+    assert deployed.image == FIRST
+
+
+def test_what_never_worked_may_be_replaced(world: World, capsys: Captured) -> None:
+    """Such as an overlay that was applied before it had an image."""
+    assert world.release("first", FIRST, champion="none") == 0
+    state = world.state
+    one = state["objects"][DEPLOYMENT]
+    one["spec"]["template"]["spec"]["containers"][0]["image"] = BROKEN
+    state.pop("was", None)
+    shutil.rmtree("releases")
+    world.write(state)
+    assert world.release("second", BROKEN, champion="none") == 1
+    assert "the cluster is as it was" in sentence(capsys)
+    assert world.image == BROKEN
+    assert world.release("second", SECOND, champion="none") == 0
+    assert world.image == SECOND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["pipe", "terminal"])
+def test_whoever_watches_may_go_the_release_is_still_undone(deployed: World, gone: str) -> None:
+    words = [sys.executable, "-m", "training", *deployed.words("second", BROKEN)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    reading, writing = os.pipe() if gone == "pipe" else os.openpty()
+    process = subprocess.Popen(
+        words, env=environment, stdout=writing, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    os.close(writing)
+    path = Path("releases", f"{deployed.version('second')}.json")
+    end = time.monotonic() + 60
+    while not (path.exists() and '"step": "apply"' in path.read_text("utf-8")):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    os.close(reading)
+    assert process.wait(timeout=60) != 0
+    assert deployed.image == FIRST
+    assert deployed.records[deployed.version("second")].outcome == "rolled back"
+
+
 def test_what_was_deployed_by_hand_comes_back(deployed: World, capsys: Captured) -> None:
     shutil.rmtree("releases")
     before = deployed.state["objects"][DEPLOYMENT]["spec"]
@@ -330,7 +453,7 @@ def test_what_was_deployed_by_hand_comes_back(deployed: World, capsys: Captured)
     record = deployed.records[deployed.version("second")]
     assert record.previous and record.previous.kind == "live" and record.previous.render
     saved = Path("releases", record.previous.render.file).read_text("utf-8")
-    for word in ("resourceVersion", "uid", "last-applied", "status:", "clusterIP", "replicas:"):
+    for word in ("resourceVersion", "uid", "last-applied", '"status":', "clusterIP", '"replicas":'):
         assert word not in saved
     assert deployed.image == FIRST
     assert deployed.state["objects"][DEPLOYMENT]["spec"] == before
@@ -507,6 +630,7 @@ def test_a_key_that_is_not_there_stops_before_anything(deployed: World, capsys: 
     assert deployed.image == FIRST
 
 
+@pytest.mark.slow
 def test_an_overlay_that_somebody_edits_meanwhile_is_left_alone(
     deployed: World, capsys: Captured
 ) -> None:
@@ -544,6 +668,7 @@ KILLS: list[dict[str, list[str | None]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", KILLS, ids=json.dumps)
 def test_killed_at_any_call_the_next_run_releases(
     deployed: World, faults: dict[str, list[str | None]], capsys: Captured
@@ -559,6 +684,7 @@ def test_killed_at_any_call_the_next_run_releases(
     assert "unfinished" not in outcomes and outcomes.count("released") == 2
 
 
+@pytest.mark.slow
 def test_killed_while_it_is_undone_the_next_run_undoes(deployed: World, capsys: Captured) -> None:
     overlay, objects = deployed.overlay, set(deployed.state["objects"])
     deployed.faults(apply=[None, "kill before"])
@@ -571,6 +697,7 @@ def test_killed_while_it_is_undone_the_next_run_undoes(deployed: World, capsys: 
     assert deployed.records[deployed.version("second")].outcome == "rolled back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["verify", "compare", "register"])
 def test_killed_at_an_early_step_the_next_run_goes_on(
     deployed: World, step: str, capsys: Captured
@@ -590,6 +717,7 @@ def test_killed_at_an_early_step_the_next_run_goes_on(
     assert deployed.image == SECOND
 
 
+@pytest.mark.slow
 def test_another_package_after_a_killed_one(deployed: World, capsys: Captured) -> None:
     deployed.faults(apply=["kill after"])
     deployed.killed(deployed.words("second", SECOND))
@@ -622,6 +750,7 @@ def test_two_at_once_and_a_lock_that_dies_with_its_owner(deployed: World, capsys
     assert deployed.release("second", SECOND) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_interrupted_while_it_watches_it_is_undone(deployed: World, number: int) -> None:
     words = [*deployed.words("second", SECOND), "--watch", "60"]

@@ -8,6 +8,8 @@ import shlex
 import stat
 import subprocess
 import sys
+import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,19 @@ from training.errors import ClusterError, ClusterUnreachableError, ReleaseError
 from training.release import images
 from training.release.overlay import (
     kustomization_of,
+    read_kustomization,
     rendered,
     repository_of,
     with_image,
     without_secrets,
     workload_of,
+    write_kustomization,
+    written,
 )
 from training.release.records import Record, Records
 from training.release.rollout import progress_of
 from training.release.watch import Sample, read_sample, trouble
+from training.verify import opener_for
 
 OVERLAYS = sorted((ROOT / "k8s" / "overlays").iterdir())
 IMAGE = "registry.example.com/team/text-classifier:1e5"
@@ -247,6 +253,90 @@ def test_what_may_pass_is_told_from_what_does_not(
     assert sentence.startswith("kubectl apply failed: ") and "Warning" not in sentence
 
 
+def test_a_refused_patch_tells_its_cause_and_not_what_was_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As kubectl 1.32 says it."""
+    said = (
+        "Error from server (Forbidden): error when applying patch:\n"
+        '{"stringData":{"key":"hunter2"},"metadata":{"annotations":{"a":"' + "x" * 900 + '"}}}\n'
+        'to:\nResource: "/v1, Resource=secrets", GroupVersionKind: "/v1, Kind=Secret"\n'
+        'Name: "keys", Namespace: "space"\n'
+        'for: "STDIN": error when patching "STDIN": secrets "keys" is forbidden: cannot patch\n'
+    )
+    (tmp_path / "said").write_text(said, "utf-8")
+    program(tmp_path, "kubectl", f"cat {tmp_path}/said >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ClusterError) as caught:
+        Cluster().apply("kind: Secret\n")
+    assert "hunter2" not in str(caught.value)
+    assert str(caught.value).endswith('secrets "keys" is forbidden: cannot patch')
+
+
+def test_what_changes_the_cluster_keeps_the_lock_until_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed with -9, a release leaves a kubectl behind that may still apply."""
+    monkeypatch.setattr("training.release.records.LOCK_SECONDS", 0.1)
+    program(tmp_path, "kubectl", "cat >/dev/null; sleep 3")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    code = (
+        "from pathlib import Path\nfrom training.cluster import Cluster\n"
+        "from training.release.records import Records\n"
+        f"cluster = Cluster()\nwith Records(Path({str(tmp_path)!r})).locked() as cluster.lock:\n"
+        "    print('locked', flush=True)\n    cluster.apply('kind: A')\n"
+    )
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout and owner.stdout.readline() == "locked\n"
+    time.sleep(0.5)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    with pytest.raises(ReleaseError, match="has told kubectl to do"), Records(tmp_path).locked():
+        pass
+    monkeypatch.setattr("training.release.records.LOCK_SECONDS", 30.0)
+    with Records(tmp_path).locked():
+        pass
+
+
+def test_line_ends_links_and_rights_of_an_overlay_stay(tmp_path: Path) -> None:
+    real = tmp_path / "real.yaml"
+    real.write_bytes(b"resources: [a]\r\nimages:\r\n  - name: text-classifier\r\n")
+    real.chmod(0o640)
+    link = tmp_path / "kustomization.yaml"
+    link.symlink_to(real)
+    before = read_kustomization(link)
+    after = with_image(before, IMAGE)
+    assert after.count("\r\n") == after.count("\n") == 5
+    write_kustomization(link, after)
+    assert (link.is_symlink(), real.stat().st_mode & 0o777) == (True, 0o640)
+    write_kustomization(link, before)
+    assert real.read_bytes() == before.encode()
+
+
+def test_texts_that_look_like_something_else_are_quoted() -> None:
+    found = {"kind": "ConfigMap", "data": {"a": "1e5", "n": "y", "b": "two\nlines", "c": "é"}}
+    text = written([found])
+    assert '"a": "1e5"' in text and '"n": "y"' in text
+    assert yaml.safe_load(text) == found
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+
+    def proxied(url: str) -> bool:
+        return any(
+            isinstance(one, urllib.request.ProxyHandler) and "http" in one.proxies
+            for one in opener_for(url).handlers
+        )
+
+    assert not proxied("http://127.0.0.1:3000")
+    assert proxied("http://classifier.example")
+
+
 def test_kubectl_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="there is no kubectl"):
@@ -295,9 +385,10 @@ def test_pushing_is_the_engines_or_a_command_of_ones_own(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert images.push("docker", "a:1", "") == "docker push a:1"
     assert asked.read_text("utf-8") == "push a:1 "
-    assert images.push("docker", "a:1", "load 'two words'") == "load 'two words' a:1"
+    # What may be a password is not told.
+    assert images.push("docker", "a:1", "load 'two words'") == "load … a:1"
     assert asked.read_text("utf-8") == "two words a:1 "
-    with pytest.raises(ReleaseError, match="`load x fail:1` failed: it does not say why"):
+    with pytest.raises(ReleaseError, match="`load … fail:1` failed: it does not say why"):
         images.push("docker", "fail:1", "load x")
     with pytest.raises(ReleaseError, match="--push nothing-there: No such file"):
         images.push("docker", "a:1", "nothing-there")

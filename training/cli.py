@@ -471,6 +471,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "version", nargs="?", help="of the model, or a record's (default: the release before)"
     )
+    command.add_argument(
+        "--unfinished", action="store_true", help="only end what a killed release has left behind"
+    )
     _add_rollout_flags(command)
 
     command = _add_verb(verbs, history, "what was released, with what result")

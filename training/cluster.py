@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from training.errors import ClusterError, ClusterUnreachableError
 
@@ -25,14 +26,18 @@ COMMAND_SECONDS = 300
 FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ")
 # kubectl's words for what may pass by itself: the API server restarts, or the network is away.
 PASSING = re.compile(
-    r"connection refused|was refused|connection reset|i/o timeout|timed out|TLS handshake"
-    r"|unexpected EOF|: EOF"
+    r"connection refused|was refused|connection reset|connection lost|lost connection|broken pipe"
+    r"|i/o timeout|timed out|Client\.Timeout|deadline exceeded|TLS handshake|unexpected EOF|: EOF"
     r"|no route to host|network is unreachable|no such host|server is currently unable|etcdserver"
-    r"|too many requests|server was unable to return a response|Unable to connect to the server",
+    r"|too many requests|server was unable to return a response|Unable to connect to the server"
+    r"|ServiceUnavailable|InternalError|shutting down|apiserver not ready",
     re.IGNORECASE,
 )
+# What kubectl repeats of an object whose patch was refused, the content of a Secret too.
+REPEATED = re.compile(r"error when applying patch:.*?for: \S+ ", re.DOTALL)
 LONGEST_REASON = 400
 PAUSE_SECONDS = 2.0
+FORWARD_SECONDS = 30.0
 # The forwarding ends when this process does, however it ends: then `read` returns.
 UNTIL_OWNER_ENDS = '"$@" <&3 3<&- & child=$!; exec >&- 2>&- 3<&-; read -r _; kill "$child"'
 
@@ -46,9 +51,12 @@ class Cluster:
     Attributes:
         patience: seconds for which what the cluster does not answer is asked again. All that is
             asked may be asked twice.
+        lock: a file that whatever changes the cluster keeps open until it has ended: killed, its
+            owner does not take it along.
     """
 
     patience = 0.0
+    lock: IO[str] | None = None
 
     def __init__(self, context: str | None = None) -> None:
         self.context = context
@@ -108,11 +116,12 @@ class Cluster:
         Raises:
             ClusterError: an object was refused; others may have been applied.
         """
-        self._run("apply", "--filename=-", content=manifests)
+        self._run("apply", "--filename=-", content=manifests, changes=True)
 
     def delete(self, manifests: str) -> None:
         """Delete the objects in `manifests` that exist, and wait until they are gone."""
-        self._run("delete", "--filename=-", "--ignore-not-found", content=manifests)
+        words = ["delete", "--filename=-", "--ignore-not-found"]
+        self._run(*words, content=manifests, changes=True)
 
     @contextmanager
     def forward(self, namespace: str, pod: str, port: int) -> Iterator[str]:
@@ -137,6 +146,10 @@ class Cluster:
         if process.stdout is None or process.stderr is None:  # pragma: no cover - for types
             raise ClusterError("kubectl has no output")
         try:
+            # Where the API server cannot be reached kubectl itself waits for long.
+            ready, _, _ = select.select([process.stdout], [], [], FORWARD_SECONDS)
+            if not ready:
+                raise ClusterUnreachableError(f"pod {pod} cannot be reached: nothing answers")
             found = FORWARDING.match(process.stdout.readline())
             if not found:
                 raise _error(process.stderr.read(), f"pod {pod} cannot be reached")
@@ -157,6 +170,7 @@ class Cluster:
         content: str | None = None,
         good: Sequence[int] = (0,),
         local: bool = False,
+        changes: bool = False,
         environment: dict[str, str] | None = None,
     ) -> str:
         command = self._command(*words, local=local)
@@ -165,7 +179,7 @@ class Cluster:
         end = time.monotonic() + self.patience
         while True:
             try:
-                return self._once(command, words[0], content, good, environment)
+                return self._once(command, words[0], content, good, changes, environment)
             except ClusterUnreachableError:
                 if time.monotonic() > end:
                     raise
@@ -177,8 +191,10 @@ class Cluster:
         verb: str,
         content: str | None,
         good: Sequence[int],
+        changes: bool,
         environment: dict[str, str] | None,
     ) -> str:
+        kept = [self.lock.fileno()] if changes and self.lock else []
         try:
             done = subprocess.run(  # noqa: S603 - programs and arguments of ours
                 command,
@@ -189,6 +205,7 @@ class Cluster:
                 timeout=COMMAND_SECONDS,
                 env=os.environ | (environment or {}),
                 start_new_session=True,
+                pass_fds=kept,
             )
         except subprocess.TimeoutExpired:
             raise ClusterUnreachableError(
@@ -209,9 +226,13 @@ def _items(answer: str) -> list[dict[str, Any]]:
 
 
 def _error(stderr: str, what: str) -> ClusterError:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = REPEATED.sub("", stderr)
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     # Warnings and what klog says come first, and are not the reason.
     reasons = [line for line in lines if not re.match(r"Warning:|[EWI]\d{4} ", line)] or lines
-    reason = "; ".join(reasons)[:LONGEST_REASON].removeprefix("error: ") or "it does not say why"
+    reason = "; ".join(reasons).removeprefix("error: ") or "it does not say why"
+    if len(reason) > LONGEST_REASON:
+        # The cause stands at the end.
+        reason = f"… {reason[-LONGEST_REASON:]}"
     kind = ClusterUnreachableError if PASSING.search(stderr) else ClusterError
     return kind(f"{what}: {reason}")

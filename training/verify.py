@@ -16,9 +16,11 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -139,9 +141,7 @@ class Service:
         data = None if content is None else json.dumps(content).encode()
         try:
             request = urllib.request.Request(self._url + path, data=data, headers=self._headers)  # noqa: S310
-            # A key must not follow a redirect to another host, and no route of ours redirects.
-            opener = urllib.request.build_opener(_NoRedirects)
-            with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
+            with opener_for(self._url).open(request, timeout=TIMEOUT_SECONDS) as answer:
                 body = answer.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             _refuse(self._url + path, error.code)
@@ -185,6 +185,16 @@ class Service:
         if len(decisions) != len(golden):
             raise VerifyError(f"{self._url}/classify answered with something else than classes")
         return decisions
+
+
+def opener_for(url: str) -> urllib.request.OpenerDirector:
+    """What asks `url`: no redirects, and of this machine itself no proxy either."""
+    # A key must not follow a redirect to another host, and no route of ours redirects.
+    handlers: list[Any] = [_NoRedirects]
+    with suppress(ValueError):
+        if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"):
+            handlers.append(urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener(*handlers)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

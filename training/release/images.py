@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 import shlex
 import socket
 import subprocess
@@ -108,7 +108,9 @@ def try_image(engine: str, image: str, package: str) -> None:
     Raises:
         ReleaseError: it does not start, or does not answer as the package did.
     """
-    container = f"whetstone-try-{secrets.token_hex(6)}"
+    # The same name again: what a killed release has left behind goes when it is tried anew.
+    container = f"whetstone-try-{hashlib.sha256(image.encode()).hexdigest()[:12]}"
+    _run([engine, "rm", "--force", container])
     try:
         address = _start(engine, image, container)
         _wait_until_ready(engine, container, address, image)
@@ -152,13 +154,15 @@ def push(engine: str, image: str, command: str) -> str:
         ReleaseError: it failed.
     """
     words = [*(shlex.split(command) if command else [engine, "push"]), image]
+    # Words between may be credentials.
+    told = f"{words[0]} … {image}" if command else shlex.join(words)
     try:
         done = _run(words)
     except OSError as error:
         raise ReleaseError(f"--push {words[0]}: {error.strerror}") from None
     if done.returncode != 0:
-        raise ReleaseError(f"`{shlex.join(words)}` failed: {_last(done.stderr or done.stdout)}")
-    return shlex.join(words)
+        raise ReleaseError(f"`{told}` failed: {_last(done.stderr or done.stdout)}")
+    return told
 
 
 def _wait_until_ready(engine: str, container: str, address: str, image: str) -> None:

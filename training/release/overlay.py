@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from service.model_package import write_text
 from training.cluster import Cluster
 from training.errors import ReleaseError
 
@@ -43,6 +42,24 @@ def named(folder: Path) -> Path:
     return found.relative_to(here) if found.is_relative_to(here) else found
 
 
+def read_kustomization(file: Path) -> str:
+    """Its content, with the line ends that it has."""
+    return file.read_bytes().decode()
+
+
+def write_kustomization(file: Path, content: str) -> None:
+    """Write it whole; a link stays a link, and its rights stay."""
+    place = file.resolve()
+    mode = place.stat().st_mode
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode())
+        temporary.chmod(mode)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def repository_of(content: str) -> str:
     """The image's name without a tag, as the overlay has it."""
     entry = _entry(yaml.safe_load(content) or {})
@@ -62,6 +79,8 @@ def with_image(content: str, image: str) -> str:
     repository, separator, tag = image.rpartition(":")
     if not separator or "/" in tag or "@" in image:
         raise ReleaseError(f"{image} has no tag: name an image as NAME:TAG")
+    windows = "\r\n" in content
+    content = content.replace("\r\n", "\n")
     _, indent, offset = load_yaml_guess_indent(content)
     editor = YAML()
     editor.preserve_quotes = True
@@ -84,7 +103,7 @@ def with_image(content: str, image: str) -> str:
     entry.pop("digest", None)
     written = io.StringIO()
     editor.dump(document, written)
-    return written.getvalue()
+    return written.getvalue().replace("\n", "\r\n" if windows else "\n")
 
 
 def rendered(cluster: Cluster, overlay: Path, content: str) -> str:
@@ -100,7 +119,7 @@ def rendered(cluster: Cluster, overlay: Path, content: str) -> str:
             copy = Path(temporary) / folder.relative_to(top)
             shutil.copytree(folder, copy, dirs_exist_ok=True)
         place = Path(temporary) / overlay.resolve().relative_to(top)
-        write_text(kustomization_of(place), content)
+        kustomization_of(place).write_bytes(content.encode())
         return cluster.render(place)
 
 
@@ -154,9 +173,18 @@ def objects(manifests: str) -> list[dict[str, Any]]:
     return [one for one in yaml.safe_load_all(manifests) if one]
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes every text: kubectl takes more of them for numbers and booleans than PyYAML knows."""
+
+
+_Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
 def written(found: list[dict[str, Any]]) -> str:
     """Objects as manifests."""
-    return yaml.safe_dump_all(found, sort_keys=False)
+    return yaml.dump_all(found, Dumper=_Quoting, sort_keys=False, width=10**9)
 
 
 def without_secrets(manifests: str) -> str:

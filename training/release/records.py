@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +22,8 @@ from training.errors import ReleaseError
 
 RELEASES = Path("releases")
 LOCK_FILE = ".lock"
+# What a killed release has started is often over at once.
+LOCK_SECONDS = 2.0
 
 Step = Literal[
     "verify",
@@ -116,6 +119,11 @@ class Record(_Strict):
         """Whether the cluster may hold something of it."""
         return self.step in TOUCHED
 
+    def released_in(self, context: str | None) -> bool:
+        """Whether it ended well, and in this cluster as far as that is known."""
+        known = None not in (self.context, context)
+        return self.outcome == "released" and not (known and self.context != context)
+
 
 def now() -> str:
     """The time, as records have it."""
@@ -134,8 +142,10 @@ class Records:
         self.folder = folder
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[IO[str]]:
         """Nobody else releases from this folder meanwhile; the lock ends with its owner.
+
+        The block gets the file, which what changes the cluster keeps open to its own end.
 
         Raises:
             ReleaseError: somebody else does.
@@ -143,14 +153,21 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Not inherited by what is started (PEP 446), so no child keeps it.
         with (self.folder / LOCK_FILE).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ReleaseError(
-                    f"another release or rollback runs from {self.folder.resolve()}: wait for its "
-                    "end (whetstone history shows how far it is)"
-                ) from None
-            yield
+            end = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() < end:
+                        time.sleep(0.1)
+                        continue
+                    raise ReleaseError(
+                        f"another release or rollback runs from {self.folder.resolve()}, or what "
+                        "one that was killed has told kubectl to do: wait for its end (whetstone "
+                        "history shows how far it is)"
+                    ) from None
+            yield file
 
     def all(self) -> list[Record]:
         """Every record, in the order of their beginnings.

@@ -8,11 +8,13 @@ leaves a record, and the next release or rollback of the overlay begins with it.
 from __future__ import annotations
 
 import difflib
+import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,7 +27,6 @@ from service.model_package import (
     PackageError,
     file_record,
     read_manifest,
-    write_text,
 )
 from training.cluster import Cluster
 from training.errors import ClusterError, ReleaseError, VerifyError, WhetstoneError
@@ -33,11 +34,13 @@ from training.release import rollout
 from training.release.overlay import (
     Workload,
     kustomization_of,
+    read_kustomization,
     rendered,
     repository_of,
     with_image,
     without_secrets,
     workload_of,
+    write_kustomization,
 )
 from training.release.records import OverlayEdit, Record, Records, Step, now
 from training.release.rollout import (
@@ -79,12 +82,16 @@ class Wishes:
     watch: float = WATCH_SECONDS
     context: str | None = None
     api_key_file: Path | None = None
+    unfinished: bool = False
     bounds: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
 
 
 class Screen:
-    """One line for each step; while it lasts, where there is a terminal, what it is at."""
+    """One line for each step; while it lasts, where there is a terminal, what it is at.
+
+    A terminal or pipe that is gone ends nothing: what was begun must still be ended or undone.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -99,20 +106,32 @@ class Screen:
         said: list[str] = []
         began = time.monotonic()
         self._name = name
-        with self.console.status(name) as self._status:
+        self._status = self.console.status(name)
+        self._quietly(self._status.start)
+        try:
             yield said
-        self._status = None
+        finally:
+            self._quietly(self._status.stop)
+            self._status = None
         took = time.monotonic() - began
-        self.console.print(f"{name:<9} {'; '.join(said) or 'done'}  ({took:.1f} s)")
+        self.line(f"{name:<9} {'; '.join(said) or 'done'}  ({took:.1f} s)")
 
     def say(self, text: str) -> None:
         """What the step is at."""
         if self._status is not None:
-            self._status.update(f"{self._name}: {text}")
+            self._quietly(self._status.update, f"{self._name}: {text}")
 
     def line(self, text: str) -> None:
         """Something beside the steps."""
-        self.console.print(text)
+        self._quietly(self.console.print, text)
+
+    def _quietly(self, write: Callable[..., object], *words: str) -> None:
+        try:
+            write(*words)
+        except (OSError, SystemExit):
+            # rich ends the process where a pipe is broken.
+            self.console.quiet = True
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to the end of the process
 
 
 class Release:
@@ -143,32 +162,30 @@ class Release:
             self.record.step = "end"
         self.records.save(self.record)
 
-    def write_overlay(self, image: str) -> str:
-        """Write the image into the overlay; its render.
+    def write_overlay(self, image: str, edit: OverlayEdit, render: str) -> None:
+        """Write the image into the overlay; how it was and will be is written down first.
 
-        The kustomization's content before and after is written down first.
+        Raises:
+            ReleaseError: somebody has edited it since it was read.
         """
-        overlay = Path(self.record.overlay)
-        file = kustomization_of(overlay)
-        before = file.read_text(encoding="utf-8")
-        after = with_image(before, image)
-        render = rendered(self.cluster, overlay, after)
-        self.record.overlay_edit = OverlayEdit(file=str(file), before=before, after=after)
+        file = Path(edit.file)
+        self.record.overlay_edit = edit
         self.record.image = image
         kept = without_secrets(render)
         self.record.render = self.records.save_render(f"{self.record.id}.yaml", kept)
         self.records.save(self.record)
-        write_text(file, after)
-        return render
+        if read_kustomization(file) != edit.before:
+            raise ReleaseError(f"{file} was edited just now: look at it, and release again")
+        write_kustomization(file, edit.after)
 
     def restore_overlay(self) -> None:
         """The kustomization as it was; only the image of one that somebody else has edited."""
         edit = self.record.overlay_edit
         if edit is None or not Path(edit.file).is_file():
             return
-        found = Path(edit.file).read_text(encoding="utf-8")
+        found = read_kustomization(Path(edit.file))
         if found == edit.after:
-            write_text(Path(edit.file), edit.before)
+            write_kustomization(Path(edit.file), edit.before)
         elif found != edit.before and self.record.image:
             self.screen.line(
                 f"{edit.file} was edited meanwhile: it is left as it is, with the image "
@@ -189,7 +206,7 @@ class Release:
             with _signals_interrupt():
                 before = self._before(pods)
                 with self.step("apply") as said:
-                    self.cluster.apply(render)
+                    rollout.apply(self.cluster, render, workload)
                     wait_for_rollout(pods, self.screen.say)
                     said.append(f"{workload.name} in {workload.namespace} is rolled out")
                 with self.step("check") as said:
@@ -204,14 +221,17 @@ class Release:
                 with self.step("watch") as said:
                     self.record.watched = watch_pods(pods, before, wishes.watch, self.screen.say)
                     said.append(_watched(self.record.watched))
-        except KeyboardInterrupt:
-            self.undo(pods, "it was interrupted")
-            raise
-        except EXPECTED as error:
-            self.undo(pods, str(error))
-            raise ReleaseError(f"nothing was released: {error}; what ran before runs again") from (
-                error
-            )
+        except BaseException as error:
+            expected = isinstance(error, EXPECTED)
+            told = str(error) if expected else f"{type(error).__name__} {error}".rstrip()
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self.undo(pods, "it was interrupted" if interrupted else told)
+            if not expected:
+                raise
+            again = "what ran before runs again"
+            if self.record.previous is None or self.record.previous.version is None:
+                again = "the cluster is as it was"
+            raise ReleaseError(f"nothing was released: {told}; {again}") from error
 
     def undo(self, pods: Pods, reason: str) -> None:
         """Put back what ran before.
@@ -221,9 +241,10 @@ class Release:
         """
         self.record.reason = reason
         self.cluster.patience = rollout.PATIENCE_SECONDS
-        self.screen.line(f"undoing: {reason}")
         try:
-            with self.step("put back") as said:
+            # A job that is cancelled is told so twice.
+            with _signals_ignored(), self.step("put back") as said:
+                self.screen.line(f"undoing: {reason}")
                 self.restore_overlay()
                 put_back(self.cluster, self.records, self.record, pods, self.screen.say)
                 previous = self.record.previous
@@ -232,13 +253,13 @@ class Release:
                     if previous and previous.version
                     else "the cluster is as it was"
                 )
-        except (*EXPECTED, KeyboardInterrupt) as error:
+        except BaseException as error:
             self.end("unfinished", f"{reason}; then, putting back: {error}")
             where = self.record.previous.render.file if self._has_previous else None
             by_hand = f", or kubectl apply -f {self.records.folder / where}" if where else ""
             raise ReleaseError(
                 f"the release failed ({reason}), AND WHAT RAN BEFORE COULD NOT BE PUT BACK "
-                f"({error or 'interrupted'}): run whetstone rollback --overlay "
+                f"({str(error) or 'interrupted'}): run whetstone rollback --overlay "
                 f"{self.record.overlay}{by_hand}"
             ) from error
         self.end("rolled back", reason)
@@ -268,7 +289,7 @@ def release(wishes: Wishes) -> int:
     records, cluster, screen = Records(), Cluster(wishes.context), Screen()
     if not wishes.apply:
         return _plan(wishes, records, cluster, screen)
-    with records.locked():
+    with records.locked() as cluster.lock:
         begun = _recover(wishes, records, cluster, screen, releasing=True)
         return _release(wishes, records, cluster, screen, begun)
 
@@ -280,10 +301,13 @@ def rollback(wishes: Wishes, version: str | None) -> int:
         WhetstoneError: nothing was changed, and why.
     """
     records, cluster, screen = Records(), Cluster(wishes.context), Screen()
-    with records.locked():
-        if _recover(wishes, records, cluster, screen, releasing=False) and version is None:
+    with records.locked() as cluster.lock:
+        recovered = _recover(wishes, records, cluster, screen, releasing=False)
+        if wishes.unfinished and not recovered:
+            screen.line(f"no release of {wishes.overlay} is unfinished")
+        if wishes.unfinished or (recovered and version is None):
             return 0
-        target = _target(records, str(wishes.overlay), version)
+        target = _target(records, str(wishes.overlay), version, _context(cluster))
         render = records.read_render(target.render) if target.render else ""
         workload = workload_of(render, str(target.image))
         pods = Pods(cluster, workload, read_key(wishes.api_key_file))
@@ -302,19 +326,37 @@ def rollback(wishes: Wishes, version: str | None) -> int:
             with one.step("overlay") as said:
                 record.champion_version = _running(pods)
                 record.namespace, record.deployment = workload.namespace, workload.name
-                record.image = target.image
                 record.previous = save_previous(cluster, records, record, render, workload)
-                one.write_overlay(str(target.image))
-                record.render = records.save_render(f"{record.id}.yaml", render)
-                said.append(f"{record.overlay_edit and record.overlay_edit.file}: {target.image}")
+                file = kustomization_of(wishes.overlay)
+                before = read_kustomization(file)
+                after = with_image(before, str(target.image))
+                edit = OverlayEdit(file=str(file), before=before, after=after)
+                one.write_overlay(str(target.image), edit, render)
+                said.append(f"{file}: {target.image}")
         except (*EXPECTED, KeyboardInterrupt) as error:
             one.restore_overlay()
-            one.end("failed", str(error))
+            one.end("failed", str(error) or "it was interrupted")
             raise
-        one.roll_out(render, package, wishes)
+        with _fetched(package, screen) as folder:
+            one.roll_out(render, folder, wishes)
         one.end("released")
         screen.line(f"{workload.namespace} serves {record.version} again ({target.id})")
         return 0
+
+
+@contextmanager
+def _fetched(package: str | None, screen: Screen) -> Iterator[str | None]:
+    """Where the package of a rollback lies; None where it cannot be had, and it says so."""
+    from training.publish import package_at
+
+    with ExitStack() as stack:
+        folder = None
+        if package is not None:
+            try:
+                folder = str(stack.enter_context(package_at(package)))
+            except EXPECTED as error:
+                screen.line(f"warning: no golden text will be asked: {error}")
+        yield folder
 
 
 def _release(
@@ -331,6 +373,7 @@ def _release(
                 **_common(wishes, records, cluster, manifest.version, manifest.name),
                 package=wishes.package,
                 metrics=_headlines(manifest),
+                image_given=wishes.image is not None,
             )
         one = Release(record, records, cluster, screen)
         try:
@@ -359,7 +402,7 @@ def _prepare(one: Release, wishes: Wishes, folder: Path, manifest: Manifest) -> 
 
     record, screen = one.record, one.screen
     file = kustomization_of(wishes.overlay)
-    repository = wishes.image_repository or repository_of(file.read_text(encoding="utf-8"))
+    repository = wishes.image_repository or repository_of(read_kustomization(file))
     engine = ""
     if wishes.image is None:
         _refuse_gpu(manifest)
@@ -379,7 +422,7 @@ def _prepare(one: Release, wishes: Wishes, folder: Path, manifest: Manifest) -> 
         images.state_label_change(tag, record.label_change)
         said.append(tag)
     if wishes.image is not None:
-        record.image, record.image_given = wishes.image, True
+        record.image = wishes.image
         return 0
     with one.step("bento") as said:
         if record.bento is None or not images.has_bento(record.bento):
@@ -453,7 +496,7 @@ def _compared(
 def _champion(wishes: Wishes, records: Records, cluster: Cluster) -> tuple[str, str | None]:
     """The package to compare with, and the version that runs."""
     overlay = wishes.overlay
-    content = kustomization_of(overlay).read_text(encoding="utf-8")
+    content = read_kustomization(kustomization_of(overlay))
     image = f"{repository_of(content)}:{TO_BE_BUILT}"
     workload = workload_of(rendered(cluster, overlay, with_image(content, image)), image)
     pods = Pods(cluster, workload, read_key(wishes.api_key_file))
@@ -505,13 +548,16 @@ def _write_and_save(one: Release) -> str:
     record = one.record
     with one.step("overlay") as said:
         overlay, image = Path(record.overlay), str(record.image)
-        content = kustomization_of(overlay).read_text(encoding="utf-8")
-        render = rendered(one.cluster, overlay, with_image(content, image))
+        file = kustomization_of(overlay)
+        before = read_kustomization(file)
+        after = with_image(before, image)
+        render = rendered(one.cluster, overlay, after)
         workload = workload_of(render, image)
         record.namespace, record.deployment = workload.namespace, workload.name
         record.previous = save_previous(one.cluster, one.records, record, render, workload)
-        one.write_overlay(image)
-        said.append(f"{record.overlay_edit and record.overlay_edit.file}: {image}")
+        edit = OverlayEdit(file=str(file), before=before, after=after)
+        one.write_overlay(image, edit, render)
+        said.append(f"{file}: {image}")
     with one.step("diff") as said:
         difference = _difference(one.cluster, render, workload)
         said.append(f"{len(difference.splitlines())} lines")
@@ -551,7 +597,7 @@ def _plan(wishes: Wishes, records: Records, cluster: Cluster, screen: Screen) ->
     for warning in found.warnings:
         screen.line(f"warning: {warning}")
     file = kustomization_of(wishes.overlay)
-    content = file.read_text(encoding="utf-8")
+    content = read_kustomization(file)
     repository = wishes.image_repository or repository_of(content)
     image = wishes.image or f"{repository}:{TO_BE_BUILT}"
     changed = with_image(content, image)
@@ -589,6 +635,7 @@ def _recover(
         one = Release(record, records, cluster, screen)
         again = releasing and _same(record, wishes)
         if record.touched:
+            _refuse_other_cluster(record, _context(cluster))
             screen.line(f"{record.kind} {record.id} was broken off at {record.step}: undoing it")
             render = records.read_render(record.render) if record.render else ""
             workload = workload_of(render, str(record.image))
@@ -614,7 +661,22 @@ def _recover(
         else:
             screen.line(f"{record.kind} {record.id} was broken off at {record.step}: given up")
             one.end("failed", f"killed at {record.step}, before anything was applied")
+            if not releasing:
+                found = record
     return found if not releasing or (found and found.outcome == "unfinished") else None
+
+
+def _refuse_other_cluster(record: Record, context: str | None) -> None:
+    """What one cluster is in the middle of is not undone in another.
+
+    Raises:
+        ReleaseError: it was begun in another context.
+    """
+    if None not in (record.context, context) and record.context != context:
+        raise ReleaseError(
+            f"{record.kind} {record.id} is unfinished in {record.context}, and kubectl points to "
+            f"{context}: begin with --context {record.context}"
+        )
 
 
 def _same(record: Record, wishes: Wishes) -> bool:
@@ -627,13 +689,13 @@ def _same(record: Record, wishes: Wishes) -> bool:
         return read_manifest(folder).version == record.version
 
 
-def _target(records: Records, overlay: str, version: str | None) -> Record:
+def _target(records: Records, overlay: str, version: str | None, context: str | None) -> Record:
     """The release to return to.
 
     Raises:
         ReleaseError: there is none.
     """
-    released = [one for one in records.of(overlay) if one.outcome == "released" and one.render]
+    released = [one for one in records.of(overlay) if one.released_in(context) and one.render]
     if version is not None:
         named = [one for one in released if version in (one.id, one.version)]
         if not named:
@@ -641,7 +703,8 @@ def _target(records: Records, overlay: str, version: str | None) -> Record:
             raise ReleaseError(f"{version} is no release of {overlay}; recorded are: {known}")
         return named[-1]
     if not released:
-        raise ReleaseError(f"no release of {overlay} is recorded in {records.folder}")
+        where = f" for {context}" if context else ""
+        raise ReleaseError(f"no release of {overlay}{where} is recorded in {records.folder}")
     running = released[-1].version
     # Rollbacks are no steps forward: what came before the running version when it was released.
     forward = [one for one in released if one.kind == "release"]
@@ -666,19 +729,23 @@ def _running(pods: Pods) -> str | None:
 def _common(
     wishes: Wishes, records: Records, cluster: Cluster, version: str, name: str
 ) -> dict[str, Any]:
-    try:
-        context = cluster.current_context()
-    except ClusterError:
-        context = None
     return {
         "id": records.new_id(version),
         "name": name,
         "version": version,
         "overlay": str(wishes.overlay),
         "started_at": now(),
-        "context": context,
+        "context": _context(cluster),
         "git_commit": _commit(),
     }
+
+
+def _context(cluster: Cluster) -> str | None:
+    """Which cluster it is, where kubectl has a name for it: inside of one it has none."""
+    try:
+        return cluster.current_context()
+    except ClusterError:
+        return None
 
 
 def _headlines(manifest: Manifest) -> dict[str, Any]:
@@ -728,7 +795,19 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = {one: signal.signal(one, interrupt) for one in (signal.SIGTERM, signal.SIGHUP)}
+    with _signals_are(interrupt):
+        yield
+
+
+def _signals_ignored() -> AbstractContextManager[None]:
+    """While it is put back what ran before; a Ctrl-C ends that all the same."""
+    # Not SIG_IGN: what is started would inherit it, and kubectl could not be told to end.
+    return _signals_are(lambda *_: None)
+
+
+@contextmanager
+def _signals_are(what: Any) -> Iterator[None]:
+    before = {one: signal.signal(one, what) for one in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

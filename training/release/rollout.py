@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -14,13 +14,18 @@ from training.errors import ClusterError, ClusterUnreachableError, ReleaseError,
 from training.release.overlay import Workload, objects, written
 from training.release.records import Previous, Record, Records
 from training.release.watch import Sample, read_sample, trouble
-from training.verify import VERSION, Service, verify_service
+from training.verify import VERSION, Service, opener_for, verify_service
 
 POLL_SECONDS = 2.0
 SAMPLE_SECONDS = 5.0
 # A cluster that does not answer for so long, once something was applied, is given up.
 PATIENCE_SECONDS = 120.0
-ATTEMPTS = 3
+# How long a pod that is there and does not answer is asked again.
+ATTEMPT_SECONDS = 20.0
+# A rollout may be passing, such as an autoscaler's: so long it is waited for.
+SETTLE_SECONDS = 60.0
+# The controller leaves what it said of the rollout before standing for a moment.
+DEADLINE_HOLDS_SECONDS = 15.0
 # Of a Deployment whose controller says nothing at all; else its progressDeadlineSeconds counts.
 ROLLOUT_SECONDS = 1800.0
 MAX_METRICS_BYTES = 8 * 2**20
@@ -34,8 +39,9 @@ SERVERS_OWN = (
     "selfLink",
     "ownerReferences",
 )
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 SERVERS_ANNOTATIONS = (
-    "kubectl.kubernetes.io/last-applied-configuration",
+    LAST_APPLIED,
     "deployment.kubernetes.io/revision",
 )
 
@@ -50,11 +56,18 @@ class Pods:
         self.workload = workload
         self.key = key
 
-    def names(self) -> list[str]:
-        """Those that are there to stay."""
+    def present(self) -> list[str]:
+        """Those that are there to stay, whether they are ready or not."""
+        return [name for name, _ in self._pods()]
+
+    def ready(self) -> list[str]:
+        """Those of them that get requests; an autoscaler may have started others just now."""
+        return [name for name, ready in self._pods() if ready]
+
+    def _pods(self) -> list[tuple[str, bool]]:
         found = self.cluster.list("pods", self.workload.namespace, self.workload.selector)
         return sorted(
-            one["metadata"]["name"]
+            (one["metadata"]["name"], condition_of(one, "Ready").get("status") == "True")
             for one in found
             if "deletionTimestamp" not in one["metadata"]
             and one.get("status", {}).get("phase") not in ("Succeeded", "Failed")
@@ -71,25 +84,30 @@ class Pods:
             for one in found
         }
 
-    def ask_each(self, question: Callable[[str], Any]) -> dict[str, Any]:
-        """What `question` finds at the address of every pod; one that left meanwhile is no fault.
+    def ask_each(
+        self, question: Callable[[str], Any], names: Iterable[str] | None = None
+    ) -> dict[str, Any]:
+        """What `question` finds at the address of each pod; one that left meanwhile is no fault.
+
+        Args:
+            names: which pods; else those that are ready.
 
         Raises:
             ReleaseError: no pod is there.
-            ClusterError, VerifyError: a pod that is there could not be asked three times.
+            ClusterError, VerifyError: a pod that is there could not be asked for some time.
             GoldenMismatchError: it answers otherwise.
         """
         answers = {}
-        for name in self.names():
+        for name in self.ready() if names is None else names:
             with suppress(_GoneError):
                 answers[name] = self._ask(name, question)
-        if not answers:
+        if not answers and names is None:
             raise ReleaseError(
-                f"no pod of {self.workload.name} is there in {self.workload.namespace}"
+                f"no pod of {self.workload.name} is ready in {self.workload.namespace}"
             )
         return answers
 
-    def versions(self) -> dict[str, str]:
+    def versions(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """What each says at `/info` that it serves."""
 
         def version(address: str) -> str:
@@ -98,27 +116,26 @@ class Pods:
                 raise VerifyError(f"{address}/info is not Whetstone's")
             return found
 
-        return self.ask_each(version)
+        return self.ask_each(version, names)
 
     def samples(self) -> dict[str, Sample]:
         """The counters of each."""
         return self.ask_each(_sample)
 
     def _ask(self, name: str, question: Callable[[str], Any]) -> Any:
-        end = time.monotonic() + self.cluster.patience
-        attempt = 0
+        began = time.monotonic()
         while True:
-            attempt += 1
             try:
                 with self.cluster.forward(
                     self.workload.namespace, name, self.workload.port
                 ) as address:
                     return question(address)
             except (ClusterError, VerifyError, OSError) as error:
-                if name not in self.names():
+                if name not in self.present():
                     raise _GoneError from None
-                away = isinstance(error, ClusterUnreachableError) and time.monotonic() < end
-                if attempt >= ATTEMPTS and not away:
+                away = isinstance(error, ClusterUnreachableError)
+                limit = max(ATTEMPT_SECONDS, self.cluster.patience if away else 0.0)
+                if time.monotonic() - began > limit:
                     raise VerifyError(f"pod {name}: {error}") from None
                 time.sleep(POLL_SECONDS)
             except GoldenMismatchError as error:
@@ -130,7 +147,7 @@ class _GoneError(Exception):
 
 
 def _sample(address: str) -> Sample:
-    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:  # noqa: S310 - ours
+    with opener_for(address).open(f"{address}/metrics", timeout=10) as answer:
         page = answer.read(MAX_METRICS_BYTES)
     try:
         return read_sample(page.decode())
@@ -139,21 +156,26 @@ def _sample(address: str) -> Sample:
 
 
 def running_version(pods: Pods) -> str | None:
-    """The one version that all pods serve; None where nothing is deployed.
+    """The one version that all pods serve; None where nothing is deployed, or none is available.
 
     Raises:
         ReleaseError: a rollout is under way, or pods serve several versions.
         ClusterError, VerifyError: a pod cannot be asked.
     """
-    one = pods.cluster.get("deployment", pods.workload.name, pods.workload.namespace)
-    if one is None:
-        return None
-    settled, how = progress_of(one)
-    if not settled:
-        raise ReleaseError(
-            f"a rollout of {pods.workload.name} in {pods.workload.namespace} is under way or stuck "
-            f"({how}): wait for it, or undo it (whetstone rollback, kubectl rollout undo)"
-        )
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        one = pods.cluster.get("deployment", pods.workload.name, pods.workload.namespace)
+        if one is None or not one.get("status", {}).get("availableReplicas"):
+            return None
+        settled, how = progress_of(one)
+        if settled:
+            break
+        if time.monotonic() > end:
+            raise ReleaseError(
+                f"a rollout of {pods.workload.name} in {pods.workload.namespace} is under way or "
+                f"stuck ({how}): wait for it, or undo it (whetstone rollback, kubectl rollout undo)"
+            )
+        time.sleep(POLL_SECONDS)
     versions = pods.versions()
     if len(set(versions.values())) > 1:
         told = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -170,7 +192,9 @@ def save_previous(
     objects as they are. What the release will create is noted, to be deleted.
     """
     live = cluster.live(render)
+    # An object without a namespace lands in that of the context.
     there = {identity(one) for one in live}
+    there |= {(kind, "", name) for kind, _, name in there}
     created = [
         {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": _named(one)}
         for one in objects(render)
@@ -183,24 +207,54 @@ def save_previous(
     if deployment is None and not kept:
         return Previous(kind="nothing", **{**common, "version": None})
     for earlier in reversed(records.of(record.overlay)):
-        if earlier.outcome == "released" and earlier.image == image and earlier.render:
-            records.read_render(earlier.render)
-            return Previous(kind="release", release=earlier.id, render=earlier.render, **common)
-    scaled = any(one["kind"] == "HorizontalPodAutoscaler" for one in objects(render))
-    content = written([_as_applied(one, scaled) for one in kept])
+        if earlier.released_in(record.context) and earlier.image == image and earlier.render:
+            # Only if nobody has changed anything by hand since.
+            if not cluster.diff(records.read_render(earlier.render)):
+                return Previous(kind="release", release=earlier.id, render=earlier.render, **common)
+            break
+    counted = any(
+        "replicas" in one["spec"] for one in objects(render) if one["kind"] == "Deployment"
+    )
+    content = written([_as_applied(one, counted) for one in kept])
     saved = records.save_render(f"{record.id}.previous.yaml", content)
     return Previous(kind="live", render=saved, **common)
 
 
-def wait_for_rollout(pods: Pods, say: Say) -> None:
+def apply(cluster: Cluster, manifests: str, workload: Workload) -> None:
+    """Apply, with the number of replicas left as it is where `manifests` do not say one.
+
+    Where it was applied before and is no more, kubectl would set it to 1: see "Migrating
+    Deployments and StatefulSets to horizontal autoscaling" in Kubernetes' documentation.
+    """
+    one = cluster.get("deployment", workload.name, workload.namespace)
+    found = objects(manifests)
+    ours = [
+        other
+        for other in found
+        if other["kind"] == "Deployment" and other["metadata"]["name"] == workload.name
+    ]
+    if one is not None and ours and "replicas" not in ours[0]["spec"]:
+        annotations = one["metadata"].get("annotations") or {}
+        applied = json.loads(annotations.get(LAST_APPLIED) or "{}")
+        if "replicas" in (applied.get("spec") or {}):
+            ours[0]["spec"]["replicas"] = one["spec"]["replicas"]
+            manifests = written(found)
+    cluster.apply(manifests)
+
+
+def wait_for_rollout(pods: Pods, say: Say, seconds: float | None = None) -> None:
     """Until every pod is of the new template and available.
+
+    Args:
+        seconds: at most so long; else as long as the Deployment's own deadline lets it.
 
     Raises:
         ReleaseError: the Deployment's deadline passed; the sentence says what its pods wait for.
         ClusterUnreachableError: the cluster did not answer for as long as it has patience.
     """
     workload = pods.workload
-    end = time.monotonic() + ROLLOUT_SECONDS
+    end = time.monotonic() + (ROLLOUT_SECONDS if seconds is None else seconds)
+    exceeded: float | None = None
     while True:
         one = pods.cluster.get("deployment", workload.name, workload.namespace)
         if one is None:
@@ -208,12 +262,16 @@ def wait_for_rollout(pods: Pods, say: Say) -> None:
         done, how = progress_of(one)
         if done:
             return
-        failed = _condition(one, "Progressing")
+        failed = condition_of(one, "Progressing")
         current = one["status"].get("observedGeneration", 0) >= one["metadata"]["generation"]
         if current and failed.get("reason") == "ProgressDeadlineExceeded":
-            raise ReleaseError(f"the rollout did not get on in time: {how}{_why(pods)}")
+            exceeded = exceeded or time.monotonic()
+            if time.monotonic() - exceeded >= DEADLINE_HOLDS_SECONDS:
+                raise ReleaseError(f"the rollout did not get on in time: {how}{_why(pods, one)}")
+        else:
+            exceeded = None
         if time.monotonic() > end:
-            raise ReleaseError(f"the rollout did not end: {how}{_why(pods)}")
+            raise ReleaseError(f"the rollout did not end: {how}{_why(pods, one)}")
         say(how)
         time.sleep(POLL_SECONDS)
 
@@ -246,14 +304,24 @@ def check_pods(pods: Pods, version: str, package: str | None, key_file: Any, say
         ReleaseError: a pod serves something else.
         GoldenMismatchError, VerifyError, ClusterError: a pod answers otherwise, or not at all.
     """
-    found = pods.versions()
-    for name, serves in found.items():
-        if serves != version:
-            raise ReleaseError(f"pod {name} serves version {serves}, not {version}")
-    if package is not None:
-        say(f"asking {len(found)} pods the golden texts")
-        pods.ask_each(lambda address: verify_service(address, package, key_file))
-    return sorted(found)
+    asked: set[str] = set()
+    while True:
+        # An autoscaler may start pods meanwhile: until all that are there were asked.
+        wait_for_rollout(pods, say)
+        there = pods.present()
+        fresh = [name for name in there if name not in asked]
+        if not fresh:
+            break
+        say(f"asking {len(fresh)} pods")
+        for name, serves in pods.versions(fresh).items():
+            if serves != version:
+                raise ReleaseError(f"pod {name} serves version {serves}, not {version}")
+        if package is not None:
+            pods.ask_each(lambda address: verify_service(address, package, key_file), fresh)
+        asked |= set(fresh)
+    if not there:
+        raise ReleaseError(f"no pod of {pods.workload.name} is there in {pods.workload.namespace}")
+    return there
 
 
 def watch_pods(pods: Pods, before: Sample, seconds: float, say: Say) -> dict[str, Any]:
@@ -282,9 +350,7 @@ def watch_pods(pods: Pods, before: Sample, seconds: float, say: Say) -> dict[str
         if left <= 0:
             break
         say(f"{seen.requests:,} requests, {seen.errors} errors; {left:.0f} s left")
-    one = pods.cluster.get("deployment", pods.workload.name, pods.workload.namespace)
-    if one is None or one.get("status", {}).get("unavailableReplicas"):
-        raise ReleaseError("while it was watched, pods became unavailable")
+    wait_for_rollout(pods, say, SETTLE_SECONDS)
     return {
         "seconds": seconds,
         "requests": seen.requests,
@@ -306,12 +372,10 @@ def put_back(cluster: Cluster, records: Records, record: Record, pods: Pods, say
         return
     if previous.render is not None:
         say("applying what ran before")
-        manifests = records.read_render(previous.render)
-        cluster.apply(manifests)
-        if previous.image is not None:
-            wait_for_rollout(pods, say)
-            if previous.version is not None:
-                check_pods(pods, previous.version, None, None, say)
+        apply(cluster, records.read_render(previous.render), pods.workload)
+        # What served nobody before is not waited for.
+        if previous.image is not None and previous.version is not None:
+            check_pods(pods, previous.version, None, None, say)
     if previous.created:
         say("deleting what the release created")
         _delete_created(cluster, previous.created, pods.workload.namespace)
@@ -335,12 +399,11 @@ def _named(one: dict[str, Any]) -> dict[str, str]:
     return {key: meta[key] for key in ("name", "namespace") if key in meta}
 
 
-def _as_applied(one: dict[str, Any], scaled: bool) -> dict[str, Any]:
+def _as_applied(one: dict[str, Any], counted: bool) -> dict[str, Any]:
     """A live object as it could be applied again.
 
     Args:
-        scaled: by an autoscaler; then the number of replicas is its own, and an apply without
-            them after one with them would set them to 1.
+        counted: whether the release says how many replicas there are; else they are left alone.
     """
     found = {key: value for key, value in one.items() if key != "status"}
     meta = {key: value for key, value in one["metadata"].items() if key not in SERVERS_OWN}
@@ -354,7 +417,7 @@ def _as_applied(one: dict[str, Any], scaled: bool) -> dict[str, Any]:
     left_out = {"Service": ("clusterIP", "clusterIPs"), "Namespace": ("finalizers",)}
     for key in left_out.get(one["kind"], ()):
         spec.pop(key, None)
-    if one["kind"] == "Deployment" and scaled:
+    if one["kind"] == "Deployment" and not counted:
         spec.pop("replicas", None)
     if "spec" in found:
         found["spec"] = spec
@@ -368,27 +431,42 @@ def _delete_created(cluster: Cluster, created: list[dict[str, Any]], namespace: 
     inner = [one for one in created if one["kind"] != "Namespace"]
     if inner:
         cluster.delete(written(inner))
-    spaces = [one for one in created if one["kind"] == "Namespace"]
-    if spaces:
-        kinds = "configmaps,secrets,services,deployments,statefulsets,persistentvolumeclaims"
-        others = [
-            one for one in cluster.list(kinds, namespace) if one["metadata"]["name"] not in OWN
-        ]
+    for space in (one for one in created if one["kind"] == "Namespace"):
+        try:
+            others = [
+                one["metadata"]["name"]
+                for one in cluster.list(OTHERS, namespace)
+                if one["metadata"]["name"] not in OWN
+                and not {"ownerReferences", "deletionTimestamp"} & set(one["metadata"])
+            ]
+        except ClusterUnreachableError:
+            raise
+        except ClusterError:
+            # Who may not look does not delete.
+            return
         if not others:
-            cluster.delete(written(spaces))
+            cluster.delete(written([space]))
 
 
+# Of these one that is somebody else's keeps a namespace that the release has made.
+OTHERS = (
+    "pods,services,configmaps,secrets,persistentvolumeclaims,deployments,statefulsets,jobs,cronjobs"
+)
 # What Kubernetes itself puts into every namespace.
 OWN = ("kube-root-ca.crt",)
 
 
-def _condition(one: dict[str, Any], kind: str) -> dict[str, Any]:
+def condition_of(one: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A condition of an object; empty where it says nothing of it."""
     conditions = one.get("status", {}).get("conditions") or []
     return next((found for found in conditions if found["type"] == kind), {})
 
 
-def _why(pods: Pods) -> str:
-    """What a pod that is not ready says it waits for, with a comma before it."""
+def _why(pods: Pods, deployment: dict[str, Any]) -> str:
+    """What a pod that is not ready waits for, or why none can be made, after a semicolon."""
+    failure = condition_of(deployment, "ReplicaFailure")
+    if failure.get("status") == "True":
+        return f"; {failure.get('message') or failure.get('reason')}"[:300]
     with ExitStack() as stack:
         stack.enter_context(suppress(ClusterError))
         for one in pods.cluster.list("pods", pods.workload.namespace, pods.workload.selector):
@@ -400,7 +478,7 @@ def _why(pods: Pods) -> str:
                     return f"; pod {name}: {waiting['reason']} {said}".rstrip()[:300]
                 if not status.get("ready") and status.get("restartCount"):
                     return f"; pod {name} was restarted {status['restartCount']} times"
-            unscheduled = _condition(one, "PodScheduled")
+            unscheduled = condition_of(one, "PodScheduled")
             if unscheduled.get("status") == "False":
                 said = unscheduled.get("message") or unscheduled.get("reason")
                 return f"; pod {name}: {said}"[:300]
