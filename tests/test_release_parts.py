@@ -451,13 +451,14 @@ def test_the_workflows_scripts_are_shell_and_its_commands_ours() -> None:
     verbs = []
     for step in steps_of_the_workflow():
         script = step.get("run", "")
-        assert "${{ secrets." not in script, "a secret in a script ends up in its text"
-        plain = re.sub(r"\$\{\{.*?\}\}", "x", script)
-        subprocess.run(["bash", "-n", "-c", plain], check=True)
+        # What is put into a script's text is run: it comes by the environment.
+        assert "${{" not in script
+        subprocess.run(["bash", "-n", "-c", script], check=True)
         given = step.get("env", {})
-        for line in plain.replace("\\\n", " ").splitlines():
+        for line in script.replace("\\\n", " ").splitlines():
             words = [word.replace("$APPLY", "--apply") for word in shlex.split(line)]
             words = [word for word in words if word != "${key[@]}"]
+            words = words[words[:1] == ["exec"] :]
             if words[:1] != ["whetstone"]:
                 continue
             verbs.append(words[1])
@@ -465,7 +466,7 @@ def test_the_workflows_scripts_are_shell_and_its_commands_ours() -> None:
             _parser().parse_args(words[1:])
             used = set(re.findall(r"\$(\w+)", line))
             assert used <= {*given, "OVERLAY", "RUNNER_TEMP"}
-    assert verbs == ["check", "run", "release"]
+    assert verbs == ["check", "run", "release", "rollback"]
 
 
 def test_the_workflow_never_releases_twice_at_once_and_keeps_its_records() -> None:
