@@ -306,7 +306,7 @@ def test_a_run_goes_on_with_as_many_processes_as_began_it(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
-    monkeypatch.setattr("training.train.make_trainer", lambda *_: 1 / 0)
+    monkeypatch.setattr("training.train.make_trainer", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(recipe)
     monkeypatch.setenv("WORLD_SIZE", "2")
