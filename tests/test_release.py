@@ -327,10 +327,18 @@ def test_a_cluster_that_is_away_for_a_moment_is_waited_for(deployed: World) -> N
     assert deployed.image == SECOND
 
 
-def test_pods_that_an_autoscaler_starts_meanwhile_are_waited_for_and_asked(world: World) -> None:
-    world.write(world.state | {"scales": 4})
+@pytest.mark.parametrize(("looks", "asked"), [(3, 2), (4, 2), (5, 1)])
+def test_pods_that_an_autoscaler_starts_meanwhile_are_waited_for_and_asked(
+    world: World, looks: int, asked: int
+) -> None:
+    """Before they are checked and while they are; while they are watched they may come, too."""
+    world.write(world.state | {"scales": looks})
     assert world.release("first", FIRST, champion="none") == 0
-    assert len(world.records[world.version("first")].pods) == 2
+    pods = world.records[world.version("first")].pods
+    assert len(pods) == asked
+    forwarded = [call[2] for call in world.state["calls"] if call[0] == "port-forward"]
+    # By /info and by the golden texts; once or twice more for the metrics.
+    assert all(forwarded.count(f"pod/{name}") >= 3 for name in pods)
     assert world.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 2
 
 
