@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import bench_soak, bench_train, champions, serve_report, sizing
+from benchmarks import bench_soak, bench_train, champions, quality_report, serve_report, sizing
 from service.metrics import metrics_table
 from service.settings import settings_table
 from tests.conftest import EXAMPLE, ROOT
@@ -164,6 +164,7 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("champions", champions.markdown),
         ("train", bench_train.markdown),
         ("train-card", bench_train.markdown),
+        ("quality", quality_report.summary),
     ],
 )
 def test_the_readmes_figures_are_those_of_the_benchmarks(
