@@ -106,6 +106,14 @@ class World:
         assert process.returncode == -signal.SIGKILL, said
         return said
 
+    def wait_for(self, process: subprocess.Popen[Any], step: str) -> None:
+        """Return as soon as the release of the second package is at a step."""
+        path = Path("releases", f"{self.version('second')}.json")
+        end = time.monotonic() + 60
+        while not (path.exists() and f'"step": "{step}"' in path.read_text("utf-8")):
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.001)
+
     @property
     def records(self) -> dict[str, Record]:
         return {
@@ -443,11 +451,7 @@ def test_whoever_watches_may_go_the_release_is_still_undone(deployed: World, gon
         words, env=environment, stdout=writing, stderr=subprocess.DEVNULL, start_new_session=True
     )
     os.close(writing)
-    path = Path("releases", f"{deployed.version('second')}.json")
-    end = time.monotonic() + 60
-    while not (path.exists() and '"step": "apply"' in path.read_text("utf-8")):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.01)
+    deployed.wait_for(process, "apply")
     os.close(reading)
     assert process.wait(timeout=60) != 0
     assert deployed.image == FIRST
@@ -711,11 +715,7 @@ def test_killed_at_an_early_step_the_next_run_goes_on(
     deployed: World, step: str, capsys: Captured
 ) -> None:
     process = deployed.start(deployed.words("second", SECOND))
-    path = Path("releases", f"{deployed.version('second')}.json")
-    end = time.monotonic() + 60
-    while not (path.exists() and f'"step": "{step}"' in path.read_text("utf-8")):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.001)
+    deployed.wait_for(process, step)
     process.kill()
     process.communicate()
     assert deployed.release("second", SECOND) == 0
@@ -763,11 +763,7 @@ def test_two_at_once_and_a_lock_that_dies_with_its_owner(deployed: World, capsys
 def test_interrupted_while_it_watches_it_is_undone(deployed: World, number: int) -> None:
     words = [*deployed.words("second", SECOND), "--watch", "60"]
     process = deployed.start(words)
-    path = Path("releases", f"{deployed.version('second')}.json")
-    end = time.monotonic() + 60
-    while not (path.exists() and '"step": "watch"' in path.read_text("utf-8")):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.01)
+    deployed.wait_for(process, "watch")
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said

@@ -380,15 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--data", type=Path, required=True, metavar="FILE", help="labelled rows neither has seen"
     )
-    for name, text in BOUND_TEXTS.items():
-        command.add_argument(f"--{name}", metavar="SHARE", help=text)
-    command.add_argument(
-        "--allow_label_change", action="store_true", help="the set of labels may change"
-    )
-    _add_columns(command, COLUMN_KEYS)
-    command.add_argument(
-        "--drop_invalid", action="store_true", help="leave out rows without text or label"
-    )
+    _add_comparison_flags(command)
     command.add_argument(
         "--output_dir",
         type=Path,
@@ -457,15 +449,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--accept_inconclusive", action="store_true", help="release what rows too few decide on"
     )
-    for name, text in BOUND_TEXTS.items():
-        command.add_argument(f"--{name}", metavar="SHARE", help=text)
-    command.add_argument(
-        "--allow_label_change", action="store_true", help="the set of labels may change"
-    )
-    _add_columns(command, COLUMN_KEYS)
-    command.add_argument(
-        "--drop_invalid", action="store_true", help="leave out rows without text or label"
-    )
+    _add_comparison_flags(command)
 
     command = _add_verb(verbs, rollback, "return to an earlier release")
     command.add_argument(
@@ -502,6 +486,19 @@ def _add_verb(
 
 def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("package", type=Path, help="folder of a model package")
+
+
+def _add_comparison_flags(command: argparse.ArgumentParser) -> None:
+    """What decides between two packages, and how their rows are read."""
+    for name, text in BOUND_TEXTS.items():
+        command.add_argument(f"--{name}", metavar="SHARE", help=text)
+    command.add_argument(
+        "--allow_label_change", action="store_true", help="the set of labels may change"
+    )
+    _add_columns(command, COLUMN_KEYS)
+    command.add_argument(
+        "--drop_invalid", action="store_true", help="leave out rows without text or label"
+    )
 
 
 def _add_rollout_flags(command: argparse.ArgumentParser) -> None:

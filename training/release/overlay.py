@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from service.model_package import write_text
 from training.cluster import Cluster
 from training.errors import ReleaseError
 
@@ -51,13 +52,8 @@ def write_kustomization(file: Path, content: str) -> None:
     """Write it whole; a link stays a link, and its rights stay."""
     place = file.resolve()
     mode = place.stat().st_mode
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode())
-        temporary.chmod(mode)
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(place, content)
+    place.chmod(mode)
 
 
 def repository_of(content: str) -> str:
