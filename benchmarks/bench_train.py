@@ -17,6 +17,7 @@ batches as large and compiled as someone sets them who wants all of the card.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -136,7 +137,8 @@ def trained_as_in_the_tutorial(recipe: Recipe, callbacks: list[Any]) -> tuple[Pa
     from training.encoding import make_targets
 
     data = load_data(recipe.data, 42)
-    base = resolve_base_model(recipe.model)
+    # With the head that transformers gives it.
+    base = resolve_base_model(dataclasses.replace(recipe.model, pooling="model"))
     tokenizer, model = base.tokenizer(), base.classifier(data.labels, data.task, 42)
     texts = {
         "text": list(data.train.texts),
@@ -163,11 +165,12 @@ def trained_as_in_the_tutorial(recipe: Recipe, callbacks: list[Any]) -> tuple[Pa
 def macro_f1(checkpoint: Path, recipe: Recipe) -> float:
     """Of a checkpoint on the test file, by torch."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from service.decisions import probabilities
     from training.data import load_data
     from training.encoding import by_length, make_targets
+    from training.heads import load_checkpoint
     from training.metrics import validation_metrics
 
     data = load_data(recipe.data, 42)
@@ -176,7 +179,7 @@ def macro_f1(checkpoint: Path, recipe: Recipe) -> float:
     split = by_length(data.test)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(device).eval()
+    model = load_checkpoint(checkpoint).to(device)
     logits = []
     with torch.inference_mode():
         for start in range(0, len(split), 64):

@@ -177,10 +177,17 @@ def distilled(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "pairs", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["texts", "pairs"]
+    ("pairs", "pooling"),
+    [
+        pytest.param(False, "model", id="texts"),
+        pytest.param(True, "model", id="pairs", marks=pytest.mark.slow),
+        pytest.param(True, "mean", id="mean", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
-def test_a_family_ships_what_was_trained(family: Family, pairs: bool, tmp_path: Path) -> None:
+def test_a_family_ships_what_was_trained(
+    family: Family, pairs: bool, pooling: str, tmp_path: Path
+) -> None:
     base = make_family(family, tmp_path / "base")
     rows = example_rows("train", ("delivery", "praise"))[::6]
     rows = [row | {"text_pair": rows[-n - 1]["text"]} for n, row in enumerate(rows)]
@@ -188,6 +195,7 @@ def test_a_family_ships_what_was_trained(family: Family, pairs: bool, tmp_path: 
     recipe = tmp_path / "recipe.yaml"
     lines = ["name: tiny", f"model_name_or_path: {base}", "max_length: 24", "train_file: train.csv"]
     lines += ["num_train_epochs: 1", "use_cpu: true", "validation_share: 0.3"]
+    lines += [f"pooling: {pooling}"]
     lines += ["text_pair_column: text_pair"] if pairs else []
     recipe.write_text("\n".join(lines), "utf-8")
     package = export(train(load_recipe(recipe, {"output_dir": str(tmp_path / "run")})))

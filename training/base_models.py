@@ -7,7 +7,9 @@ when both hashes match; its code is never imported.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from service.model_package import Task, file_record
 from training.config import DEFAULT_BASE_MODEL, ModelArguments
+from training.defaults import Default
 from training.errors import BaseModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from training.heads import Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,9 @@ EMBEDDED_SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
+# Where a sentence encoder says how the vectors of its tokens become the one of a text.
+CONFIG_FILE = "config.json"
+POOLING_FILE = "1_Pooling/config.json"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -38,6 +46,7 @@ class BaseModel:
     name: str
     location: str
     options: dict[str, Any]
+    asked_pooling: Pooling | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The base model's tokenizer.
@@ -64,12 +73,15 @@ class BaseModel:
         Raises:
             BaseModelError: the weights cannot be had, or are not safetensors.
         """
-        from transformers import AutoModelForSequenceClassification, set_seed
+        from transformers import set_seed
+
+        from training.heads import POOLING_KEY, classifier_class
 
         # Before loading, too: parts that the weights lack are made while loading.
         set_seed(seed)
         try:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
+            kind = classifier_class(self.location, self.pooling.value, **self.options)
+            model, loading = kind.from_pretrained(
                 self.location,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
@@ -80,9 +92,14 @@ class BaseModel:
                 output_loading_info=True,
                 **self.options,
             )
+        except BaseModelError:
+            raise
         except Exception as error:  # as above
             raise self._failure(error) from error
         self._refuse_partial(loading, f"{model.base_model_prefix}.")
+        if self.pooling.value == "model":
+            # A checkpoint of ours may have said otherwise.
+            vars(model.config).pop(POOLING_KEY, None)
         # A base that was a classifier brings its old head along: every part outside the encoder
         # starts anew.
         set_seed(seed)
@@ -93,6 +110,42 @@ class BaseModel:
                         part.reset_parameters()
                 module.apply(model._init_weights)
         return model
+
+    @functools.cached_property
+    def pooling(self) -> Default:
+        """How the vectors of a text's tokens become one: `mean`, or as the `model`'s family does.
+
+        With the reason, where the recipe does not say.
+        """
+        if self.asked_pooling is not None:
+            return Default(self.asked_pooling, "the recipe's")
+        from training.heads import POOLING_KEY
+
+        # A checkpoint of ours says it in another place.
+        mean = self._described(CONFIG_FILE).get(POOLING_KEY) == "mean" or _is_mean(
+            self._described(POOLING_FILE)
+        )
+        if self.options["trust_remote_code"] or not mean:
+            return Default("model", "as its family does: the base was not made for another way")
+        return Default(
+            "mean", "the base was made so that the mean of a text's tokens stands for it"
+        )
+
+    def _described(self, file: str) -> dict[str, Any]:
+        """A JSON file of the base; empty where there is none, or it cannot be had offline."""
+        from transformers.utils import cached_file
+
+        try:
+            path = cached_file(
+                self.location,
+                file,
+                _raise_exceptions_for_missing_entries=False,
+                revision=self.options.get("revision"),
+            )
+            found = json.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _refuse_partial(self, loading: dict[str, Any], prefix: str) -> None:
         """Refuse weights that leave parts of the encoder at random; a pooler may be missing."""
@@ -112,7 +165,7 @@ class BaseModel:
         """Name and SHA-256 of the weights, for the manifest."""
         from transformers.utils import cached_file
 
-        found = {"name": self.name}
+        found = {"name": self.name, "pooling": self.pooling.value}
         revision = {k: v for k, v in self.options.items() if k == "revision"}
         for file in WEIGHTS_FILES:
             path = cached_file(
@@ -131,6 +184,12 @@ class BaseModel:
             "and the network, or set model_name_or_path to a folder, or leave it out to use the "
             f"embedded {DEFAULT_BASE_MODEL}"
         )
+
+
+def _is_mean(pooling: dict[str, Any]) -> bool:
+    """Whether sentence-transformers' description of a pooling is of the mean and nothing else."""
+    modes = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True]
+    return modes == ["pooling_mode_mean_tokens"] or pooling.get("pooling_mode") == "mean"
 
 
 def start_at_priors(model: PreTrainedModel, odds: Sequence[float]) -> None:
@@ -166,10 +225,10 @@ def resolve_base_model(arguments: ModelArguments) -> BaseModel:
     name = arguments.model_name_or_path
     options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
     if name == DEFAULT_BASE_MODEL and arguments.model_revision is None:
-        return BaseModel(name, str(embedded_folder()), options)
+        return BaseModel(name, str(embedded_folder()), options, arguments.pooling)
     if arguments.model_revision is not None:
         options["revision"] = arguments.model_revision
-    return BaseModel(name, name, options)
+    return BaseModel(name, name, options, arguments.pooling)
 
 
 def embedded_folder() -> Path:

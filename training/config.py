@@ -55,6 +55,11 @@ class ModelArguments:
     )
     model_revision: str | None = _key(None, "branch, tag or commit of the model on the hub")
     max_length: int = _key(256, "tokens of a text that the model reads; the rest is cut off")
+    pooling: Literal["mean", "model"] | None = _key(
+        None,
+        "how the vectors of a text's tokens become the one that the head reads: their mean, or as "
+        "the model's family does (BERT: the first token's); computed if not given",
+    )
     long_text: Literal["truncate", "window"] = _key(
         "truncate",
         "what is done with a text longer than max_length: truncate it, or read it in windows of "

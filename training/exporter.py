@@ -46,20 +46,21 @@ def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Pat
     Raises:
         ExportError: this model cannot be exported.
     """
-    from optimum.exporters.onnx import main_export
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    from training.heads import load_checkpoint
 
     # The tracer warns of constants and of its own age; whether the graph is right is for
     # `training.parity` to say, on real texts, batches and lengths.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            main_export(
-                str(checkpoint),
+            onnx_export_from_model(
+                load_checkpoint(checkpoint, **loading),
                 folder,
                 task="text-classification",
                 device="cpu",
                 do_validation=False,
-                **loading,
             )
         except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
             raise ExportError(

@@ -34,12 +34,12 @@ class TorchCheckpoint:
     """The checkpoint and its tokenizer as transformers loads them."""
 
     def __init__(self, run: TrainedRun, loading: dict[str, Any]) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
+
+        from training.heads import load_checkpoint
 
         self.tokenizer = AutoTokenizer.from_pretrained(run.checkpoint, **loading)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            run.checkpoint, **loading
-        ).eval()
+        self.model = load_checkpoint(run.checkpoint, **loading)
         self._options = run.reading.tokenizer_options()
         # Some tokenizers give what their model does not take.
         taken = set(inspect.signature(self.model.forward).parameters)

@@ -163,7 +163,7 @@ def train(
         print_findings(found, Console(stderr=True, markup=False, emoji=False))
         # Only now, when nothing that was given can be refused any more.
         _claim_folder(recipe.output_dir, identity, overwrite)
-        _write_resolved_recipe(recipe, arguments, tuning, reasons, reading)
+        _write_resolved_recipe(recipe, arguments, tuning, reasons, reading, base.pooling)
         write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
         draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
         drop_torn_checkpoints(recipe.output_dir)
@@ -613,6 +613,7 @@ def _write_resolved_recipe(
     tuning: FineTuningArguments,
     reasons: dict[str, str],
     reading: Reading,
+    pooling: Default,
 ) -> None:
     """Every key in force; beside what was computed stands why."""
     resolved = (
@@ -621,6 +622,9 @@ def _write_resolved_recipe(
         | _stated(arguments, recipe)
         | dataclasses.asdict(tuning)
     )
+    if "pooling" not in resolved:
+        resolved["pooling"] = pooling.value
+        reasons = reasons | {"pooling": pooling.reason}
     if reading.window_stride is not None:
         resolved["window_stride"] = reading.window_stride
     lines = [

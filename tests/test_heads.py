@@ -1,0 +1,116 @@
+"""Mean pooling: what the head reads, when it is chosen, and that a checkpoint keeps it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import BertForSequenceClassification
+
+from service.classifier import Classifier
+from training.base_models import POOLING_FILE, resolve_base_model
+from training.config import ModelArguments, load_recipe
+from training.errors import BaseModelError
+from training.export import export
+from training.heads import load_checkpoint, mean_pooled
+from training.layout import CHECKPOINT, RESOLVED_RECIPE
+from training.train import train
+
+MEAN = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+
+
+def with_pooling(base: Path, folder: Path, description: Any) -> Path:
+    """A copy of `base` that says how it pools, as sentence-transformers does."""
+    shutil.copytree(base, folder)
+    (folder / POOLING_FILE).parent.mkdir()
+    (folder / POOLING_FILE).write_text(json.dumps(description), "utf-8")
+    return folder
+
+
+def pooling_of(folder: Path, **keys: Any) -> str:
+    arguments = ModelArguments(model_name_or_path=str(folder), **keys)
+    return str(resolve_base_model(arguments).pooling.value)
+
+
+def test_the_mean_is_over_the_texts_own_tokens(tiny_base: Path) -> None:
+    arguments = ModelArguments(model_name_or_path=str(tiny_base), pooling="mean")
+    model = resolve_base_model(arguments).classifier(["a", "b", "c"], "single_label", 0).eval()
+    ids = torch.tensor([[2, 40, 41, 3, 0, 0], [2, 50, 51, 52, 53, 3]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    with torch.inference_mode():
+        hidden = model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        means = torch.stack([hidden[0, :4].mean(0), hidden[1].mean(0)])
+        wanted = means @ model.classifier.weight.T + model.classifier.bias
+        found = model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 2]))
+    assert torch.allclose(found.logits, wanted, atol=1e-6)
+    assert torch.allclose(
+        found.loss, torch.nn.functional.cross_entropy(wanted, torch.tensor([0, 2]))
+    )
+    # Nothing is trained, kept or shipped that no answer depends on.
+    assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+
+
+@pytest.mark.parametrize(
+    ("description", "wanted"),
+    [
+        (MEAN, "mean"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "model"),
+        (MEAN | {"pooling_mode_max_tokens": True}, "model"),
+        ([], "model"),
+    ],
+)
+def test_a_base_is_pooled_as_it_was_made(
+    tiny_base: Path, tmp_path: Path, description: Any, wanted: str
+) -> None:
+    base = with_pooling(tiny_base, tmp_path / "base", description)
+    assert pooling_of(base) == wanted
+    # What the recipe says wins.
+    assert pooling_of(base, pooling="mean") == "mean"
+    assert pooling_of(base, pooling="model") == "model"
+
+
+def test_the_embedded_base_is_pooled_by_mean_and_an_unknown_one_as_its_family() -> None:
+    assert resolve_base_model(ModelArguments()).pooling.value == "mean"
+    assert pooling_of(Path("someone/some-model")) == "model"
+
+
+def test_a_checkpoint_and_its_package_pool_as_it_was_trained(
+    tiny_base: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    base = with_pooling(tiny_base, tmp_path / "base", MEAN)
+    keys = {"model_name_or_path": str(base), "output_dir": str(tmp_path / "run")}
+    run = train(load_recipe(tiny_recipe, keys | {"num_train_epochs": "2"}))
+    resolved = (run.folder / RESOLVED_RECIPE).read_text("utf-8")
+    assert yaml.safe_load(resolved)["pooling"] == "mean"
+    assert "stands for it" in next(x for x in resolved.splitlines() if x.startswith("pooling"))
+    model = load_checkpoint(run.folder / CHECKPOINT)
+    assert type(model) is mean_pooled(type(model).__mro__[1])
+    # Whoever starts from it pools alike, unless told otherwise.
+    again = {"model_name_or_path": str(run.folder / CHECKPOINT)}
+    first = resolve_base_model(ModelArguments(**again))
+    assert first.pooling.value == "mean"
+    other = resolve_base_model(ModelArguments(**again, pooling="model"))
+    other.classifier(["a", "b"], "single_label", 0).save_pretrained(tmp_path / "other")
+    assert type(load_checkpoint(tmp_path / "other")) is BertForSequenceClassification
+    package = export(run)
+    manifest = Classifier.load(package).manifest
+    # The gates compare with the checkpoint as `load_checkpoint` has it.
+    assert manifest.parity["fp32"]["largest_logit_difference"] <= 1e-3
+    assert manifest.provenance["base_model"]["pooling"] == "mean"
+
+
+def test_mean_pooling_of_a_kind_without_a_classifier_is_refused(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "vit"}), "utf-8")
+    arguments = ModelArguments(model_name_or_path=str(base), pooling="mean")
+    with pytest.raises(BaseModelError, match="use pooling: model"):
+        resolve_base_model(arguments).classifier(["a", "b"], "single_label", 0)

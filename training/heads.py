@@ -1,0 +1,108 @@
+"""The classification head: the model family's own, or a linear layer over the mean of all tokens.
+
+Encoders of sentences were trained so that the mean of their tokens' vectors says what a text is
+about (Reimers and Gurevych 2019, arXiv:1908.10084, section 3); the head that transformers gives to
+their family reads the first token alone, which then has to be taught it anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from training.errors import BaseModelError
+
+Pooling = Literal["mean", "model"]
+# In a checkpoint's config.json: how it pools, where that is not its family's way.
+POOLING_KEY = "whetstone_pooling"
+# Of what the head reads; as BERT's, for lack of a key that all families have.
+DROPOUT = 0.1
+
+
+def classifier_class(location: str | Path, pooling: Pooling, **options: Any) -> Any:
+    """The class whose `from_pretrained` makes the model in `location` a classifier.
+
+    Raises:
+        BaseModelError: mean pooling is wanted of a kind of model that it is not made for.
+    """
+    if pooling == "model":
+        return AutoModelForSequenceClassification
+    config = AutoConfig.from_pretrained(location, **options)
+    family = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if family is None:
+        raise BaseModelError(
+            f"pooling: mean is for encoders that transformers knows, and {location} is of the kind "
+            f"{config.model_type!r}: use pooling: model"
+        )
+    return mean_pooled(family)
+
+
+def load_checkpoint(folder: Path, **options: Any) -> PreTrainedModel:
+    """The classifier of a checkpoint, with the head that it was trained with, in evaluation mode.
+
+    Args:
+        options: of `from_pretrained`.
+    """
+    config = AutoConfig.from_pretrained(folder, **options)
+    kind = classifier_class(folder, getattr(config, POOLING_KEY, "model"), **options)
+    model: PreTrainedModel = kind.from_pretrained(folder, use_safetensors=True, **options)
+    return model.eval()
+
+
+# One class for a family: what tells classes apart by identity (a compiler's cache) knows it again.
+@functools.cache
+def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """`family`, a class for sequence classification, with mean pooling under a linear head."""
+
+    class MeanPooled(family):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for name, _ in list(self.named_children()):
+                if name != self.base_model_prefix:
+                    delattr(self, name)
+            # Of the first token, and read by nothing.
+            if getattr(self.base_model, "pooler", None) is not None:
+                self.base_model.pooler = None
+            self.dropout = nn.Dropout(DROPOUT)
+            self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+            setattr(config, POOLING_KEY, "mean")
+            taken = inspect.signature(self.base_model.forward).parameters
+            self._takes_types = "token_type_ids" in taken
+            self.post_init()
+
+        def forward(
+            self,
+            input_ids: torch.Tensor,
+            attention_mask: torch.Tensor,
+            token_type_ids: torch.Tensor | None = None,
+            labels: torch.Tensor | None = None,
+        ) -> SequenceClassifierOutput:
+            """Logits of shape (rows, labels) of token ids of shape (rows, tokens)."""
+            types = {"token_type_ids": token_type_ids} if self._takes_types else {}
+            hidden = self.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, **types
+            ).last_hidden_state
+            counted = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            mean = (hidden * counted).sum(1) / counted.sum(1)
+            logits = self.classifier(self.dropout(mean))
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    # optimum takes the library from it.
+    MeanPooled.__module__ = family.__module__
+    MeanPooled.__name__ = MeanPooled.__qualname__ = f"MeanPooled{family.__name__}"
+    return MeanPooled
