@@ -393,21 +393,31 @@ def test_what_has_few_rows_is_seen_more_often(
 
 
 @pytest.mark.parametrize(
-    ("parameters", "rows", "cuda", "expected"),
+    ("parameters", "seen", "cuda", "expected"),
     [
-        (23_000_000, 4_000, False, 16),
-        (23_000_000, 9_000, False, 64),
-        (23_000_000, 60_000, False, 64),
-        (110_000_000, 60_000, False, 32),
-        (110_000_000, 4_000, True, 16),
-        (110_000_000, 20_000, True, 64),
-        (110_000_000, 60_000, True, 128),
+        (23_000_000, 100, False, 16),
+        (23_000_000, 15_000, False, 16),
+        (23_000_000, 16_000, False, 32),
+        (23_000_000, 70_000, False, 64),
+        (23_000_000, 500_000, False, 64),
+        (110_000_000, 500_000, False, 32),
+        (110_000_000, 12_000, True, 16),
+        (110_000_000, 60_000, True, 64),
+        (110_000_000, 180_000, True, 128),
     ],
 )
-def test_batches_grow_with_rows_where_they_are_faster(
-    parameters: int, rows: int, cuda: bool, expected: int
+def test_batches_grow_where_there_are_steps_enough(
+    parameters: int, seen: int, cuda: bool, expected: int
 ) -> None:
-    assert batch_size(parameters, rows, cuda=cuda) == expected
+    assert batch_size(parameters, seen, cuda=cuda) == expected
+
+
+def test_few_rows_that_are_seen_often_are_many() -> None:
+    def batch(labels: int) -> Any:
+        found = careful_defaults(23_000_000, 7_000, labels, {"use_cpu": True})
+        return found["per_device_train_batch_size"].value
+
+    assert (batch(2), batch(77)) == (32, 64)
 
 
 def test_the_rate_grows_with_the_root_of_the_batch_but_not_past_what_a_model_bears() -> None:
@@ -425,6 +435,54 @@ def test_the_rate_suits_the_batch_of_the_recipe() -> None:
     assert rate(per_device_train_batch_size=128) == pytest.approx(4e-5)
     accumulated = rate(per_device_train_batch_size=16, gradient_accumulation_steps=8)
     assert accumulated == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize(
+    ("able", "given", "expected"),
+    [
+        ({"avx512_bf16": True}, {}, True),
+        ({"amx_bf16": True}, {}, True),
+        ({"avx512_bf16": False, "avx2": True}, {}, False),
+        ({}, {}, False),
+        ({"avx512_bf16": True}, {"fp16": True}, False),
+    ],
+)
+def test_a_processor_that_multiplies_bf16_trains_in_it(
+    able: dict[str, bool], given: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    found = careful_defaults(23_000_000, 4_000, 2, {"use_cpu": True, **given})["bf16"]
+    assert found.value is expected
+    assert ("does not" in found.reason) is not any(able.get(k) for k in ("avx512_bf16", "amx_bf16"))
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_run_computes_in_what_its_recipe_says(
+    bf16: bool, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        seen: torch.dtype | None = None
+
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            layer = model.bert.encoder.layer[0].output.dense
+            layer.register_forward_hook(lambda _m, _i, out: setattr(self, "seen", out.dtype))
+
+    watch = Watch()
+    keys = {"bf16": str(bf16), "num_train_epochs": "1", "max_steps": "2"}
+    # After one of the other precision in the same process.
+    load_recipe(tiny_recipe, {"bf16": str(not bf16)})
+    run = train(recipe_at(tiny_recipe, tmp_path / "run", **keys), callbacks=[watch])
+    assert watch.seen is (torch.bfloat16 if bf16 else torch.float32)
+    # What is saved, and what learns, is fp32 in any case.
+    from safetensors.torch import load_file
+
+    weights = load_file(run.checkpoint / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 def test_processes_share_a_batch() -> None:

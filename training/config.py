@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from service.model_package import Manifest
 
 DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+# By which TrainingArguments, and `accelerate launch`, tell the Trainer in what to compute.
+PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
+PRECISION_OF_LAUNCH = os.environ.get(PRECISION_VARIABLE, "no")
 FILE_KEYS = ("train_file", "validation_file", "test_file")
 # What belongs to a hub data set, and goes when files on the command line replace it.
 HUB_KEYS = (
@@ -247,8 +251,14 @@ def parse_training_arguments(values: Mapping[str, Any]) -> TrainingArguments:
     Raises:
         RecipeError: a value is not one that the key can take.
     """
+    import torch
     from transformers import TrainingArguments
 
+    # What an earlier one of this process left there would win over what this one says.
+    os.environ[PRECISION_VARIABLE] = PRECISION_OF_LAUNCH
+    if not torch.accelerator.is_available():
+        # Unless told so, they take bf16 to be meant for a GPU.
+        values = {"use_cpu": True, **values}
     try:
         (arguments,) = _parse((TrainingArguments,), values)
     except (ValueError, TypeError) as error:
