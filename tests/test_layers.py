@@ -51,6 +51,21 @@ def test_each_layer_learns_at_a_share_of_the_one_above(tiny_base: Path) -> None:
     for name, parameter in model.named_parameters():
         assert of[id(parameter)]["lr"] == 0.5 ** (top - found[name]), name
         assert of[id(parameter)]["weight_decay"] == (0.1 if name in decaying else 0.0), name
+
+
+def test_the_head_learns_at_a_rate_of_its_own_and_the_top_layers_is_shown(tiny_base: Path) -> None:
+    model = classifier_of(tiny_base)
+    groups = parameter_groups(
+        model,
+        [],
+        learning_rate=1.0,
+        weight_decay=0.0,
+        layerwise_lr_decay=1.0,
+        head_lr_factor=10.0,
+    )
+    of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert of[id(parameter)] == (10.0 if name.startswith("classifier.") else 1.0), name
     assert groups[0]["lr"] == 1.0
 
 

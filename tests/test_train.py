@@ -75,7 +75,8 @@ def test_every_key_in_force_is_written_out(tiny_run_folder: Path) -> None:
 def test_what_was_computed_says_why(tiny_run_folder: Path) -> None:
     lines = (tiny_run_folder / RESOLVED_RECIPE).read_text("utf-8").splitlines()
     by_key = {line.partition(":")[0]: line for line in lines if not line.startswith("#")}
-    for key in ("warmup_ratio", "weight_decay", "early_stopping_patience", "layerwise_lr_decay"):
+    tuning = ("pooling", "head_lr_factor", "layerwise_lr_decay", "early_stopping_patience")
+    for key in ("warmup_ratio", "weight_decay", *tuning):
         assert "  # " in by_key[key], key
     # The recipe's own needs no reason.
     for key in ("learning_rate", "name", "freeze_layers"):
@@ -153,6 +154,7 @@ def test_a_score_that_stands_still_while_the_loss_falls_stops_nothing() -> None:
         ({"freeze_layers": "-1"}, "freeze_layers is -1: it cannot be negative"),
         ({"freeze_layers": "99"}, "freeze_layers is 99, and the model has 2 layers"),
         ({"layerwise_lr_decay": "1.5"}, "lies above 0 and is at most 1"),
+        ({"head_lr_factor": "0"}, "head_lr_factor is 0.0: it lies above 0"),
         ({"layerwise_lr_decay": "0.9", "optim": "adafactor"}, None),
         ({"metric_for_best_model": "f1"}, "metric_for_best_model is 'f1', which is not measured"),
         (
@@ -483,6 +485,36 @@ def test_a_run_computes_in_what_its_recipe_says(
 
     weights = load_file(run.checkpoint / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_over_the_mean_of_a_small_encoder_the_head_is_quick_and_the_encoder_careful() -> None:
+    def found(parameters: int, pooling: Any) -> tuple[float, float]:
+        defaults = careful_defaults(parameters, 9_000, 77, {}, pooling=pooling)
+        return defaults["head_lr_factor"].value, defaults["learning_rate"].value
+
+    assert found(23_000_000, "mean") == (10.0, 1e-4)
+    assert found(23_000_000, "model") == (1.0, 3e-4)
+    assert found(110_000_000, "mean")[0] == 1.0
+
+
+def test_the_head_learns_at_the_rate_that_is_asked_for(tiny_recipe: Path, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        rates: frozenset[float] = frozenset()
+
+        def on_step_begin(self, *_: Any, optimizer: Any, model: Any, **__: Any) -> None:
+            head = {id(p) for name, p in model.named_parameters() if name.startswith("classifier.")}
+            self.rates |= {
+                round(group["initial_lr"] / 0.002, 3)
+                for group in optimizer.param_groups
+                if head & {id(p) for p in group["params"]}
+            }
+
+    watch = Watch()
+    keys = {"head_lr_factor": "5", "max_steps": "2"}
+    train(recipe_at(tiny_recipe, tmp_path / "run", **keys), callbacks=[watch])
+    assert watch.rates == {5.0}
 
 
 def test_processes_share_a_batch() -> None:

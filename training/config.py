@@ -123,6 +123,10 @@ class FineTuningArguments:
         "each layer learns at so many times the rate of the one above it; 1 is one rate for all, "
         "computed if not given",
     )
+    head_lr_factor: float | None = _key(
+        None,
+        "the new head learns at so many times learning_rate, computed if not given",
+    )
     early_stopping_patience: int | None = _key(
         None,
         "stop after so many evaluations without a better score or a lower loss; 0 is never, "
@@ -398,6 +402,9 @@ def _check_tuning(tuning: FineTuningArguments) -> None:
         value = getattr(tuning, key)
         if value is not None and value < 0:
             raise RecipeError(f"{key} is {value}: it cannot be negative")
+    factor = tuning.head_lr_factor
+    if factor is not None and not 0 < factor < math.inf:
+        raise RecipeError(f"head_lr_factor is {factor}: it lies above 0")
     decay = tuning.layerwise_lr_decay
     if decay is not None and not 0 < decay <= 1:
         raise RecipeError(f"layerwise_lr_decay is {decay}: it lies above 0 and is at most 1")

@@ -67,11 +67,13 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     layerwise_lr_decay: float,
+    head_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer: by layer, and with weight decay or without.
 
-    The head learns at `learning_rate`, each layer below at `layerwise_lr_decay` times the one
-    above (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
+    The head learns at `head_lr_factor` times `learning_rate`, the layer below it at
+    `layerwise_lr_decay` times `learning_rate`, and so does each below at the rate of the one above
+    (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
 
     Args:
         decaying: names of the parameters that weight decay is for.
@@ -85,9 +87,12 @@ def parameter_groups(
     return [
         {
             "params": parameters,
-            "lr": learning_rate * layerwise_lr_decay ** (top - depth),
+            "lr": learning_rate
+            * (layerwise_lr_decay ** (top - depth) if depth < top else head_lr_factor),
             "weight_decay": weight_decay if decays else 0.0,
         }
-        # The head first: its rate is the one that is shown.
-        for (depth, decays), parameters in sorted(groups.items(), reverse=True)
+        # The head last, whose rate is its own: that of the top layer is the one that is shown.
+        for (depth, decays), parameters in sorted(
+            groups.items(), key=lambda item: (item[0][0] == top, -item[0][0], not item[0][1])
+        )
     ]

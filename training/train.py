@@ -90,6 +90,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
+    from training.heads import Pooling
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 42
@@ -154,7 +156,7 @@ def train(
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
-    arguments, tuning, reasons = settle(recipe, model.num_parameters(), data)
+    arguments, tuning, reasons = settle(recipe, model.num_parameters(), data, base.pooling.value)
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
     # All have looked at the folder before it changes.
     wait_for_all()
@@ -271,7 +273,7 @@ def refuse_unexportable(
 
 
 def settle(
-    recipe: Recipe, parameters: int, data: LabelledData
+    recipe: Recipe, parameters: int, data: LabelledData, pooling: Pooling
 ) -> tuple[TrainingArguments, FineTuningArguments, dict[str, str]]:
     """The recipe's keys over the careful defaults, and the reason of every default in force.
 
@@ -288,6 +290,7 @@ def settle(
         data.task,
         assigned=sum(map(len, data.train.labels)),
         processes=processes(),
+        pooling=pooling,
     )
     defaults |= {"seed": Default(DEFAULT_SEED, "any number; the same one gives the same model")}
     given = recipe.as_dict()
@@ -346,7 +349,7 @@ class FineTuner(Trainer):
     are sorted by length already.
     """
 
-    layerwise_lr_decay = 1.0
+    tuning = FineTuningArguments()
 
     def create_optimizer(self) -> Any:
         """As transformers makes it, with groups of parameters by layer.
@@ -354,19 +357,22 @@ class FineTuner(Trainer):
         Raises:
             RecipeError: that optimizer takes no groups of ours.
         """
-        if self.optimizer is None and self.layerwise_lr_decay < 1:
+        decay = self.tuning.layerwise_lr_decay or 1.0
+        factor = self.tuning.head_lr_factor or 1.0
+        if self.optimizer is None and (decay, factor) != (1.0, 1.0):
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if {"params", "model", "optimizer_dict"} & set(options):
                 raise RecipeError(
                     f"optim {self.args.optim} has rates of its own: use another one, or "
-                    "layerwise_lr_decay: 1"
+                    "layerwise_lr_decay: 1 and head_lr_factor: 1"
                 )
             groups = parameter_groups(
                 self.model,
                 self.get_decay_parameter_names(self.model),
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
-                layerwise_lr_decay=self.layerwise_lr_decay,
+                layerwise_lr_decay=decay,
+                head_lr_factor=factor,
             )
             self.optimizer = kind(groups, **options)
         return super().create_optimizer()
@@ -437,7 +443,7 @@ def make_trainer(
         compute_metrics=metrics,
         callbacks=[Progress()],
     )
-    trainer.layerwise_lr_decay = tuning.layerwise_lr_decay or 1.0
+    trainer.tuning = tuning
     if tuning.early_stopping_patience:
         trainer.add_callback(StopEarly(tuning.early_stopping_patience))
     # ModernBERT takes any keyword, from which the Trainer concludes that it divides its loss by the

@@ -111,7 +111,7 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     reading = usable_reading(recipe, tokenizer, first.config)
     refuse_unexportable(base, tokenizer, first)
     # The recipe's own strategies are for one run that keeps its best checkpoint.
-    arguments, tuning, _ = settle(recipe, first.num_parameters(), data)
+    arguments, tuning, _ = settle(recipe, first.num_parameters(), data, base.pooling.value)
     measure, greater = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     folder = recipe.output_dir / FOLDER
