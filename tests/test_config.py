@@ -300,6 +300,11 @@ def test_a_key_that_holds_a_list_reaches_transformers(tmp_path: Path) -> None:
     assert training_arguments(recipe).label_names == ["labels", "extra"]
 
 
+def test_weights_that_can_carry_code_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"save_safetensors: false .* leave it out"):
+        load(tmp_path, FILES + "save_safetensors: false\n")
+
+
 def test_a_token_does_not_belong_in_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: a\ntrain_file: a.csv\nhub_token: hf_secret\n", "utf-8")

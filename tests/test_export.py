@@ -15,7 +15,7 @@ from service.model_package import verify_package
 from training import export as export_module
 from training.config import load_recipe
 from training.errors import ExportError
-from training.export import export
+from training.export import export, undecided
 from training.parity import ODD_TEXTS, PARITY_TEXTS, parity_texts
 from training.train import TrainedRun, open_run
 
@@ -98,6 +98,13 @@ def test_a_graph_that_differs_is_refused(run: TrainedRun, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(export_module, "export_graph", with_other_weights)
     _refused(run, "logits differ from the checkpoint's by 0.1")
+
+
+def test_answers_that_half_the_precision_may_change_are_those_that_are_nearly_tied() -> None:
+    single = np.array([[0.5, 0.48, 0.02], [0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]])
+    assert undecided(single, "single_label") == 0.5
+    several = np.array([[0.51, 0.1], [0.9, 0.03], [0.4, 0.6], [0.2, 0.49]])
+    assert undecided(several, "multi_label") == 0.5
 
 
 def test_a_checkpoint_that_is_not_what_was_trained_is_refused(run: TrainedRun) -> None:

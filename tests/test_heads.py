@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from transformers import BertForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from service.classifier import Classifier
 from training.base_models import POOLING_FILE, resolve_base_model
@@ -55,6 +56,21 @@ def test_the_mean_is_over_the_texts_own_tokens(tiny_base: Path) -> None:
     assert not [name for name, _ in model.named_parameters() if "pooler" in name]
 
 
+def test_the_mean_of_many_tokens_is_exact_also_of_vectors_in_half(tiny_base: Path) -> None:
+    arguments = ModelArguments(model_name_or_path=str(tiny_base), pooling="mean")
+    model = resolve_base_model(arguments).classifier(["a", "b"], "single_label", 0).eval()
+    given: list[torch.Tensor] = []
+    model.classifier.register_forward_hook(lambda _m, inputs, _o: given.append(inputs[0]))
+    hidden = torch.randn(1, 60, 32, generator=torch.Generator().manual_seed(0)).bfloat16() + 1
+    model.bert.register_forward_hook(
+        lambda *_: BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden)
+    )
+    ids = torch.full((1, 60), 40)
+    with torch.inference_mode():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert torch.allclose(given[0], hidden.float().mean(1), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("description", "wanted"),
     [
@@ -75,9 +91,34 @@ def test_a_base_is_pooled_as_it_was_made(
     assert pooling_of(base, pooling="model") == "model"
 
 
-def test_the_embedded_base_is_pooled_by_mean_and_an_unknown_one_as_its_family() -> None:
+def test_the_embedded_base_is_pooled_by_mean() -> None:
     assert resolve_base_model(ModelArguments()).pooling.value == "mean"
+
+
+def test_a_base_that_cannot_be_asked_is_pooled_as_its_family_and_says_so(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A hub's cache as transformers leaves it: without what it never asked for, until it did."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    cache = tmp_path / "models--someone--some-model"
+    snapshot = cache / "snapshots" / "abc"
+    shutil.copytree(tiny_base, snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc", "utf-8")
     assert pooling_of(Path("someone/some-model")) == "model"
+    assert "cannot be asked" in caplog.text
+    caplog.clear()
+    known = cache / ".no_exist" / "abc" / POOLING_FILE
+    known.parent.mkdir(parents=True)
+    known.touch()
+    assert pooling_of(Path("someone/some-model")) == "model"
+    assert not caplog.text
+    known.unlink()
+    (snapshot / POOLING_FILE).parent.mkdir()
+    (snapshot / POOLING_FILE).write_text(json.dumps(MEAN), "utf-8")
+    assert pooling_of(Path("someone/some-model")) == "mean"
 
 
 def test_a_checkpoint_and_its_package_pool_as_it_was_trained(

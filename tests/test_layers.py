@@ -51,6 +51,7 @@ def test_each_layer_learns_at_a_share_of_the_one_above(tiny_base: Path) -> None:
     for name, parameter in model.named_parameters():
         assert of[id(parameter)]["lr"] == 0.5 ** (top - found[name]), name
         assert of[id(parameter)]["weight_decay"] == (0.1 if name in decaying else 0.0), name
+    assert groups[0]["lr"] == 1.0
 
 
 def test_the_head_learns_at_a_rate_of_its_own_and_the_top_layers_is_shown(tiny_base: Path) -> None:

@@ -420,6 +420,12 @@ def test_few_rows_that_are_seen_often_are_many() -> None:
         return found["per_device_train_batch_size"].value
 
     assert (batch(2), batch(77)) == (32, 64)
+    # As often as the recipe says.
+    given = {"use_cpu": True, "num_train_epochs": 1}
+    found = careful_defaults(23_000_000, 7_000, 77, given)
+    assert found["per_device_train_batch_size"].value == 16
+    found = careful_defaults(23_000_000, 7_000, 77, given | {"num_train_epochs": 30})
+    assert found["early_stopping_patience"].value == 15
 
 
 def test_the_rate_grows_with_the_root_of_the_batch_but_not_past_what_a_model_bears() -> None:
@@ -457,7 +463,8 @@ def test_a_processor_that_multiplies_bf16_trains_in_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     found = careful_defaults(23_000_000, 4_000, 2, {"use_cpu": True, **given})["bf16"]
     assert found.value is expected
-    assert ("does not" in found.reason) is not any(able.get(k) for k in ("avx512_bf16", "amx_bf16"))
+    words = "fp16" if "fp16" in given else "multiplies" if expected else "does not"
+    assert words in found.reason
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -515,6 +522,36 @@ def test_the_head_learns_at_the_rate_that_is_asked_for(tiny_recipe: Path, tmp_pa
     keys = {"head_lr_factor": "5", "max_steps": "2"}
     train(recipe_at(tiny_recipe, tmp_path / "run", **keys), callbacks=[watch])
     assert watch.rates == {5.0}
+
+
+def test_an_unfinished_run_goes_on_only_as_it_was_begun(tiny_recipe: Path, tmp_path: Path) -> None:
+    """What is computed may be another on another device or by another version."""
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
+    run = train(recipe)
+    record = json.loads((run.folder / RECORD).read_text("utf-8"))
+    settled = record["settled"]
+    assert settled["pooling"] == "model"
+
+    def again(**changed: Any) -> None:
+        left = record | {"finished": False, "settled": settled | changed}
+        (run.folder / RECORD).write_text(json.dumps(left), "utf-8")
+        train(recipe)
+
+    with pytest.raises(RunError, match=r"begun with pooling mean, and here it is model: give `--p"):
+        again(pooling="mean")
+    with pytest.raises(RunError, match=r"begun with head_lr_factor 10\.0, and here it is 1\.0"):
+        again(head_lr_factor=10.0)
+    again()
+
+
+def test_bf16_where_it_is_emulated_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    (found,) = warnings_about({"bf16": True, "use_cpu": True}, 23_000_000)
+    assert "no instructions for it" in found
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert not warnings_about({"bf16": True, "use_cpu": True}, 23_000_000)
 
 
 def test_processes_share_a_batch() -> None:

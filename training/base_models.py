@@ -122,29 +122,44 @@ class BaseModel:
         from training.heads import POOLING_KEY
 
         # A checkpoint of ours says it in another place.
-        mean = self._described(CONFIG_FILE).get(POOLING_KEY) == "mean" or _is_mean(
-            self._described(POOLING_FILE)
-        )
-        if self.options["trust_remote_code"] or not mean:
-            return Default("model", "as its family does: the base was not made for another way")
+        if (self._described(CONFIG_FILE) or {}).get(POOLING_KEY) != "mean":
+            if self.options["trust_remote_code"]:
+                return Default("model", "the base may bring code of its own, which decides")
+            described = self._described(POOLING_FILE)
+            if described is None:
+                logger.warning(
+                    "whether %s was made for mean pooling is not known, as the hub cannot be "
+                    "asked: it is pooled as its family does; `pooling` in the recipe decides it",
+                    self.name,
+                )
+                return Default("model", "as its family does: the hub could not be asked for more")
+            if not _is_mean(described):
+                return Default("model", "as its family does: the base was not made for another way")
         return Default(
             "mean", "the base was made so that the mean of a text's tokens stands for it"
         )
 
-    def _described(self, file: str) -> dict[str, Any]:
-        """A JSON file of the base; empty where there is none, or it cannot be had offline."""
-        from transformers.utils import cached_file
+    def _described(self, file: str) -> dict[str, Any] | None:
+        """A JSON file of the base; empty where it has none, None where that cannot be known."""
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        path = Path(self.location) / file
         try:
-            path = cached_file(
-                self.location,
-                file,
-                _raise_exceptions_for_missing_entries=False,
-                revision=self.options.get("revision"),
-            )
-            found = json.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
-        except (OSError, ValueError):
+            if not Path(self.location).is_dir():
+                revision = self.options.get("revision")
+                cached = try_to_load_from_cache(self.location, file, revision=revision)
+                if cached is _CACHED_NO_EXIST:
+                    return {}
+                path = Path(hf_hub_download(self.location, file, revision=revision))
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except LocalEntryNotFoundError:
+            return None
+        except (EntryNotFoundError, FileNotFoundError, ValueError):
             return {}
+        except OSError:
+            # Of the hub and the network.
+            return None
         return found if isinstance(found, dict) else {}
 
     def _refuse_partial(self, loading: dict[str, Any], prefix: str) -> None:

@@ -244,6 +244,10 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> 
     # Types and contradictions, before any work; the strategies as `careful_defaults` has them.
     strategies = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     typed = parse_training_arguments({**strategies, **given, "output_dir": str(output_dir)})
+    if not typed.save_safetensors:
+        raise RecipeError(
+            "save_safetensors: false would write weights that can carry code: leave it out"
+        )
     plain = typed.to_dict()
     training = {key: plain.get(key, value) for key, value in given.items()}
     return Recipe(model, data, tuning, export, training, output_dir)
@@ -262,7 +266,7 @@ def parse_training_arguments(values: Mapping[str, Any]) -> TrainingArguments:
     os.environ[PRECISION_VARIABLE] = PRECISION_OF_LAUNCH
     if not torch.accelerator.is_available():
         # Unless told so, they take bf16 to be meant for a GPU.
-        values = {"use_cpu": True, **values}
+        values = {**values, "use_cpu": True}
     try:
         (arguments,) = _parse((TrainingArguments,), values)
     except (ValueError, TypeError) as error:

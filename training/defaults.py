@@ -73,7 +73,8 @@ def batch_size(parameters: int, seen: int, *, cuda: bool) -> int:
     most of the time in steps so small, takes as many as of small ones.
 
     Args:
-        seen: training rows in all epochs.
+        seen: training rows in all epochs. Accumulated gradients are not counted: whoever asks for
+            them wants larger batches.
     """
     if cuda and seen >= MANY_SEEN:
         return 128
@@ -104,7 +105,7 @@ def multiplies_bf16(*, cpu: bool = False) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not cpu and torch.accelerator.is_available():
         return False
-    # Newer than some of the torch that this runs with.
+    # Newer than `torch.accelerator`.
     able = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
@@ -134,7 +135,8 @@ def careful_defaults(
     of_label = (rows if assigned is None else assigned) / labels
     tracked = importlib.util.find_spec("tensorboard") is not None
     passes = epochs(of_label)
-    batch = batch_size(parameters, rows * passes, cuda=cuda)
+    in_all = float(given.get("num_train_epochs") or passes)
+    batch = batch_size(parameters, round(rows * in_all), cuda=cuda)
     # The rate suits the batch in force, which may be the recipe's.
     together = processes * int(given.get("gradient_accumulation_steps") or 1)
     in_force = int(given.get("per_device_train_batch_size") or batch / processes) * together
@@ -166,13 +168,13 @@ def careful_defaults(
             passes, f"{of_label:,.0f} rows a label: few are seen more often"
         ),
         "early_stopping_patience": Default(
-            max(3, passes // 2),
+            max(3, int(in_all // 2)),
             "epochs without a better score or lower loss: fewer would cut off the slow end, where "
             "much of it is gained",
         ),
         "per_device_train_batch_size": Default(
             share,
-            f"{rows * passes:,} rows in all epochs: "
+            f"{rows * in_all:,.0f} rows in all epochs: "
             + ("few, so more steps" if batch < 32 else "enough for large batches, which are faster")
             + shared,
         ),
@@ -202,7 +204,11 @@ def careful_defaults(
         ),
         "bf16": Default(
             bf16 and not given.get("fp16"),
-            "the device multiplies in it" if bf16 else "the device does not multiply in it",
+            "fp16 was asked for"
+            if given.get("fp16")
+            else "the device multiplies in it"
+            if bf16
+            else "the device does not multiply in it",
         ),
         "dataloader_num_workers": Default(
             2 if cuda else 0, "a GPU does not wait for batches" if cuda else "the cores compute"
@@ -212,7 +218,7 @@ def careful_defaults(
 
 
 def warnings_about(given: Mapping[str, Any], parameters: int) -> list[str]:
-    """What of the recipe's own keys is known to end badly, a sentence each."""
+    """What of the recipe's own keys is known to end badly, or late, a sentence each."""
     found = []
     rate = given.get("learning_rate")
     if rate is not None and rate > DESTRUCTIVE and parameters >= MIDDLING:
@@ -220,5 +226,9 @@ def warnings_about(given: Mapping[str, Any], parameters: int) -> list[str]:
             f"learning_rate {rate:g} is above {DESTRUCTIVE:g}, where encoders of "
             f"{parameters / 1e6:.0f} M parameters lose what they know (Sun et al. 2019): "
             f"{learning_rate(parameters, 2):g} is the default"
+        )
+    if given.get("bf16") and not multiplies_bf16(cpu=bool(given.get("use_cpu"))):
+        found.append(
+            "bf16 is asked for, and this device has no instructions for it: fp32 is faster here"
         )
     return found

@@ -26,6 +26,7 @@ from service.model_package import (
     GoldenAnswer,
     Manifest,
     Profile,
+    Task,
     Text,
     replacing_folder,
     seal_package,
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows that rounding may decide otherwise, as a share and as a number: in fp32, and in half of it.
-ACCURACY_TOLERANCE = {"fp32": (0.01, 1), "half": (0.02, 3)}
+# Of the rows; and one may always be decided otherwise.
+ACCURACY_TOLERANCE = 0.01
+# Answers whose probabilities lie so near to one another that bf16's eight bits may swap them.
+HALF_TIE = 0.1
 GOLDEN_TEXTS = 32
 CONFIDENCE_BINS = 20
 LENGTH_BINS = 16
@@ -182,15 +185,25 @@ def check_accuracy(run: TrainedRun, encoded: list[EncodedText], logits: FloatArr
     probs = aggregate_windows(probabilities(logits, task), windows, task, run.reading.aggregation)
     targets = make_targets(rows, run.data.labels, task)
     found = validation_metrics(probs, targets, task)["accuracy"]
-    trained = run.record["training_arguments"]
-    half = trained.get("bf16") or trained.get("fp16")
-    share, some = ACCURACY_TOLERANCE["half" if half else "fp32"]
-    if abs(found - kept[0]["accuracy"]) > max(share, (some + 0.5) / len(rows)):
+    tolerance = max(ACCURACY_TOLERANCE, 1.5 / len(rows))
+    if run.record.get("mixed_precision", "no") != "no":
+        tolerance += undecided(probs, task)
+    if abs(found - kept[0]["accuracy"]) > tolerance:
         raise ExportError(
             f"the checkpoint reaches accuracy {found:.4f} on the {len(rows)} validation rows, but "
             f"it reached {kept[0]['accuracy']:.4f} while it was trained: what was saved is not "
             "what was trained"
         )
+
+
+def undecided(probs: FloatArray, task: Task) -> float:
+    """The share of rows whose answer half the precision may change, of probabilities by label."""
+    if task == "multi_label":
+        near = np.abs(np.log(probs / (1 - probs))).min(axis=1) < HALF_TIE
+    else:
+        best = np.sort(probs, axis=1)[:, -2:]
+        near = np.log(best[:, 1] / best[:, 0]) < HALF_TIE
+    return float(near.mean())
 
 
 def _golden_texts(run: TrainedRun) -> list[Text]:

@@ -27,6 +27,8 @@ from training.errors import BaseModelError
 Pooling = Literal["mean", "model"]
 # In a checkpoint's config.json: how it pools, where that is not its family's way.
 POOLING_KEY = "whetstone_pooling"
+# Their encoders need the pooler that mean pooling leaves out, or have no vector for each token.
+UNPOOLABLE = frozenset({"layoutlm", "perceiver", "squeezebert"})
 # Of what the head reads; as BERT's, for lack of a key that all families have.
 DROPOUT = 0.1
 
@@ -41,10 +43,10 @@ def classifier_class(location: str | Path, pooling: Pooling, **options: Any) -> 
         return AutoModelForSequenceClassification
     config = AutoConfig.from_pretrained(location, **options)
     family = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    if family is None:
+    if family is None or config.model_type in UNPOOLABLE:
         raise BaseModelError(
-            f"pooling: mean is for encoders that transformers knows, and {location} is of the kind "
-            f"{config.model_type!r}: use pooling: model"
+            f"pooling: mean is not for {location}, which is of the kind {config.model_type!r}: use "
+            "pooling: model"
         )
     return mean_pooled(family)
 
@@ -93,7 +95,8 @@ def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
             types = {"token_type_ids": token_type_ids} if self._takes_types else {}
             hidden = self.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, **types
-            ).last_hidden_state
+            ).last_hidden_state.float()
+            # In fp32, also where the encoder computes in half of it: a sum of many tokens.
             counted = attention_mask.unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * counted).sum(1) / counted.sum(1)
             logits = self.classifier(self.dropout(mean))

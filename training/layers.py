@@ -71,9 +71,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer: by layer, and with weight decay or without.
 
-    The head learns at `head_lr_factor` times `learning_rate`, the layer below it at
-    `layerwise_lr_decay` times `learning_rate`, and so does each below at the rate of the one above
-    (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
+    The head learns at `head_lr_factor` times `learning_rate`, the top layer at
+    `layerwise_lr_decay` times `learning_rate`, and each further one at so many times the rate of
+    the one above it (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
 
     Args:
         decaying: names of the parameters that weight decay is for.
@@ -91,8 +91,9 @@ def parameter_groups(
             * (layerwise_lr_decay ** (top - depth) if depth < top else head_lr_factor),
             "weight_decay": weight_decay if decays else 0.0,
         }
-        # The head last, whose rate is its own: that of the top layer is the one that is shown.
+        # The rate of the first is the one that is shown: the head's, unless it has one of its own.
         for (depth, decays), parameters in sorted(
-            groups.items(), key=lambda item: (item[0][0] == top, -item[0][0], not item[0][1])
+            groups.items(),
+            key=lambda item: (item[0][0] == top and head_lr_factor != 1, -item[0][0], -item[0][1]),
         )
     ]

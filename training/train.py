@@ -113,7 +113,7 @@ class TrainedRun:
 
     @property
     def checkpoint(self) -> Path:
-        """The folder for `from_pretrained`."""
+        """The folder for `training.heads.load_checkpoint`."""
         return self.folder / CHECKPOINT
 
     @property
@@ -157,6 +157,14 @@ def train(
     refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
     arguments, tuning, reasons = settle(recipe, model.num_parameters(), data, base.pooling.value)
+    settled = {
+        "pooling": base.pooling.value,
+        "head_lr_factor": tuning.head_lr_factor,
+        "layerwise_lr_decay": tuning.layerwise_lr_decay,
+        "per_device_train_batch_size": arguments.per_device_train_batch_size,
+        "num_train_epochs": arguments.num_train_epochs,
+    }
+    _refuse_other_settings(record, settled, recipe.output_dir)
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
     # All have looked at the folder before it changes.
     wait_for_all()
@@ -164,7 +172,7 @@ def train(
         found = look_at(recipe, rows, errors, tokenizer)
         print_findings(found, Console(stderr=True, markup=False, emoji=False))
         # Only now, when nothing that was given can be refused any more.
-        _claim_folder(recipe.output_dir, identity, overwrite)
+        _claim_folder(recipe.output_dir, {"identity": identity, "settled": settled}, overwrite)
         _write_resolved_recipe(recipe, arguments, tuning, reasons, reading, base.pooling)
         write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
         draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
@@ -186,6 +194,7 @@ def train(
     wait_for_all()
     facts = {
         "identity": identity,
+        "settled": settled,
         "max_length": reading.max_length,
         "window_stride": reading.window_stride,
         "base_model": provenance,
@@ -550,11 +559,27 @@ def _refuse_other_processes(record: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _claim_folder(folder: Path, identity: str, overwrite: bool) -> None:
+def _refuse_other_settings(record: dict[str, Any], settled: dict[str, Any], folder: Path) -> None:
+    """What was computed may differ on another device, offline, or by another version.
+
+    Raises:
+        RunError: an unfinished run was begun with other values, under which its checkpoints and
+            steps mean something else.
+    """
+    before = record.get("settled", {})
+    for key, value in settled.items():
+        if record and before.get(key) != value:
+            raise RunError(
+                f"{folder} was begun with {key} {before.get(key, 'of an earlier version')}, and "
+                f"here it is {value}: give `--{key}`, or begin anew with --overwrite"
+            )
+
+
+def _claim_folder(folder: Path, facts: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         _remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_record(folder, {"identity": identity, "finished": False, "processes": processes()})
+    _write_record(folder, {**facts, "finished": False, "processes": processes()})
 
 
 def _remove_run(folder: Path) -> None:
@@ -569,6 +594,8 @@ def _remove_run(folder: Path) -> None:
 def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
     """Save the best model, write the record, drop the Trainer's own checkpoints."""
     folder = recipe.output_dir / CHECKPOINT
+    # Before other TrainingArguments reset it.
+    precision = str(trainer.accelerator.mixed_precision)
     # The first process alone does.
     trainer.save_model(str(folder))
     evaluations = [
@@ -585,6 +612,7 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
         "kept_step": (trainer.args.load_best_model_at_end and trainer.state.best_global_step)
         or trainer.state.global_step,
         "device": str(trainer.args.device),
+        "mixed_precision": precision,
     }
     if not is_first():
         return record
