@@ -101,9 +101,9 @@ def test_a_graph_that_differs_is_refused(run: TrainedRun, monkeypatch: pytest.Mo
 
 
 def test_answers_that_half_the_precision_may_change_are_those_that_are_nearly_tied() -> None:
-    single = np.array([[0.5, 0.48, 0.02], [0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]])
+    single = np.array([[0.5, 0.48, 0.02], [0.6, 0.3, 0.1], [1.0, 0.0, 0.0], [0.34, 0.33, 0.33]])
     assert undecided(single, "single_label") == 0.5
-    several = np.array([[0.51, 0.1], [0.9, 0.03], [0.4, 0.6], [0.2, 0.49]])
+    several = np.array([[0.51, 0.1], [1.0, 0.0], [0.4, 0.6], [0.2, 0.49]])
     assert undecided(several, "multi_label") == 0.5
 
 

@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 # Of the rows; and one may always be decided otherwise.
 ACCURACY_TOLERANCE = 0.01
-# Answers whose probabilities lie so near to one another that bf16's eight bits may swap them.
+# Logits so near to one another, or to 0 of several labels, that bf16's eight bits may swap them.
 HALF_TIE = 0.1
 GOLDEN_TEXTS = 32
 CONFIDENCE_BINS = 20
@@ -199,10 +199,10 @@ def check_accuracy(run: TrainedRun, encoded: list[EncodedText], logits: FloatArr
 def undecided(probs: FloatArray, task: Task) -> float:
     """The share of rows whose answer half the precision may change, of probabilities by label."""
     if task == "multi_label":
-        near = np.abs(np.log(probs / (1 - probs))).min(axis=1) < HALF_TIE
+        near = np.abs(probs - 0.5).min(axis=1) < 1 / (1 + np.exp(-HALF_TIE)) - 0.5
     else:
-        best = np.sort(probs, axis=1)[:, -2:]
-        near = np.log(best[:, 1] / best[:, 0]) < HALF_TIE
+        best = np.sort(probs, axis=1)
+        near = best[:, -2] > best[:, -1] * np.exp(-HALF_TIE)
     return float(near.mean())
 
 

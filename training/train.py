@@ -571,7 +571,8 @@ def _refuse_other_settings(record: dict[str, Any], settled: dict[str, Any], fold
         if record and before.get(key) != value:
             raise RunError(
                 f"{folder} was begun with {key} {before.get(key, 'of an earlier version')}, and "
-                f"here it is {value}: give `--{key}`, or begin anew with --overwrite"
+                f"what is computed here is {value}: go on where it was begun, or begin anew with "
+                "--overwrite"
             )
 
 
