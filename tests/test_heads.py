@@ -146,12 +146,14 @@ def test_a_checkpoint_and_its_package_pool_as_it_was_trained(
     assert manifest.provenance["base_model"]["pooling"] == "mean"
 
 
-def test_mean_pooling_of_a_kind_without_a_classifier_is_refused(
-    tiny_base: Path, tmp_path: Path
+# One without a classifier, and one whose encoder calls its pooler whether it is there or not.
+@pytest.mark.parametrize("kind", ["vit", "squeezebert"])
+def test_mean_pooling_of_a_kind_that_cannot_is_refused(
+    kind: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     config = json.loads((base / "config.json").read_text("utf-8"))
-    (base / "config.json").write_text(json.dumps(config | {"model_type": "vit"}), "utf-8")
+    (base / "config.json").write_text(json.dumps(config | {"model_type": kind}), "utf-8")
     arguments = ModelArguments(model_name_or_path=str(base), pooling="mean")
     with pytest.raises(BaseModelError, match="use pooling: model"):
         resolve_base_model(arguments).classifier(["a", "b"], "single_label", 0)

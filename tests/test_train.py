@@ -487,6 +487,8 @@ def test_a_run_computes_in_what_its_recipe_says(
     load_recipe(tiny_recipe, {"bf16": str(not bf16)})
     run = train(recipe_at(tiny_recipe, tmp_path / "run", **keys), callbacks=[watch])
     assert watch.seen is (torch.bfloat16 if bf16 else torch.float32)
+    # What the export allows for.
+    assert run.record["mixed_precision"] == ("bf16" if bf16 else "no")
     # What is saved, and what learns, is fp32 in any case.
     from safetensors.torch import load_file
 
