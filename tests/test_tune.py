@@ -15,6 +15,7 @@ from tests.test_resume import SECONDS, finish, start
 from training.cli import main
 from training.config import load_recipe
 from training.errors import RecipeError, RunError
+from training.train import train
 from training.tune import STUDY, tune
 
 FAST = {"num_train_epochs": "2", "per_device_train_batch_size": "16"}
@@ -42,7 +43,7 @@ def test_the_best_trial_becomes_a_recipe(
     printed = capsys.readouterr().out
     assert printed.count("trial ") >= 3
     folder = tmp_path / "run" / "tuning"
-    assert f"next: whetstone run {folder / 'recipe.yaml'} --overwrite" in printed
+    assert f"next: whetstone run {folder / 'recipe.yaml'}\n" in printed
     assert (folder / "trials.png").stat().st_size > 5_000
     found = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
     # What was given stays; it is a recipe that can be run from anywhere.
@@ -50,6 +51,16 @@ def test_the_best_trial_becomes_a_recipe(
     recipe = load_recipe(folder / "recipe.yaml", {})
     assert {"learning_rate", "weight_decay"} <= set(recipe.training)
     assert Path(str(recipe.data.train_file)).is_absolute()
+    # The trials' patience, whatever would be computed from the epochs found.
+    assert recipe.tuning.early_stopping_patience == 3
+    # Trials are no run: the recipe's own can be made beside them, and each trial has its curve.
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {
+        "trial-1",
+        "trial-2",
+        "trial-3",
+    }
+    assert train(recipe).record["finished"]
 
 
 def test_it_goes_on_with_the_trials_that_are_there(open_recipe: Path, tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def tune(parsed: argparse.Namespace) -> None:
     tuned = search(recipe, int(parsed.trials), overwrite=overwrite)
     print_trials(tuned)
     print(f"written: {tuned.recipe}, {tuned.folder / PICTURE}, {tuned.folder / STUDY}")
-    print(f"next: whetstone run {tuned.recipe} --overwrite")
+    print(f"next: whetstone run {tuned.recipe}")
 
 
 def predict(parsed: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from training.distributed import processes
 from training.encoding import usable_reading
 from training.errors import InterruptedRunError, RecipeError, RunError
 from training.layers import freeze
+from training.layout import TRACKING
 from training.losses import label_odds, label_weights
 from training.train import (
     make_trainer,
@@ -115,6 +116,8 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     measure, greater = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     folder = recipe.output_dir / FOLDER
+    # Beside the study: what trials write is no run, which the folder above may hold.
+    arguments.output_dir, arguments.logging_dir = str(folder), str(folder / TRACKING)
     study = _open_study(folder, run_identity(recipe, data), greater, overwrite)
     space = _space(recipe, arguments)
     if not _finished(study):
@@ -135,6 +138,7 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
             trainer.hyperparameter_search(
                 hp_space=suggest,
                 compute_objective=objective,
+                hp_name=lambda trial: f"trial-{trial.number + 1}",
                 n_trials=left,
                 direction="maximize" if greater else "minimize",
                 backend="optuna",
@@ -152,7 +156,7 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise RunError(f"no trial came to an end: {folder / STUDY} holds none with a result")
     tuned = Tuned(folder, measure, _finished(study), study.best_trial)
-    _write_recipe(recipe, tuned)
+    _write_recipe(recipe, tuned, tuning.early_stopping_patience)
     draw(tuned, folder / PICTURE)
     return tuned
 
@@ -212,9 +216,13 @@ def _space(
     return found
 
 
-def _write_recipe(recipe: Recipe, tuned: Tuned) -> None:
-    """The recipe with the best values, its files named from anywhere."""
+def _write_recipe(recipe: Recipe, tuned: Tuned, patience: int | None) -> None:
+    """The recipe with the best values, its files named from anywhere.
+
+    The patience is that of the trials: computed anew, it would follow the number of epochs found.
+    """
     content = recipe.as_dict() | named_from_anywhere(recipe) | tuned.best.params
+    content["early_stopping_patience"] = patience
     content["output_dir"] = str(recipe.output_dir.resolve())
     lines = [
         f"# The best of {len(tuned.trials)} trials: {tuned.measure} {tuned.best.value:.4f} on the",
