@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from training.config import load_recipe
 from training.layout import CHECKPOINT, RECORD
 
 SECONDS = 300
@@ -198,3 +199,32 @@ def test_a_process_that_dies_ends_the_job_with_a_reason(tiny_recipe: Path, tmp_p
     printed, _ = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in printed
+
+
+OTHER_ROWS = """
+import os, sys
+from training.cli import main
+
+recipe, folder, *files = sys.argv[1:]
+sys.exit(main(["train", recipe, "--use_cpu", "true", "--output_dir", folder, "--train_file",
+    files[int(os.environ["RANK"])]]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_other_rows_do_not_train_one_model(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    whole = Path(str(load_recipe(tiny_recipe, {}).data.train_file))
+    lines = whole.read_text("utf-8").splitlines(keepends=True)
+    # As on a node where an older copy lies: rows enough to train on.
+    older = tmp_path / f"older{whole.suffix}"
+    older.write_text("".join(lines[:-3]), "utf-8")
+    script = tmp_path / "nodes.py"
+    script.write_text(OTHER_ROWS, "utf-8")
+    given = map(str, (script, tiny_recipe, tmp_path / "run", whole, older))
+    process = start([*TOGETHER, *given])
+    printed, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert "process 1 has rows and recipe" in printed and "one shared run folder" in printed
+    assert not (tmp_path / "run").exists()

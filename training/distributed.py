@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Set by torchrun, and by `accelerate launch`.
 RANK = "RANK"
@@ -53,3 +54,14 @@ def any_of_all(flag: bool) -> bool:
     found = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(found)
     return bool(found.item())
+
+
+def of_all(value: Any) -> list[Any]:
+    """`value` as each process has it, in their order; all have to ask, and get the same answer."""
+    if processes() == 1:
+        return [value]
+    import torch
+
+    found: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(found, value)
+    return found

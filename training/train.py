@@ -64,7 +64,7 @@ from training.data import (
     usable_data,
 )
 from training.defaults import Default, careful_defaults, warnings_about
-from training.distributed import first_then_others, is_first, processes, wait_for_all
+from training.distributed import first_then_others, is_first, of_all, processes, wait_for_all
 from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.exporter import refuse_unexportable_family
@@ -165,6 +165,15 @@ def train(
         "num_train_epochs": arguments.num_train_epochs,
     }
     _refuse_other_settings(record, settled, recipe.output_dir)
+    last = last_checkpoint(recipe.output_dir)
+    _refuse_differences(
+        {
+            "rows and recipe": identity,
+            "base model": provenance.get("sha256"),
+            "last checkpoint": last and Path(last).name,
+            **settled,
+        }
+    )
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
     # All have looked at the folder before it changes.
     wait_for_all()
@@ -574,6 +583,22 @@ def _refuse_other_settings(record: dict[str, Any], settled: dict[str, Any], fold
                 f"what is computed here is {value}: go on where it was begun, or begin anew with "
                 "--overwrite"
             )
+
+
+def _refuse_differences(facts: dict[str, Any]) -> None:
+    """Processes that train one model have to start from the same; on other nodes lie other files.
+
+    Raises:
+        RunError: something differs. Every process raises it.
+    """
+    first, *others = of_all(facts)
+    for number, other in enumerate(others, start=1):
+        for key, value in first.items():
+            if other[key] != value:
+                raise RunError(
+                    f"process {number} has {key} {other[key]}, and process 0 {value}: give every "
+                    "node the same recipe, files and base model, and one shared run folder"
+                )
 
 
 def _claim_folder(folder: Path, facts: dict[str, Any], overwrite: bool) -> None:
