@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -477,7 +478,6 @@ def test_a_pair_without_its_second_text_is_named(tmp_path: Path) -> None:
         ("jsonl", ["a", "b"], "list"),
         ("jsonl", {"a": "b"}, "dict"),
         ("jsonl", "2024-01-31", "datetime"),  # which Arrow makes of it
-        ("parquet", b"caf\xe9", "bytes"),
     ],
 )
 def test_text_that_is_something_else_is_named(
@@ -485,6 +485,57 @@ def test_text_that_is_something_else_is_named(
 ) -> None:
     path = WRITERS[ending](tmp_path / f"rows.{ending}", [{"text": text, "label": "x"}])
     assert f"row 1: the text is a {kind}" in refusal(read, path)
+
+
+def test_strings_that_parquet_holds_as_bytes_are_text(tmp_path: Path) -> None:
+    rows = [{"text": "café".encode(), "label": b"x"}, {"text": b"caf\xe9", "label": b"y"}]
+    path = write_parquet(tmp_path / "rows.parquet", rows[:1])
+    assert read(path) == single(["café"], ["x"])
+    said = refusal(read, write_parquet(path, rows))
+    assert "row 2: it holds bytes that are not UTF-8" in said
+
+
+def test_not_a_number_is_neither_text_nor_label(tmp_path: Path) -> None:
+    nothing = float("nan")
+    path = write_parquet(tmp_path / "rows.parquet", [{"text": "a", "label": nothing}])
+    assert "row 1: the label is missing" in refusal(read, path)
+    path = write_parquet(path, [{"text": nothing, "label": "x"}])
+    assert "row 1: the text is missing" in refusal(read, path)
+
+
+def test_labels_that_are_equal_numbers_are_not_the_same(tmp_path: Path) -> None:
+    lines = [f'{{"text": "a", "label": {label}}}\n' for label in ("1", "true", '"y"')]
+    assert names(read_text(tmp_path, "".join(lines), "rows.jsonl")) == ["1", "True", "y"]
+
+
+def test_labels_that_json_takes_for_dates_are_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "2024-01-31"}])
+    assert "column 'label' was read as dates, not as text" in refusal(read, path)
+
+
+@pytest.mark.parametrize("before", ["\ufeff", "\n  ", "\ufeff\r\n"])
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_what_stands_before_the_first_row_is_passed_over(
+    tmp_path: Path, before: str, name: str
+) -> None:
+    content = json.dumps(ROWS if name == "rows.json" else ROWS[0])
+    assert read_text(tmp_path, before + content, name).texts[0] == TEXTS[0]
+
+
+@pytest.mark.parametrize("content", ["null", "3", '"text"', "  \n"])
+def test_json_without_rows_is_refused(tmp_path: Path, content: str) -> None:
+    said = refusal(read_text, tmp_path, content, "rows.json")
+    assert "rows.json holds no rows: JSON rows begin with {" in said
+
+
+def test_a_file_that_took_the_place_and_the_time_of_another_is_read(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", ROWS)
+    assert read(path).texts == TEXTS
+    # As tar, rsync and `cp -p` leave it.
+    before = path.stat()
+    write_csv(path, [{"text": row["label"], "label": row["label"]} for row in ROWS])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read(path).texts == LABELS
 
 
 # The hub
@@ -538,6 +589,14 @@ def test_a_hidden_label_of_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -
     assert "owner/messages (test), row 2: the label is missing" in refusal(load_hub)
     data = load_hub(drop_invalid=True)
     assert (data.dropped, data.test) == (1, single(["test 0"], ["no"]))
+
+
+def test_a_test_split_of_the_hub_whose_labels_are_all_hidden_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub(monkeypatch, train=[0, 1, 1, 0], validation=[0, 1], test=[-1, -1])
+    assert load_hub().test is None
+    assert "owner/messages (test) has no labels: it is left out" in caplog.text
 
 
 def test_a_hub_data_set_without_training_rows_names_its_splits(

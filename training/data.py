@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,9 @@ def read_rows(arguments: DataArguments) -> dict[str, Rows]:
     """
     tables = _read_files(arguments) if arguments.train_file else _read_hub(arguments)
     splits = {name: rows_of(table, where, arguments) for name, (table, where) in tables.items()}
+    if arguments.train_file is None and "test" in splits and not any(splits["test"].labels):
+        # As of all of GLUE, whose answers the hub does not tell.
+        logger.warning("%s has no labels: it is left out", splits.pop("test").where)
     if any(rows.multi_label for rows in splits.values()):
         splits = {name: replace(rows, multi_label=True) for name, rows in splits.items()}
     return splits
@@ -163,7 +167,8 @@ def rows_of(table: Dataset, where: str, arguments: DataArguments) -> Rows:
             )
     if not len(table):
         raise DataError(f"{where} holds no rows")
-    texts = table[arguments.text_column][:]
+    _refuse_times(table, arguments.label_column, where)
+    texts = _values(table, arguments.text_column)
     labels, multi_label = _label_names(table, arguments.label_column, arguments.label_separator)
     undecodable = {
         row
@@ -171,7 +176,7 @@ def rows_of(table: Dataset, where: str, arguments: DataArguments) -> Rows:
         if _marked(text) or any(map(_marked, names))
     }
     if pair_column is not None:
-        pairs = table[pair_column][:]
+        pairs = _values(table, pair_column)
         undecodable |= {row for row, text in enumerate(pairs) if _marked(text)}
         texts = list(zip(texts, pairs, strict=True))
     return Rows(where, texts, labels, multi_label, frozenset(undecodable))
@@ -229,7 +234,7 @@ def read_texts(path: Path, arguments: DataArguments) -> list[Text]:
             raise DataError(
                 f"{path} has no column {column!r}, it has {', '.join(table.column_names)}"
             )
-        values = table[column][:]
+        values = _values(table, column)
         for row, value in enumerate(values, start=1):
             if value is None or not str(value).strip() or _marked(value):
                 raise DataError(f"{path}: row {row} has no text in {column!r}: fill or remove it")
@@ -344,6 +349,28 @@ def _read_hub(arguments: DataArguments) -> dict[str, tuple[Dataset, str]]:
     }
 
 
+def _values(table: Dataset, column: str) -> list[Any]:
+    """A column's values; Parquet of Hive and old Spark has strings as bytes, others NaN as None."""
+    return [_plain(value) for value in table[column][:]]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return re.sub("[\udc80-\udcff]+", UNDECODABLE, value.decode("utf-8", "surrogateescape"))
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if value != value else value
+
+
+def _refuse_times(table: Dataset, column: str, where: str) -> None:
+    """Raise DataError where labels were read as times: how they were written is lost."""
+    if str(getattr(table.features[column], "dtype", "")).startswith(("timestamp", "date", "time")):
+        raise DataError(
+            f"{where}: column {column!r} was read as dates, not as text: give it as CSV, where "
+            "every column is text"
+        )
+
+
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
@@ -374,9 +401,11 @@ def _label_names(
         found = (name(part) for part in values)
         return tuple(dict.fromkeys(part for part in found if part is not None))
 
-    values = table[column][:]
-    # One tuple for all rows of a label: a million rows have few kinds.
-    keys = [repr(value) if isinstance(value, list | dict) else value for value in values]
+    values = _values(table, column)
+    # One tuple for all rows of a label: a million rows have few kinds. 1, 1.0 and True are equal.
+    keys = [
+        repr(value) if isinstance(value, list | dict) else (type(value), value) for value in values
+    ]
     for key, value in zip(keys, values, strict=True):
         if key not in known:
             known[key] = names(value)

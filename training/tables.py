@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import re
@@ -19,6 +20,8 @@ FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parque
 # Stands for bytes that are not UTF-8 while a file is read: private characters, so that no text
 # holds it by itself.
 UNDECODABLE = "\U0010fffd\ufffd\U0010fffd"
+# Of a JSON file so much is looked at to find where it begins.
+BEGINNING_BYTES = 1 << 16
 
 
 def read_table(path: Path) -> Dataset:
@@ -38,8 +41,9 @@ def read_table(path: Path) -> Dataset:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     options: dict[str, Any] = {}
-    if kind != "parquet" and not _is_utf8(path):
-        return _read_marked(path)
+    begins = _beginning(path) if kind == "json" else 0
+    if kind != "parquet" and (begins or not _is_utf8(path)):
+        return _read_copy(path, begins)
     if kind == "csv":
         columns = csv_header(path)
         # All columns as text: `NA` and `null` are words, `007` is not 7. A nameless column is
@@ -49,7 +53,17 @@ def read_table(path: Path) -> Dataset:
         options["keep_default_na"] = False
         options["encoding"] = "utf-8-sig"
     try:
-        table = load_dataset(kind, data_files=glob.escape(str(path)), split="train", **options)
+        # Not from the cache of `datasets`: it knows a file by path and time, and another file that
+        # was copied there with the same time would be the old one.
+        with tempfile.TemporaryDirectory(prefix="whetstone-") as cache:
+            table = load_dataset(
+                kind,
+                data_files=glob.escape(str(path)),
+                split="train",
+                cache_dir=cache,
+                keep_in_memory=True,
+                **options,
+            )
     except (DatasetGenerationError, ValueError, OSError, TypeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -72,8 +86,22 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _read_marked(path: Path) -> Dataset:
-    """A file with bytes that are not UTF-8, by way of a copy that marks them.
+def _beginning(path: Path) -> int:
+    """How many bytes of a JSON file come before its first row: white space, a byte order mark.
+
+    Raises:
+        DataError: it does not begin as rows do, at which the reader would crash.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(BEGINNING_BYTES)
+    content = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if content[:1] not in (b"{", b"["):
+        raise DataError(f"{path} holds no rows: JSON rows begin with {{, or a list of them with [")
+    return len(head) - len(content)
+
+
+def _read_copy(path: Path, begins: int) -> Dataset:
+    """A file by way of a copy, from byte `begins` on, that marks bytes that are not UTF-8.
 
     Raises:
         DataError: its first line has such bytes, as where it is in another encoding altogether.
@@ -81,6 +109,7 @@ def _read_marked(path: Path) -> Dataset:
     with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
         copy = Path(folder) / path.name
         with path.open("rb") as source, copy.open("wb") as target:
+            source.seek(begins)
             for number, line in enumerate(source, start=1):
                 try:
                     line.decode("utf-8")
