@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import example_rows, write_csv
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe
 from training.defaults import batch_size, careful_defaults, learning_rate, warnings_about
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
-from training.layout import CHECKPOINT, RECORD, RESOLVED_RECIPE
+from training.layout import CHECKPOINT, LOCK_FILE, RECORD, RESOLVED_RECIPE
+from training.metrics import validation_metrics
 from training.train import (
     drop_torn_checkpoints,
     last_checkpoint,
@@ -126,6 +130,101 @@ def test_a_run_killed_after_it_had_stopped_early_trains_no_more(
         tmp_path / name / CHECKPOINT / "model.safetensors" for name in ("alone", "killed")
     )
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("stops_early", [True, False], ids=["stopped early", "last epoch"])
+def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_early: bool
+) -> None:
+    # The first of three epochs is the best one: whatever comes after it is worse.
+    evaluated: list[float] = []
+
+    def falling(*given: Any) -> dict[str, float]:
+        evaluated.append(1.0 - len(evaluated) / 10)
+        return validation_metrics(*given) | {"macro_f1": evaluated[-1]}
+
+    keys = {"num_train_epochs": "3", "early_stopping_patience": "0"}
+    if stops_early:
+        keys = {"num_train_epochs": "6", "early_stopping_patience": "1"}
+        monkeypatch.setattr(StopEarly, "is_time", lambda *_: len(evaluated) >= 3)
+    monkeypatch.setattr("training.train.validation_metrics", falling)
+    uninterrupted = train(recipe_at(tiny_recipe, tmp_path / "whole", **keys))
+    assert uninterrupted.record["kept_step"] == 28
+    evaluated.clear()
+    # Killed while the best model is saved, then moved to where there is room.
+    with monkeypatch.context() as patched:
+        patched.setattr("training.train._finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe_at(tiny_recipe, tmp_path / "before", **keys))
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    run = train(recipe_at(tiny_recipe, tmp_path / "after", **keys))
+    assert run.record["kept_step"] == 28
+    files = [folder.checkpoint / "model.safetensors" for folder in (run, uninterrupted)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_run_whose_best_checkpoint_is_gone_does_not_end_with_another(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="2")
+    with monkeypatch.context() as patched:
+        patched.setattr("training.train._finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe)
+    kept = last_checkpoint(tmp_path / "run")
+    state_file = Path(str(kept)) / "trainer_state.json"
+    state = json.loads(state_file.read_text("utf-8"))
+    state_file.write_text(json.dumps(state | {"best_model_checkpoint": "elsewhere/checkpoint-1"}))
+    with pytest.raises(RunError, match=r"checkpoint-1 is gone: restore it"):
+        train(recipe)
+    assert last_checkpoint(tmp_path / "run") == kept
+
+
+def test_a_base_that_got_other_weights_makes_another_run(
+    tiny_recipe: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    keys = {"model_name_or_path": str(base), "num_train_epochs": "1"}
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", **keys)
+    unfinished = recipe_at(tiny_recipe, tmp_path / "unfinished", **keys)
+    train(recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train.make_trainer", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(unfinished)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, base / "model.safetensors")
+    with pytest.raises(RunError, match="trained from other weights"):
+        train(recipe)
+    with pytest.raises(RunError, match="begun with base_model"):
+        train(unfinished)
+    # A finished run needs no base any more.
+    shutil.rmtree(base)
+    assert train(recipe).record["finished"]
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny_recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+            "print(flush=True); sys.stdin.read()",
+            folder / LOCK_FILE,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(RunError, match="another process trains in"):
+            train(recipe_at(tiny_recipe, folder, num_train_epochs="1"))
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+        holder.kill()
+    assert train(recipe_at(tiny_recipe, folder, num_train_epochs="1")).record["finished"]
 
 
 def test_a_score_that_stands_still_while_the_loss_falls_stops_nothing() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -74,6 +75,7 @@ from training.layout import (
     CHECKPOINT,
     DATA_FILE,
     FINDINGS_FILE,
+    LOCK_FILE,
     RECORD,
     REPORT,
     RESOLVED_RECIPE,
@@ -145,6 +147,7 @@ def train(
     record = {} if overwrite else _found_run(recipe.output_dir, identity)
     _refuse_other_processes(record, recipe.output_dir)
     if record.get("finished"):
+        _refuse_other_weights(record, recipe)
         logger.warning("%s is trained already: going on with it", recipe.output_dir)
         return TrainedRun(recipe.output_dir, recipe, data, record)
 
@@ -158,6 +161,7 @@ def train(
     provenance = base.provenance()
     arguments, tuning, reasons = settle(recipe, model.num_parameters(), data, base.pooling.value)
     settled = {
+        "base_model": provenance.get("sha256"),
         "pooling": base.pooling.value,
         "head_lr_factor": tuning.head_lr_factor,
         "layerwise_lr_decay": tuning.layerwise_lr_decay,
@@ -167,52 +171,49 @@ def train(
     _refuse_other_settings(record, settled, recipe.output_dir)
     last = last_checkpoint(recipe.output_dir)
     _refuse_differences(
-        {
-            "rows and recipe": identity,
-            "base model": provenance.get("sha256"),
-            "last checkpoint": last and Path(last).name,
-            **settled,
-        }
+        {"rows and recipe": identity, "last checkpoint": last and Path(last).name, **settled}
     )
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
     # All have looked at the folder before it changes.
     wait_for_all()
-    if is_first():
-        found = look_at(recipe, rows, errors, tokenizer)
-        print_findings(found, Console(stderr=True, markup=False, emoji=False))
-        # Only now, when nothing that was given can be refused any more.
-        _claim_folder(recipe.output_dir, {"identity": identity, "settled": settled}, overwrite)
-        _write_resolved_recipe(recipe, arguments, tuning, reasons, reading, base.pooling)
-        write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
-        draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
-        drop_torn_checkpoints(recipe.output_dir)
-    wait_for_all()
-    with first_then_others():
-        trainer = make_trainer(
-            *(model, tokenizer, data, arguments, tuning, reading, weights),
-            cache=recipe.output_dir / TOKENS,
-        )
+    with _alone_in(recipe.output_dir, record, overwrite) if is_first() else nullcontext():
+        if is_first():
+            found = look_at(recipe, rows, errors, tokenizer)
+            print_findings(found, Console(stderr=True, markup=False, emoji=False))
+            # Only now, when nothing that was given can be refused any more.
+            _claim_folder(recipe.output_dir, {"identity": identity, "settled": settled}, overwrite)
+            _write_resolved_recipe(recipe, arguments, tuning, reasons, reading, base.pooling)
+            write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
+            draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
+            drop_torn_checkpoints(recipe.output_dir)
+            _find_best_checkpoint(recipe.output_dir)
+        wait_for_all()
+        with first_then_others():
+            trainer = make_trainer(
+                *(model, tokenizer, data, arguments, tuning, reading, weights),
+                cache=recipe.output_dir / TOKENS,
+            )
 
-    started = time.monotonic()
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    with _graceful_interrupt(trainer), _full_disk_in_a_sentence(recipe.output_dir):
-        checkpoint = last_checkpoint(recipe.output_dir)
-        if not _had_stopped_early(trainer, checkpoint):
-            trainer.train(resume_from_checkpoint=checkpoint)
-    wait_for_all()
-    facts = {
-        "identity": identity,
-        "settled": settled,
-        "max_length": reading.max_length,
-        "window_stride": reading.window_stride,
-        "base_model": provenance,
-        "processes": processes(),
-        "fine_tuning": dataclasses.asdict(tuning),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    with _full_disk_in_a_sentence(recipe.output_dir):
-        record = _finish(trainer, recipe, facts)
+        started = time.monotonic()
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        with _graceful_interrupt(trainer), _full_disk_in_a_sentence(recipe.output_dir):
+            checkpoint = last_checkpoint(recipe.output_dir)
+            if not _had_stopped_early(trainer, checkpoint):
+                trainer.train(resume_from_checkpoint=checkpoint)
+        wait_for_all()
+        facts = {
+            "identity": identity,
+            "settled": settled,
+            "max_length": reading.max_length,
+            "window_stride": reading.window_stride,
+            "base_model": provenance,
+            "processes": processes(),
+            "fine_tuning": dataclasses.asdict(tuning),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        with _full_disk_in_a_sentence(recipe.output_dir):
+            record = _finish(trainer, recipe, facts)
     # The first has finished the folder.
     wait_for_all()
     return TrainedRun(recipe.output_dir, recipe, data, record)
@@ -230,6 +231,22 @@ def drop_torn_checkpoints(folder: Path) -> None:
             shutil.rmtree(newest)
         else:
             return
+
+
+def _find_best_checkpoint(folder: Path) -> None:
+    """Let the newest of the Trainer's own checkpoints name the best one where it lies now.
+
+    It names it by the path at which the run was begun; from another place, or as a relative path
+    in another working folder, the Trainer would neither keep nor load it, and not say so.
+    """
+    newest = last_checkpoint(folder)
+    if newest is None:
+        return
+    path = Path(newest) / "trainer_state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state.get("best_model_checkpoint"):
+        best = folder / CHECKPOINT / Path(state["best_model_checkpoint"]).name
+        write_text(path, json.dumps(state | {"best_model_checkpoint": str(best)}, indent=2) + "\n")
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -399,6 +416,19 @@ class FineTuner(Trainer):
         """By evaluations: of trials with other batches the steps are not the same."""
         done = sum("eval_loss" in entry for entry in self.state.log_history)
         super()._report_to_hp_search(trial, done, metrics)
+
+    def _load_best_model(self) -> None:
+        """As transformers does it, which only warns where there is nothing to load.
+
+        Raises:
+            RunError: the checkpoint is gone.
+        """
+        best = Path(str(self.state.best_model_checkpoint))
+        if not best.is_dir():
+            raise RunError(
+                f"the best checkpoint {best} is gone: restore it, or begin anew with --overwrite"
+            )
+        super()._load_best_model()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         found = super()._get_train_sampler(train_dataset)
@@ -585,6 +615,25 @@ def _refuse_other_settings(record: dict[str, Any], settled: dict[str, Any], fold
             )
 
 
+def _refuse_other_weights(record: dict[str, Any], recipe: Recipe) -> None:
+    """The base of a finished run may be gone; one that is there has to be the one it had.
+
+    Raises:
+        RunError: other weights have its name by now.
+    """
+    before = record.get("base_model", {}).get("sha256")
+    try:
+        base = resolve_base_model(recipe.model)
+        now = base.provenance().get("sha256")
+    except (BaseModelError, OSError, ValueError):
+        return
+    if before and now and now != before:
+        raise RunError(
+            f"{recipe.output_dir} was trained from other weights than those that {base.name} has "
+            "now: choose another --output_dir, or train anew with --overwrite"
+        )
+
+
 def _refuse_differences(facts: dict[str, Any]) -> None:
     """Processes that train one model have to start from the same; on other nodes lie other files.
 
@@ -599,6 +648,33 @@ def _refuse_differences(facts: dict[str, Any]) -> None:
                     f"process {number} has {key} {other[key]}, and process 0 {value}: give every "
                     "node the same recipe, files and base model, and one shared run folder"
                 )
+
+
+@contextmanager
+def _alone_in(folder: Path, record: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """No other process trains in `folder` meanwhile; the lock ends with its owner.
+
+    Args:
+        record: what the folder was found to hold.
+
+    Raises:
+        RunError: another process does, or has since.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            # Not flock: what the data loader forks would inherit it, and outlive a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise RunError(
+                f"another process trains in {folder}: wait for its end, or choose another "
+                "--output_dir"
+            ) from None
+        except OSError:
+            logger.warning("%s has no locks: let no other process train in it", folder)
+        if not overwrite and _read_record(folder) != record:
+            raise RunError(f"another process has trained in {folder}: give the same command again")
+        yield
 
 
 def _claim_folder(folder: Path, facts: dict[str, Any], overwrite: bool) -> None:
