@@ -52,3 +52,13 @@ def test_a_copy_with_other_golden_texts_is_replaced(package: Path) -> None:
     assert register(package) == (tag, True)
     assert (Path(bentoml.models.get(tag).path) / "golden.jsonl").read_bytes() == b""
     assert register(package) == (tag, False)
+
+
+def test_what_could_not_be_measured_is_no_hindrance(package: Path) -> None:
+    """As of a positive label that the test file has no row of."""
+    manifest = read_manifest(package)
+    metrics = {"accuracy": 1.0, "positive": {"f1": 0.0, "average_precision": None}}
+    seal_package(package, manifest.model_copy(update={"metrics": metrics}))
+    tag, _ = register(package)
+    stored = bentoml.models.get(tag)
+    assert stored.info.metadata["metrics"] == {"accuracy": 1.0, "positive": {"f1": 0.0}}

@@ -7,8 +7,10 @@ import sqlite3
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from tests.conftest import ROOT
 from tests.test_resume import SECONDS, finish, start
@@ -16,7 +18,7 @@ from training.cli import main
 from training.config import load_recipe
 from training.errors import RecipeError, RunError
 from training.train import train
-from training.tune import STUDY, tune
+from training.tune import STUDY, _space, tune
 
 FAST = {"num_train_epochs": "2", "per_device_train_batch_size": "16"}
 
@@ -86,6 +88,19 @@ def test_a_recipe_that_leaves_nothing_open_is_refused(tiny_recipe: Path, tmp_pat
     keys = {"weight_decay": "0", **FAST}
     with pytest.raises(RecipeError, match="gives every key that tune searches"):
         tune(load_recipe(tiny_recipe, {"output_dir": str(tmp_path), **keys}), 1)
+
+
+def test_the_first_trial_may_have_a_batch_that_is_no_other_choice(open_recipe: Path) -> None:
+    recipe = load_recipe(open_recipe, {})
+    del recipe.training["per_device_train_batch_size"]
+    arguments = TrainingArguments(per_device_train_batch_size=128, num_train_epochs=2)
+    space = _space(recipe, arguments)
+    study = optuna.create_study()
+    study.enqueue_trial({key: getattr(arguments, key) for key in space})
+    trial = study.ask()
+    found = {key: choose(trial) for key, choose in space.items()}
+    assert found["per_device_train_batch_size"] == 128
+    assert trial.params == found
 
 
 def test_how_many_trials_has_to_be_said(

@@ -90,10 +90,11 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
         console.print(_confusion_table(metrics))
     console.print(f"{metrics['rows']} rows: {summary(metrics)}", highlight=False)
     if positive := metrics.get("positive"):
+        area = positive["average_precision"]
         console.print(
             f"{positive['label']} from {positive['threshold']:.3f} on: precision "
             f"{positive['precision']:.4f}, recall {positive['recall']:.4f}, average precision "
-            f"{positive['average_precision'] or 0:.4f}",
+            + ("-, of no row" if area is None else f"{area:.4f}"),
             highlight=False,
         )
     if found := metrics.get("abstention"):

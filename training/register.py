@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import bentoml
 from bentoml.exceptions import NotFound
@@ -51,10 +52,22 @@ def register(package: Path) -> tuple[str, bool]:
             "classes": list(manifest.labels),
             "created_at": manifest.created_at,
             "max_length": manifest.max_length,
-            "metrics": manifest.metrics,
+            "metrics": _known(manifest.metrics),
         },
     ) as model:
         for name in PACKAGE_FILES:
             if (package / name).is_file():
                 shutil.copyfile(package / name, model.path_of(name))
     return tag, True
+
+
+def _known(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Without what could not be measured, such as of a label without a row: BentoML takes no None.
+
+    In the manifest it stays.
+    """
+    return {
+        key: _known(value) if isinstance(value, dict) else value
+        for key, value in metrics.items()
+        if value is not None
+    }

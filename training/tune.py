@@ -198,6 +198,8 @@ def _space(
 ) -> dict[str, Callable[[optuna.Trial], Any]]:
     """How each key is chosen that the recipe leaves open."""
     rate, epochs = arguments.learning_rate, round(arguments.num_train_epochs)
+    # The first trial is the recipe as it would be trained, whose batch may be another.
+    batches = sorted({*BATCH_SIZES, arguments.per_device_train_batch_size})
     space: dict[str, Callable[[optuna.Trial], Any]] = {
         "learning_rate": lambda trial: trial.suggest_float(
             "learning_rate", rate / RATES, rate * RATES, log=True
@@ -206,7 +208,7 @@ def _space(
             "num_train_epochs", max(1, epochs // 2), epochs * 2
         ),
         "per_device_train_batch_size": lambda trial: trial.suggest_categorical(
-            "per_device_train_batch_size", BATCH_SIZES
+            "per_device_train_batch_size", batches
         ),
         "weight_decay": lambda trial: trial.suggest_categorical("weight_decay", DECAYS),
     }
