@@ -42,6 +42,8 @@ from service.model_package import (
 # A batch holds at most this many tokens, padding included: past a few thousand, larger batches
 # only cost memory (attention grows with the square of the length).
 BATCH_TOKENS = 4096
+# Texts that are encoded before the first of them is answered.
+TEXTS_AT_ONCE = 10_000
 # When a golden answer counts as the same: int8 kernels differ a little by processor.
 GOLDEN_SCORE_TOLERANCE = 0.02
 GOLDEN_MARGIN = 0.05
@@ -280,11 +282,13 @@ class Classifier:
             batch_size: windows in a batch at most.
             on_batch: called with a number of texts answered, for a progress bar.
         """
-        if not texts:
-            return []
-        encoded = self.encode(texts)
-        logits = self.window_logits(encoded, batch_size=batch_size, on_batch=on_batch)
-        return self.predictions(encoded, logits)
+        answers: list[Prediction] = []
+        # Part by part: the encodings of a million texts fill a memory.
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            encoded = self.encode(texts[first : first + TEXTS_AT_ONCE])
+            logits = self.window_logits(encoded, batch_size=batch_size, on_batch=on_batch)
+            answers += self.predictions(encoded, logits)
+        return answers
 
     def window_logits(
         self,

@@ -84,6 +84,23 @@ def test_only_what_was_cut_off_counts_as_truncated(classifier: Classifier) -> No
     assert long.tokens == classifier.manifest.max_length
 
 
+def test_many_texts_are_answered_part_by_part(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = classifier.classify(TEXTS)
+    monkeypatch.setattr("service.classifier.TEXTS_AT_ONCE", 8)
+    sizes: list[int] = []
+    encode = classifier.encode
+    monkeypatch.setattr(
+        classifier, "encode", lambda texts: sizes.append(len(texts)) or encode(texts)
+    )
+    answered: list[int] = []
+    parts = classifier.classify(TEXTS, on_batch=answered.append)
+    assert max(sizes) == 8 and sum(sizes) == sum(answered) == len(TEXTS)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
+
+
 def test_no_texts_no_answers(classifier: Classifier) -> None:
     assert classifier.classify([]) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ def _refused(run: TrainedRun, reason: str) -> None:
         export(run)
     assert verify_package(run.folder / "package") == before
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_parity_texts_of_a_very_long_one_fit_a_memory() -> None:
+    text = "a b " * 50_000
+    tracemalloc.start()
+    chosen = parity_texts([text, "short"], max_length=128)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    assert max(len(text.split()) for text in chosen if text != "a b " * 50_000) > 128
 
 
 def test_parity_texts_mix_lengths_and_go_beyond_the_limit() -> None:

@@ -156,6 +156,50 @@ def test_a_parquet_column_of_times_becomes_text(
     assert read(tmp_path / target)[0]["at"].startswith("2024-01-31")
 
 
+def test_parquet_columns_of_every_type_come_through(classifier: Classifier, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        {
+            "text": pyarrow.array([TEXTS[0].encode(), None, b"caf\xe9"], pyarrow.binary()),
+            "counts": pyarrow.array(
+                [[("a", 1)], [], None], pyarrow.map_(pyarrow.string(), pyarrow.int64())
+            ),
+        }
+    )
+    source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    parquet.write_table(table, source)
+    predict(classifier, source, target, DataArguments())
+    found = parquet.read_table(target)
+    assert found.select(["text", "counts"]) == table
+    assert found["label"][0].as_py() == classifier.classify(TEXTS[:1])[0].label
+    assert found["error"].to_pylist() == [
+        None,
+        "the text is missing",
+        "the text holds bytes that are not UTF-8",
+    ]
+
+
+def test_a_number_that_parquet_cannot_hold_is_one_sentence(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "a", "n": 2**70}])
+    with pytest.raises(DataError, match="rows differ too much for one table"):
+        predict(classifier, source, tmp_path / "out.parquet", DataArguments())
+
+
+def test_two_parquet_columns_of_one_name_are_named(classifier: Classifier, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    source = tmp_path / "in.parquet"
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), source)
+    with pytest.raises(DataError, match="two columns named 'text'"):
+        predict(classifier, source, tmp_path / "out.csv", DataArguments())
+
+
 def test_a_byte_order_mark_is_not_part_of_the_first_column(
     classifier: Classifier, tmp_path: Path
 ) -> None:

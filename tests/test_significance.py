@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from training import significance
 from training.significance import (
+    RESAMPLES,
     Difference,
     Metric,
     holm,
@@ -143,3 +145,13 @@ def test_labels_with_hardly_a_change_do_not_hide_one_that_lost_most_of_its_rows(
     changes = label_changes(one_hot(truth, 77), one_hot(before, 77), one_hot(after, 77), 0.05)
     assert changes[0] < 0.05
     assert changes[1:].min() > 0.05
+
+
+def test_resamples_of_many_rows_fit_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "WEIGHTS_AT_ONCE", 70)
+    blocks = list(significance._resamples(10))
+    assert {len(block) for block in blocks} <= {7, RESAMPLES % 7}
+    assert sum(map(len, blocks)) == RESAMPLES
+    assert all((block.sum(axis=1) == 10).all() for block in blocks)
+    (one, *_) = significance._resamples(1000)
+    assert one.shape == (1, 1000)

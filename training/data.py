@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from service.model_package import Task, Text
 from training.config import DataArguments
 from training.errors import DataError
 from training.findings import Errors, Rows, find_errors
-from training.tables import UNDECODABLE, read_table
+from training.tables import marked, plain, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -173,11 +172,11 @@ def rows_of(table: Dataset, where: str, arguments: DataArguments) -> Rows:
     undecodable = {
         row
         for row, (text, names) in enumerate(zip(texts, labels, strict=True))
-        if _marked(text) or any(map(_marked, names))
+        if marked(text) or any(map(marked, names))
     }
     if pair_column is not None:
         pairs = _values(table, pair_column)
-        undecodable |= {row for row, text in enumerate(pairs) if _marked(text)}
+        undecodable |= {row for row, text in enumerate(pairs) if marked(text)}
         texts = list(zip(texts, pairs, strict=True))
     return Rows(where, texts, labels, multi_label, frozenset(undecodable))
 
@@ -236,7 +235,7 @@ def read_texts(path: Path, arguments: DataArguments) -> list[Text]:
             )
         values = _values(table, column)
         for row, value in enumerate(values, start=1):
-            if value is None or not str(value).strip() or _marked(value):
+            if value is None or not str(value).strip() or marked(value):
                 raise DataError(f"{path}: row {row} has no text in {column!r}: fill or remove it")
         read.append([str(value) for value in values])
     if len(read) == 1:
@@ -261,10 +260,6 @@ def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text
             f"all: give 1 to {MOST_GOLDEN_TEXTS}, or golden_file: {NO_GOLDEN}"
         )
     return texts
-
-
-def _marked(text: object) -> bool:
-    return isinstance(text, str) and UNDECODABLE in text
 
 
 def stratified_split(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -351,15 +346,7 @@ def _read_hub(arguments: DataArguments) -> dict[str, tuple[Dataset, str]]:
 
 def _values(table: Dataset, column: str) -> list[Any]:
     """A column's values; Parquet of Hive and old Spark has strings as bytes, others NaN as None."""
-    return [_plain(value) for value in table[column][:]]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return re.sub("[\udc80-\udcff]+", UNDECODABLE, value.decode("utf-8", "surrogateescape"))
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if value != value else value
+    return [plain(value) for value in table[column][:]]
 
 
 def _refuse_times(table: Dataset, column: str, where: str) -> None:

@@ -110,23 +110,25 @@ def encode_split(
     """
     from datasets import Dataset
 
-    targets = make_targets(split, labels, task).tolist()
+    targets = make_targets(split, labels, task)
     file = None
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
         # With every call a tokenizer changes what it says of truncation and padding.
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state |= {"truncation": None, "padding": None}
-        content = [state, reading.tokenizer_options(), split.texts, targets]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        file = str(cache / f"{digest}.arrow")
+        content = [state, reading.tokenizer_options(), split.texts]
+        digest = hashlib.sha256(json.dumps(content).encode())
+        digest.update(targets.tobytes())
+        file = str(cache / f"{digest.hexdigest()}.arrow")
 
     def encode(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         pairs = {"text_pair": rows["text_pair"]} if "text_pair" in rows else {}
         encoded = dict(tokenizer(rows["text"], **pairs, **reading.tokenizer_options()))
         owners = encoded.pop("overflow_to_sample_mapping", range(len(indices)))
         texts = [indices[owner] for owner in owners]
-        return {**encoded, "labels": [targets[text] for text in texts], "owner": texts}
+        # As numbers of Python's no more than a batch at a time: with many labels they are large.
+        return {**encoded, "labels": targets[texts].tolist(), "owner": texts}
 
     columns = {"text": [t if isinstance(t, str) else t[0] for t in split.texts]}
     if split.texts and isinstance(split.texts[0], tuple):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.classifier import Classifier, EncodedText, Prediction
+from service.classifier import TEXTS_AT_ONCE, Classifier, EncodedText, Prediction
 from service.decisions import FloatArray, aggregate_windows, probabilities
 from service.model_package import (
     CARD_FILE,
@@ -267,7 +267,13 @@ def _draft(run: TrainedRun) -> Manifest:
 def _profile(run: TrainedRun, classifier: Classifier, answers: list[Prediction]) -> Profile:
     """Label priors and token lengths of the training split, confidences on validation."""
     counts = Counter(label for labels in run.data.train.labels for label in labels)
-    lengths = [sum(map(len, text.windows)) for text in classifier.encode(run.data.train.texts)]
+    texts = run.data.train.texts
+    # Part by part: the encodings of a million texts fill a memory, and only lengths are wanted.
+    lengths = [
+        sum(map(len, text.windows))
+        for first in range(0, len(texts), TEXTS_AT_ONCE)
+        for text in classifier.encode(texts[first : first + TEXTS_AT_ONCE])
+    ]
     length_counts, length_edges = np.histogram(
         lengths, bins=LENGTH_BINS, range=(0, max(classifier.manifest.max_length, max(lengths)))
     )

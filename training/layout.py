@@ -20,7 +20,7 @@ COMPARE_FILE = "compare.json"
 FLIPS_FILE = "flips.csv"
 RECORD = "training.json"
 RESOLVED_RECIPE = "resolved_recipe.yaml"
-LOCK_FILE = ".lock"
+LOCK_FILE = "training.lock"
 # Everything that a run makes, and so all that `--overwrite` removes.
 RUN_FOLDERS = (CHECKPOINT, PACKAGE, REPORT, TRACKING, TOKENS)
 RUN_FILES = (RECORD, RESOLVED_RECIPE, METRICS_FILE)

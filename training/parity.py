@@ -132,8 +132,9 @@ def parity_texts(texts: list[Text], max_length: int) -> list[Text]:
         return len(text) if isinstance(text, str) else sum(map(len, text))
 
     def over_long(text: str) -> str:
-        # A word is one token at least.
-        return " ".join((text + " word").split() * max_length)[: 20 * max_length]
+        # A word is one token at least. Of a text that is long already the beginning is enough.
+        most = 20 * max_length
+        return " ".join((text[:most] + " word").split() * max_length)[:most]
 
     by_length = sorted(texts, key=characters)
     chosen = np.unique(np.linspace(0, len(by_length) - 1, PARITY_TEXTS - 1).astype(int))

@@ -21,7 +21,7 @@ from training.config import DataArguments, columns_of
 from training.errors import DataError
 from training.findings import text_problem
 from training.progress import progress
-from training.tables import csv_header, refuse_undecodable
+from training.tables import csv_header, marked, plain, refuse_doubled, refuse_undecodable
 
 CHUNK_ROWS = 1024
 # A lone surrogate cannot be written as UTF-8; escaped, it is what JSON had.
@@ -127,14 +127,17 @@ def _text_columns(classifier: Classifier, arguments: DataArguments) -> list[str]
 
 def _problem(row: Row, columns: list[str]) -> str | None:
     """Why a row cannot be classified, or None."""
-    found = (text_problem(row.get(column)) for column in columns)
+    values = [plain(row.get(column)) for column in columns]
+    if any(map(marked, values)):
+        return "the text holds bytes that are not UTF-8"
+    found = map(text_problem, values)
     return next((problem[1] for problem in found if problem is not None), None)
 
 
 def _text(row: Row, columns: list[str]) -> Text:
     if len(columns) == 1:
-        return str(row[columns[0]])
-    return str(row[columns[0]]), str(row[columns[1]])
+        return str(plain(row[columns[0]]))
+    return str(plain(row[columns[0]])), str(plain(row[columns[1]]))
 
 
 def _cells(answer: Prediction, labels: Sequence[str], separator: str | None) -> Row:
@@ -156,7 +159,9 @@ def _columns(source: Path) -> list[str]:
         raise DataError(f"there is no file {source}")
     kind = _kind(source)
     if kind == "parquet":
-        return list(_parquet_file(source).schema_arrow.names)
+        names = list(_parquet_file(source).schema_arrow.names)
+        refuse_doubled(source, names)
+        return names
     refuse_undecodable(source)
     if kind == "csv":
         return csv_header(source)
@@ -285,13 +290,14 @@ def _parquet_writer(
         try:
             if writer is None:
                 # JSON states no types: the first rows decide.
-                guessed = {n: pyarrow.array([row.get(n) for row in rows]).type for n in columns}
-                kinds = [types.get(name) or guessed[name] for name in names]
-                kinds = [pyarrow.string() if kind == pyarrow.null() else kind for kind in kinds]
-                fields = zip(names, kinds, strict=True)
-                writer = parquet.ParquetWriter(path, pyarrow.schema(list(fields)))
+                for name in names:
+                    if name not in types:
+                        kind = pyarrow.array([row.get(name) for row in rows]).type
+                        types[name] = pyarrow.string() if kind == pyarrow.null() else kind
+                fields = ((name, types[name]) for name in names)
+                writer = parquet.ParquetWriter(path, pyarrow.schema(fields))
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=writer.schema))
-        except (pyarrow.ArrowException, UnicodeEncodeError) as failure:
+        except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as failure:
             raise DataError(f"{source}: rows differ too much for one table: {failure}") from None
 
     try:

@@ -145,9 +145,13 @@ def _repeated_texts(sound: Mapping[str, Sound]) -> Iterator[Finding]:
         duplicates: list[int] = []
         conflicting: list[int] = []
         for group in repeated.values():
-            labels = [frozenset(rows.labels[row]) for row in group]
-            duplicates += [row for n, row in enumerate(group) if labels[n] in labels[:n]]
-            if len(set(labels)) > 1:
+            seen: set[frozenset[str]] = set()
+            for row in group:
+                labels = frozenset(rows.labels[row])
+                if labels in seen:
+                    duplicates.append(row)
+                seen.add(labels)
+            if len(seen) > 1:
                 conflicting += group[1:]
         message = "the same text with the same label stands there before: it counts several times"
         yield from _warn("duplicate_rows", name, rows, sorted(duplicates), message)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 RESAMPLES = 2000
-# Resamples at once: their weights, of shape (RESAMPLES_AT_ONCE, rows), fit any memory.
+# Resamples at once, of many rows fewer: their weights, of shape (resamples, rows), fit any memory.
 RESAMPLES_AT_ONCE = 100
+WEIGHTS_AT_ONCE = 10_000_000
 CONFIDENCE = 0.95
 
 Metric = Literal["accuracy", "macro_f1", "micro_f1"]
@@ -156,14 +157,15 @@ def label_f1(truth: np.ndarray, answered: np.ndarray) -> np.ndarray:
 
 
 def _resamples(rows: int) -> Iterator[np.ndarray]:
-    """How often each row was drawn, in blocks of shape (RESAMPLES_AT_ONCE, rows); always alike."""
+    """How often each row was drawn, in blocks of shape (resamples, rows); always alike."""
     random = np.random.default_rng(0)
-    # Each resample counts in a stretch of its own.
-    stretches = np.arange(RESAMPLES_AT_ONCE)[:, None] * rows
-    for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
-        drawn = random.integers(0, rows, (RESAMPLES_AT_ONCE, rows)) + stretches
-        counts = np.bincount(drawn.ravel(), minlength=RESAMPLES_AT_ONCE * rows)
-        yield counts.reshape(RESAMPLES_AT_ONCE, rows).astype(np.float32)
+    at_once = max(1, min(RESAMPLES_AT_ONCE, WEIGHTS_AT_ONCE // rows))
+    for first in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - first)
+        # Each resample counts in a stretch of its own.
+        drawn = random.integers(0, rows, (size, rows)) + np.arange(size)[:, None] * rows
+        counts = np.bincount(drawn.ravel(), minlength=size * rows)
+        yield counts.reshape(size, rows).astype(np.float32)
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

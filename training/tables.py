@@ -8,6 +8,7 @@ import glob
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,20 @@ def read_table(path: Path) -> Dataset:
     return table
 
 
+def plain(value: Any) -> Any:
+    """A value of a table as CSV or JSON would have it; bytes that are not UTF-8 are marked."""
+    if isinstance(value, bytes):
+        return re.sub("[\udc80-\udcff]+", UNDECODABLE, value.decode("utf-8", "surrogateescape"))
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return None if value != value else value
+
+
+def marked(text: object) -> bool:
+    """Whether it held bytes that are not UTF-8."""
+    return isinstance(text, str) and UNDECODABLE in text
+
+
 def _is_utf8(path: Path) -> bool:
     with path.open("rb") as handle:
         try:
@@ -142,10 +157,15 @@ def csv_header(path: Path) -> list[str]:
             raise DataError(f"{path}, line {reader.line_num}: more cells than columns")
     if not columns:
         raise DataError(f"{path} is empty: it has no header")
+    refuse_doubled(path, columns)
+    return columns
+
+
+def refuse_doubled(path: Path, columns: Sequence[str]) -> None:
+    """Raise DataError where two columns have one name."""
     doubled = [column for column, count in Counter(columns).items() if count > 1]
     if doubled:
         raise DataError(f"{path} has two columns named {doubled[0]!r}")
-    return columns
 
 
 def refuse_undecodable(path: Path) -> None:
