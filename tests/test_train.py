@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import TrainingArguments
 
 from tests.conftest import example_rows, write_csv
 from training.callbacks import Progress, StopEarly
@@ -27,6 +28,7 @@ from training.train import (
     last_checkpoint,
     open_run,
     train,
+    use_one_gpu,
 )
 
 LABELS = ["delivery", "praise", "returns"]
@@ -653,6 +655,19 @@ def test_bf16_where_it_is_emulated_is_warned_of(monkeypatch: pytest.MonkeyPatch)
     assert "no instructions for it" in found
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     assert not warnings_about({"bf16": True, "use_cpu": True}, 23_000_000)
+
+
+def test_a_process_trains_on_one_gpu_of_several(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    use_one_gpu(arguments)
+    assert not caplog.text
+    arguments._n_gpu = 8
+    assert arguments.train_batch_size == 8 * arguments.per_device_train_batch_size
+    use_one_gpu(arguments)
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size
+    assert "torchrun --nproc_per_node 8" in caplog.text
 
 
 def test_processes_share_a_batch() -> None:

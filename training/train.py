@@ -334,6 +334,7 @@ def settle(
     values["logging_dir"] = str(recipe.output_dir / TRACKING)
     places = {"output_dir": str(recipe.output_dir / CHECKPOINT)}
     arguments = parse_training_arguments(values | recipe.training | places)
+    use_one_gpu(arguments)
     if arguments.label_smoothing_factor and data.task == "multi_label":
         raise RecipeError(
             "label_smoothing_factor is for one label a row, and this data has several: leave it out"
@@ -358,6 +359,23 @@ def settle(
     )
     reasons = {k: default.reason for k, default in (defaults | own).items() if k not in given}
     return arguments, tuning, reasons
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Let a process train on one GPU, however many there are.
+
+    The Trainer would split each batch among them (`DataParallel`, which PyTorch's documentation
+    advises against), and with so many GPUs make it so many times larger, which neither rate nor
+    number of steps would suit.
+    """
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "one of %d GPUs is used: for all of them start `torchrun --nproc_per_node %d -m "
+            "training train` with the same recipe",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
 
 
 class SeededLengthSampler(LengthGroupedSampler):
