@@ -511,6 +511,8 @@ def test_labels_that_are_equal_numbers_are_not_the_same(tmp_path: Path) -> None:
 def test_labels_that_json_takes_for_dates_are_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "2024-01-31"}])
     assert "column 'label' was read as dates, not as text" in refusal(read, path)
+    path = write_jsonl(path, [{"text": "a", "label": ["2024-01-31"]}])
+    assert "column 'label' was read as dates, not as text" in refusal(read, path)
 
 
 @pytest.mark.parametrize("before", ["\ufeff", "\n  ", "\ufeff\r\n"])
@@ -526,6 +528,14 @@ def test_what_stands_before_the_first_row_is_passed_over(
 def test_json_without_rows_is_refused(tmp_path: Path, content: str) -> None:
     said = refusal(read_text, tmp_path, content, "rows.json")
     assert "rows.json holds no rows: JSON rows begin with {" in said
+
+
+def test_json_of_another_encoding_is_named(tmp_path: Path) -> None:
+    """As PowerShell writes what is sent to a file."""
+    content = json.dumps(ROWS).encode("utf-16")
+    assert "rows.json, line 1: byte 1 is not UTF-8" in refusal(
+        read_text, tmp_path, content, "rows.json"
+    )
 
 
 def test_a_file_that_took_the_place_and_the_time_of_another_is_read(tmp_path: Path) -> None:

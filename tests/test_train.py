@@ -14,19 +14,23 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import example_rows, write_csv
 from training.callbacks import Progress, StopEarly
-from training.config import load_recipe
+from training.config import load_recipe, parse_training_arguments
+from training.data import load_data
 from training.defaults import batch_size, careful_defaults, learning_rate, warnings_about
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.layout import CHECKPOINT, LOCK_FILE, RECORD, RESOLVED_RECIPE
 from training.metrics import validation_metrics
+from training.run_lock import alone_in
 from training.train import (
     drop_torn_checkpoints,
     last_checkpoint,
     open_run,
+    refuse_unexportable,
+    settle,
     train,
     use_one_gpu,
 )
@@ -205,28 +209,77 @@ def test_a_base_that_got_other_weights_makes_another_run(
     assert train(recipe).record["finished"]
 
 
+LOCKED = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process finds the lock of a run folder taken."""
+    found = subprocess.run(
+        [sys.executable, "-c", LOCKED, folder / LOCK_FILE], capture_output=True, text=True
+    )
+    assert found.returncode == 0 or "BlockingIOError" in found.stderr
+    return found.returncode != 0
+
+
+def test_a_folder_is_locked_while_it_is_trained_in(tiny_recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    found: list[bool] = []
+
+    class Look(TrainerCallback):
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            found.append(is_locked(folder))
+
+    train(recipe_at(tiny_recipe, folder, num_train_epochs="1"), callbacks=[Look()])
+    assert found == [True]
+    assert not is_locked(folder)
+
+
 def test_two_processes_do_not_train_in_one_folder(tiny_recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
+    hold = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
     holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
-            "print(flush=True); sys.stdin.read()",
-            folder / LOCK_FILE,
-        ],
+        [sys.executable, "-c", hold + "print(flush=True); sys.stdin.read()", folder / LOCK_FILE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert holder.stdin is not None and holder.stdout is not None
     with holder:
         holder.stdout.readline()
-        with pytest.raises(RunError, match="another process trains in"):
+        with pytest.raises(RunError, match="another process works in"):
             train(recipe_at(tiny_recipe, folder, num_train_epochs="1"))
         assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
         holder.kill()
     assert train(recipe_at(tiny_recipe, folder, num_train_epochs="1")).record["finished"]
+
+
+def test_what_another_process_has_trained_meanwhile_is_not_trained_again(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
+
+    def meanwhile(*given: Any) -> None:
+        refuse_unexportable(*given)
+        monkeypatch.setattr("training.train.refuse_unexportable", refuse_unexportable)
+        train(recipe)
+
+    monkeypatch.setattr("training.train.refuse_unexportable", meanwhile)
+    with pytest.raises(RunError, match="another process has trained in"):
+        train(recipe)
+    assert train(recipe).record["finished"]
+
+
+def test_a_folder_that_got_nothing_but_its_lock_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "run").exists()
+    with alone_in(tmp_path / "run"):
+        # What is done in it may be part of a chain that has the lock already.
+        with alone_in(tmp_path / "run"):
+            assert is_locked(tmp_path / "run")
+        assert is_locked(tmp_path / "run")
+        (tmp_path / "run" / RECORD).touch()
+    assert not is_locked(tmp_path / "run")
 
 
 def test_a_score_that_stands_still_while_the_loss_falls_stops_nothing() -> None:
@@ -424,16 +477,54 @@ def test_the_last_weights_are_said_to_be_the_last_ones(tiny_recipe: Path, tmp_pa
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
-@pytest.mark.parametrize("torn", ["", "{"])
-def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, torn: str) -> None:
-    for step, state in ((20, '{"global_step": 20}'), (100, torn)):
+WHOLE = {
+    "model.safetensors": "",
+    "optimizer.pt": "",
+    "rng_state.pth": "",
+    "trainer_state.json": '{"global_step": 20}',
+}
+
+
+@pytest.mark.parametrize("lacks", ["model.safetensors", "rng_state.pth", "trainer_state.json", "{"])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, lacks: str) -> None:
+    torn = {**WHOLE, "trainer_state.json": "{"} if lacks == "{" else WHOLE
+    for step, files in ((20, WHOLE), (100, torn)):
         folder = tmp_path / CHECKPOINT / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        (folder / "model.safetensors").touch()
-        if state:
-            (folder / "trainer_state.json").write_text(state)
+        for name, content in files.items():
+            if step == 20 or name != lacks:
+                (folder / name).write_text(content)
     drop_torn_checkpoints(tmp_path)
     assert Path(last_checkpoint(tmp_path) or "").name == "checkpoint-20"
+
+
+def test_a_checkpoint_is_whole_when_every_process_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = tmp_path / CHECKPOINT / "checkpoint-20"
+    folder.mkdir(parents=True)
+    for name, content in (WHOLE | {"rng_state_0.pth": "", "rng_state_1.pth": ""}).items():
+        (folder / name).write_text(content)
+    drop_torn_checkpoints(tmp_path)
+    assert last_checkpoint(tmp_path) is not None
+    (folder / "rng_state_1.pth").unlink()
+    drop_torn_checkpoints(tmp_path)
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_run_killed_before_its_checkpoints_were_deleted_loses_them_later(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
+    with monkeypatch.context() as patched:
+        patched.setattr("training.train._drop_means_of_going_on", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe)
+    assert last_checkpoint(tmp_path / "run") is not None
+    assert train(recipe).record["finished"]
+    assert last_checkpoint(tmp_path / "run") is None
+    assert not (tmp_path / "run" / "tokens").exists()
 
 
 def test_a_finished_run_without_its_checkpoint_is_trained_again(
@@ -668,6 +759,21 @@ def test_a_process_trains_on_one_gpu_of_several(
     use_one_gpu(arguments)
     assert arguments.train_batch_size == arguments.per_device_train_batch_size
     assert "torchrun --nproc_per_node 8" in caplog.text
+
+
+def test_the_arguments_of_a_run_are_for_one_gpu(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(tiny_recipe, tmp_path / "run")
+
+    def with_several(values: Any) -> TrainingArguments:
+        arguments = parse_training_arguments(values)
+        arguments._n_gpu = 8
+        return arguments
+
+    monkeypatch.setattr("training.train.parse_training_arguments", with_several)
+    arguments, _, _ = settle(recipe, 1_000_000, load_data(recipe.data, 0), "model")
+    assert arguments.n_gpu == 1
 
 
 def test_processes_share_a_batch() -> None:

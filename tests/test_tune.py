@@ -7,18 +7,18 @@ import sqlite3
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
-from transformers import TrainingArguments
 
 from tests.conftest import ROOT
 from tests.test_resume import SECONDS, finish, start
 from training.cli import main
 from training.config import load_recipe
+from training.defaults import batch_size
 from training.errors import RecipeError, RunError
+from training.layout import LOCK_FILE
 from training.train import train
-from training.tune import STUDY, _space, tune
+from training.tune import BATCH_SIZES, STUDY, tune
 
 FAST = {"num_train_epochs": "2", "per_device_train_batch_size": "16"}
 
@@ -56,13 +56,15 @@ def test_the_best_trial_becomes_a_recipe(
     # The trials' patience, whatever would be computed from the epochs found.
     assert recipe.tuning.early_stopping_patience == 3
     # Trials are no run: the recipe's own can be made beside them, and each trial has its curve.
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, LOCK_FILE}
     assert {path.name for path in (folder / "tensorboard").iterdir()} == {
         "trial-1",
         "trial-2",
         "trial-3",
     }
     assert train(recipe).record["finished"]
+    assert main(words(open_recipe, tmp_path / "run", 3)) == 0
+    assert f"next: whetstone run {folder / 'recipe.yaml'} --overwrite\n" in capsys.readouterr().out
 
 
 def test_it_goes_on_with_the_trials_that_are_there(open_recipe: Path, tmp_path: Path) -> None:
@@ -90,17 +92,15 @@ def test_a_recipe_that_leaves_nothing_open_is_refused(tiny_recipe: Path, tmp_pat
         tune(load_recipe(tiny_recipe, {"output_dir": str(tmp_path), **keys}), 1)
 
 
-def test_the_first_trial_may_have_a_batch_that_is_no_other_choice(open_recipe: Path) -> None:
-    recipe = load_recipe(open_recipe, {})
-    del recipe.training["per_device_train_batch_size"]
-    arguments = TrainingArguments(per_device_train_batch_size=128, num_train_epochs=2)
-    space = _space(recipe, arguments)
-    study = optuna.create_study()
-    study.enqueue_trial({key: getattr(arguments, key) for key in space})
-    trial = study.ask()
-    found = {key: choose(trial) for key, choose in space.items()}
-    assert found["per_device_train_batch_size"] == 128
-    assert trial.params == found
+def test_every_default_batch_is_one_of_the_choices() -> None:
+    """A study that was begun on another device has to know the same."""
+    found = {
+        batch_size(parameters, seen, cuda=cuda)
+        for parameters in (23_000_000, 110_000_000)
+        for seen in (0, 20_000, 40_000, 100_000, 10_000_000)
+        for cuda in (True, False)
+    }
+    assert {16, 32, 64, 128} == found <= set(BATCH_SIZES)
 
 
 def test_how_many_trials_has_to_be_said(

@@ -190,6 +190,25 @@ class BaseModel:
                 return found | {"weights_file": file, "sha256": file_record(Path(path)).sha256}
         return found
 
+    def weights_here(self) -> Path | None:
+        """The file of the weights where it lies on this machine already; no hub is asked."""
+        from huggingface_hub import try_to_load_from_cache
+
+        for file in WEIGHTS_FILES:
+            path = Path(self.location) / file
+            if not Path(self.location).is_dir():
+                try:
+                    cached = try_to_load_from_cache(
+                        self.location, file, revision=self.options.get("revision")
+                    )
+                except ValueError:
+                    # A folder that is gone is no name of the hub's.
+                    return None
+                path = Path(cached) if isinstance(cached, str) else path
+            if path.is_file():
+                return path
+        return None
+
     def _failure(self, error: Exception) -> BaseModelError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if Path(self.location).is_dir():

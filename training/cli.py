@@ -261,6 +261,7 @@ def run(parsed: argparse.Namespace) -> None:
 def tune(parsed: argparse.Namespace) -> None:
     """`whetstone tune RECIPE --trials N`"""
     recipe, overwrite = _recipe(parsed)
+    from training.layout import RECORD
     from training.tune import PICTURE, STUDY, print_trials
     from training.tune import tune as search
 
@@ -269,7 +270,9 @@ def tune(parsed: argparse.Namespace) -> None:
     tuned = search(recipe, int(parsed.trials), overwrite=overwrite)
     print_trials(tuned)
     print(f"written: {tuned.recipe}, {tuned.folder / PICTURE}, {tuned.folder / STUDY}")
-    print(f"next: whetstone run {tuned.recipe}")
+    # A run of the recipe that was searched around may lie there.
+    replace = " --overwrite" if (recipe.output_dir / RECORD).exists() else ""
+    print(f"next: whetstone run {tuned.recipe}{replace}")
 
 
 def predict(parsed: argparse.Namespace) -> None:

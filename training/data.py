@@ -212,7 +212,7 @@ def read_labelled(
     kept = errors.kept["test"]
     slices = {}
     for column in columns:
-        values = table[column][:]
+        values = _values(table, column)
         slices[column] = ["" if values[row] is None else str(values[row]) for row in kept]
     return Labelled(usable_rows(rows, kept), np.asarray(kept, dtype=int), errors.rows, slices)
 
@@ -351,7 +351,9 @@ def _values(table: Dataset, column: str) -> list[Any]:
 
 def _refuse_times(table: Dataset, column: str, where: str) -> None:
     """Raise DataError where labels were read as times: how they were written is lost."""
-    if str(getattr(table.features[column], "dtype", "")).startswith(("timestamp", "date", "time")):
+    feature = table.features[column]
+    kind = str(getattr(getattr(feature, "feature", feature), "dtype", ""))
+    if kind.startswith(("timestamp", "date", "time")):
         raise DataError(
             f"{where}: column {column!r} was read as dates, not as text: give it as CSV, where "
             "every column is text"

@@ -46,6 +46,7 @@ from training.gates import parse_gates
 from training.layout import PACKAGE
 from training.metrics import all_metrics, validation_metrics
 from training.parity import TorchCheckpoint, check_parity
+from training.run_lock import alone_in
 
 if TYPE_CHECKING:
     from training.train import TrainedRun
@@ -80,6 +81,7 @@ def export(run: TrainedRun) -> Path:
     target = run.folder / PACKAGE
     golden_texts = _golden_texts(run)
     with (
+        alone_in(run.folder),
         replacing_folder(target) as folder,
         tempfile.TemporaryDirectory(prefix="whetstone-") as temporary,
     ):

@@ -23,6 +23,7 @@ from training.layout import METRICS_FILE, REPORT, REPORT_FILE
 from training.publish import check_place, publish
 from training.register import register
 from training.report import write_report
+from training.run_lock import alone_in
 from training.train import TrainedRun, train
 
 
@@ -39,9 +40,14 @@ def run_chain(
     """
     if publish_to is not None and is_first():
         check_place(publish_to)
-    run = train(recipe, overwrite=overwrite)
-    if not is_first():
-        return None
+    # The package is made from the checkpoint that another `--overwrite` would delete.
+    with alone_in(recipe.output_dir):
+        run = train(recipe, overwrite=overwrite)
+        return _go_on(run, publish_to) if is_first() else None
+
+
+def _go_on(run: TrainedRun, publish_to: str | None) -> str:
+    """Everything after training; the summary."""
     package = export(run)
     print_selection(read_manifest(package).selection)
     measured = _measure(run, package)

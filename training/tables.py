@@ -31,7 +31,7 @@ def read_table(path: Path) -> Dataset:
     Raises:
         DataError: it is absent, of another format, or malformed.
     """
-    from datasets import DatasetDict, Features, Value, load_dataset
+    from datasets import DatasetDict, Features, Value, config, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     kind = FORMATS.get(path.suffix.lower())
@@ -54,15 +54,17 @@ def read_table(path: Path) -> Dataset:
         options["keep_default_na"] = False
         options["encoding"] = "utf-8-sig"
     try:
-        # Not from the cache of `datasets`: it knows a file by path and time, and another file that
-        # was copied there with the same time would be the old one.
-        with tempfile.TemporaryDirectory(prefix="whetstone-") as cache:
+        # Not what `datasets` keeps: it knows a file by path and time, and another file that was
+        # copied there with the same time would be the old one. What is mapped into memory stays
+        # when its name is gone.
+        kept = Path(config.HF_DATASETS_CACHE)
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="whetstone-", dir=kept) as cache:
             table = load_dataset(
                 kind,
                 data_files=glob.escape(str(path)),
                 split="train",
                 cache_dir=cache,
-                keep_in_memory=True,
                 **options,
             )
     except (DatasetGenerationError, ValueError, OSError, TypeError) as error:
@@ -111,6 +113,7 @@ def _beginning(path: Path) -> int:
         head = handle.read(BEGINNING_BYTES)
     content = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if content[:1] not in (b"{", b"["):
+        refuse_undecodable(path)
         raise DataError(f"{path} holds no rows: JSON rows begin with {{, or a list of them with [")
     return len(head) - len(content)
 

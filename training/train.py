@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -45,8 +44,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from service.decisions import aggregate_windows, probabilities
-from service.model_package import write_text
-from training.base_models import BaseModel, resolve_base_model, start_at_priors
+from service.model_package import file_record, write_text
+from training.base_models import WEIGHTS_FILES, BaseModel, resolve_base_model, start_at_priors
 from training.calibrate import check_choices
 from training.callbacks import Progress, StopEarly, StopOnRequest
 from training.check import look_at
@@ -75,7 +74,6 @@ from training.layout import (
     CHECKPOINT,
     DATA_FILE,
     FINDINGS_FILE,
-    LOCK_FILE,
     RECORD,
     REPORT,
     RESOLVED_RECIPE,
@@ -87,6 +85,7 @@ from training.layout import (
 from training.losses import label_odds, label_weights, weighted_loss
 from training.metrics import validation_metrics
 from training.preflight_report import draw_data, print_findings, write_findings
+from training.run_lock import alone_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -148,6 +147,8 @@ def train(
     _refuse_other_processes(record, recipe.output_dir)
     if record.get("finished"):
         _refuse_other_weights(record, recipe)
+        if is_first():
+            _drop_means_of_going_on(recipe.output_dir)
         logger.warning("%s is trained already: going on with it", recipe.output_dir)
         return TrainedRun(recipe.output_dir, recipe, data, record)
 
@@ -176,8 +177,13 @@ def train(
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
     # All have looked at the folder before it changes.
     wait_for_all()
-    with _alone_in(recipe.output_dir, record, overwrite) if is_first() else nullcontext():
+    with alone_in(recipe.output_dir):
         if is_first():
+            if not overwrite and _read_record(recipe.output_dir) != record:
+                raise RunError(
+                    f"another process has trained in {recipe.output_dir}: give the same command "
+                    "again"
+                )
             found = look_at(recipe, rows, errors, tokenizer)
             print_findings(found, Console(stderr=True, markup=False, emoji=False))
             # Only now, when nothing that was given can be refused any more.
@@ -222,15 +228,28 @@ def train(
 def drop_torn_checkpoints(folder: Path) -> None:
     """Delete the newest of the Trainer's own checkpoints in a run folder until one is whole.
 
-    The Trainer writes `trainer_state.json` last: a checkpoint without it was torn by a kill.
+    Torn by a kill while it was written, or while it was deleted.
     """
-    while (newest := last_checkpoint(folder)) is not None:
-        try:
-            json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(newest)
-        else:
-            return
+    while (newest := last_checkpoint(folder)) is not None and not _is_whole(Path(newest)):
+        shutil.rmtree(newest)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all is there that a run goes on from.
+
+    The Trainer writes `trainer_state.json` last, but its other processes write theirs meanwhile.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    parts = [f"_{number}" for number in range(processes())] if processes() > 1 else [""]
+    # None of these where a recipe keeps weights only.
+    states = [checkpoint / f"rng_state{part}.pth" for part in parts]
+    with_optimizer = (checkpoint / "optimizer.pt").is_file()
+    return any((checkpoint / name).is_file() for name in WEIGHTS_FILES) and (
+        not with_optimizer or all(state.is_file() for state in states)
+    )
 
 
 def _find_best_checkpoint(folder: Path) -> None:
@@ -370,8 +389,8 @@ def use_one_gpu(arguments: TrainingArguments) -> None:
     """
     if arguments.n_gpu > 1:
         logger.warning(
-            "one of %d GPUs is used: for all of them start `torchrun --nproc_per_node %d -m "
-            "training train` with the same recipe",
+            "%d GPUs are here, and one is used: `torchrun --nproc_per_node %d -m training train` "
+            "takes all, with the same recipe",
             arguments.n_gpu,
             arguments.n_gpu,
         )
@@ -634,7 +653,7 @@ def _refuse_other_settings(record: dict[str, Any], settled: dict[str, Any], fold
 
 
 def _refuse_other_weights(record: dict[str, Any], recipe: Recipe) -> None:
-    """The base of a finished run may be gone; one that is there has to be the one it had.
+    """The base of a finished run may be gone; one that lies here has to be the one it had.
 
     Raises:
         RunError: other weights have its name by now.
@@ -642,13 +661,14 @@ def _refuse_other_weights(record: dict[str, Any], recipe: Recipe) -> None:
     before = record.get("base_model", {}).get("sha256")
     try:
         base = resolve_base_model(recipe.model)
-        now = base.provenance().get("sha256")
-    except (BaseModelError, OSError, ValueError):
+        weights = base.weights_here()
+    except BaseModelError:
         return
-    if before and now and now != before:
+    if before and weights and file_record(weights).sha256 != before:
         raise RunError(
             f"{recipe.output_dir} was trained from other weights than those that {base.name} has "
-            "now: choose another --output_dir, or train anew with --overwrite"
+            "now: `whetstone export` ships it as it is; to train from these choose another "
+            "--output_dir, or --overwrite"
         )
 
 
@@ -666,33 +686,6 @@ def _refuse_differences(facts: dict[str, Any]) -> None:
                     f"process {number} has {key} {other[key]}, and process 0 {value}: give every "
                     "node the same recipe, files and base model, and one shared run folder"
                 )
-
-
-@contextmanager
-def _alone_in(folder: Path, record: dict[str, Any], overwrite: bool) -> Iterator[None]:
-    """No other process trains in `folder` meanwhile; the lock ends with its owner.
-
-    Args:
-        record: what the folder was found to hold.
-
-    Raises:
-        RunError: another process does, or has since.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a") as file:
-        try:
-            # Not flock: what the data loader forks would inherit it, and outlive a kill.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise RunError(
-                f"another process trains in {folder}: wait for its end, or choose another "
-                "--output_dir"
-            ) from None
-        except OSError:
-            logger.warning("%s has no locks: let no other process train in it", folder)
-        if not overwrite and _read_record(folder) != record:
-            raise RunError(f"another process has trained in {folder}: give the same command again")
-        yield
 
 
 def _claim_folder(folder: Path, facts: dict[str, Any], overwrite: bool) -> None:
@@ -738,10 +731,14 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
         return record
     _write_record(recipe.output_dir, record)
     # Last: until the record says that the run is finished, these are the way to go on.
-    for left in folder.glob("checkpoint-*"):
-        shutil.rmtree(left)
-    shutil.rmtree(recipe.output_dir / TOKENS, ignore_errors=True)
+    _drop_means_of_going_on(recipe.output_dir)
     return record
+
+
+def _drop_means_of_going_on(folder: Path) -> None:
+    """Delete what a finished run needs no more: the Trainer's own checkpoints, and token ids."""
+    for left in (*(folder / CHECKPOINT).glob("checkpoint-*"), folder / TOKENS):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from training.errors import InterruptedRunError, RecipeError, RunError
 from training.layers import freeze
 from training.layout import TRACKING
 from training.losses import label_odds, label_weights
+from training.run_lock import alone_in
 from training.train import (
     make_trainer,
     named_from_anywhere,
@@ -47,7 +48,8 @@ BEST_RECIPE = "recipe.yaml"
 PICTURE = "trials.png"
 # A rate may be so many times its default, or as much less.
 RATES = 4
-BATCH_SIZES = (8, 16, 32, 64)
+# Every default of one process among them, whatever the device: a study goes on with these.
+BATCH_SIZES = (8, 16, 32, 64, 128)
 DECAYS = (0.0, 0.01, 0.1)
 # Trials that are not judged before they are pruned for others.
 FIRST_TRIALS = 5
@@ -118,47 +120,50 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     folder = recipe.output_dir / FOLDER
     # Beside the study: what trials write is no run, which the folder above may hold.
     arguments.output_dir, arguments.logging_dir = str(folder), str(folder / TRACKING)
-    study = _open_study(folder, run_identity(recipe, data), greater, overwrite)
-    space = _space(recipe, arguments)
-    if not _finished(study):
-        study.enqueue_trial({key: getattr(arguments, key) for key in space})
-    objective = BestOfTrial(measure, greater)
-    trainer = make_trainer(new_model, tokenizer, data, arguments, tuning, reading, weights)
-    trainer.add_callback(objective)
+    # Trials from other weights are not to be compared.
+    identity = f"{run_identity(recipe, data)} {base.provenance().get('sha256')}"
+    with alone_in(recipe.output_dir):
+        study = _open_study(folder, identity, greater, overwrite)
+        space = _space(recipe, arguments)
+        if not _finished(study):
+            study.enqueue_trial({key: getattr(arguments, key) for key in space})
+        objective = BestOfTrial(measure, greater)
+        trainer = make_trainer(new_model, tokenizer, data, arguments, tuning, reading, weights)
+        trainer.add_callback(objective)
 
-    def suggest(trial: optuna.Trial) -> dict[str, Any]:
-        chosen = {key: choose(trial) for key, choose in space.items()}
-        shown = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
-        tqdm.write(f"trial {trial.number + 1}: {shown}")
-        return chosen
+        def suggest(trial: optuna.Trial) -> dict[str, Any]:
+            chosen = {key: choose(trial) for key, choose in space.items()}
+            shown = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
+            tqdm.write(f"trial {trial.number + 1}: {shown}")
+            return chosen
 
-    left = trials - len(_finished(study))
-    if left > 0:
-        try:
-            trainer.hyperparameter_search(
-                hp_space=suggest,
-                compute_objective=objective,
-                hp_name=lambda trial: f"trial-{trial.number + 1}",
-                n_trials=left,
-                direction="maximize" if greater else "minimize",
-                backend="optuna",
-                storage=study._storage,
-                study_name=study.study_name,
-                load_if_exists=True,
-                pruner=study.pruner,
-                sampler=study.sampler,
-            )
-        except KeyboardInterrupt:
-            raise InterruptedRunError(
-                f"stopped after {len(_finished(study))} of {trials} trials, which are kept in "
-                f"{folder / STUDY}: give the same command again to go on"
-            ) from None
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise RunError(f"no trial came to an end: {folder / STUDY} holds none with a result")
-    tuned = Tuned(folder, measure, _finished(study), study.best_trial)
-    _write_recipe(recipe, tuned, tuning.early_stopping_patience)
-    draw(tuned, folder / PICTURE)
-    return tuned
+        left = trials - len(_finished(study))
+        if left > 0:
+            try:
+                trainer.hyperparameter_search(
+                    hp_space=suggest,
+                    compute_objective=objective,
+                    hp_name=lambda trial: f"trial-{trial.number + 1}",
+                    n_trials=left,
+                    direction="maximize" if greater else "minimize",
+                    backend="optuna",
+                    storage=study._storage,
+                    study_name=study.study_name,
+                    load_if_exists=True,
+                    pruner=study.pruner,
+                    sampler=study.sampler,
+                )
+            except KeyboardInterrupt:
+                raise InterruptedRunError(
+                    f"stopped after {len(_finished(study))} of {trials} trials, which are kept in "
+                    f"{folder / STUDY}: give the same command again to go on"
+                ) from None
+        if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            raise RunError(f"no trial came to an end: {folder / STUDY} holds none with a result")
+        tuned = Tuned(folder, measure, _finished(study), study.best_trial)
+        _write_recipe(recipe, tuned, tuning.early_stopping_patience)
+        draw(tuned, folder / PICTURE)
+        return tuned
 
 
 def _open_study(folder: Path, identity: str, greater: bool, overwrite: bool) -> optuna.Study:
@@ -171,7 +176,7 @@ def _open_study(folder: Path, identity: str, greater: bool, overwrite: bool) -> 
     others = [name for name in optuna.get_all_study_names(storage) if name != identity]
     if others:
         raise RunError(
-            f"{folder} holds the study of another recipe or other data: choose another "
+            f"{folder} holds the study of another recipe, base model or other data: choose another "
             "--output_dir, or replace it with --overwrite"
         )
     study = optuna.create_study(
@@ -198,8 +203,6 @@ def _space(
 ) -> dict[str, Callable[[optuna.Trial], Any]]:
     """How each key is chosen that the recipe leaves open."""
     rate, epochs = arguments.learning_rate, round(arguments.num_train_epochs)
-    # The first trial is the recipe as it would be trained, whose batch may be another.
-    batches = sorted({*BATCH_SIZES, arguments.per_device_train_batch_size})
     space: dict[str, Callable[[optuna.Trial], Any]] = {
         "learning_rate": lambda trial: trial.suggest_float(
             "learning_rate", rate / RATES, rate * RATES, log=True
@@ -208,7 +211,7 @@ def _space(
             "num_train_epochs", max(1, epochs // 2), epochs * 2
         ),
         "per_device_train_batch_size": lambda trial: trial.suggest_categorical(
-            "per_device_train_batch_size", batches
+            "per_device_train_batch_size", BATCH_SIZES
         ),
         "weight_decay": lambda trial: trial.suggest_categorical("weight_decay", DECAYS),
     }
