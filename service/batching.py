@@ -20,7 +20,9 @@ text the short ones have a turn of as many tokens, and wait for one such batch, 
 
 **What is refused.** The time that a token takes is measured all the time. A request is refused at
 once when the work before it and its own would take it past its deadline, or when the queue holds
-as many tokens as it may.
+as many tokens as it may. One long pause in a batch can make that time so large that every request
+is refused, and then no batch would ever measure it again. So what is refused while there is nothing
+to do is measured all the same: its longest window is a batch for nobody, at most one a second.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ FOLLOWING = 0.1
 # a third.
 NICER = 5
 MOST_NICENESS = 19
+# A refusal makes an engine that has been idle for so many seconds measure again.
+MEASURE_AFTER = 1.0
 # Before anything was measured: seconds per token of a small encoder on one core.
 FIRST_SECONDS_PER_TOKEN = 2e-4
 
@@ -207,6 +211,8 @@ class Engine:
         self._seen_tokens = 0
         self._lateness = 0.0
         self._lateness_at = monotonic()
+        # When the last batch ended.
+        self._ended_at = monotonic()
         # When each batch that runs began, by its thread.
         self._running_since: dict[int, float] = {}
         # Totals since the start, for measurements.
@@ -282,27 +288,23 @@ class Engine:
             ClosedError: the engine is shutting down.
         """
         windows = [window for text in texts for window in text.windows]
-        lengths = [len(window) for window in windows]
-        tokens = sum(lengths)
+        longest = max(windows, key=len)
+        tokens = sum(len(window) for window in windows)
         with self._lock:
             ahead = self._waiting_tokens + self._running_tokens
-            spare, own, last = self._admit(tokens, max(lengths), seconds)
+            try:
+                spare, own, last = self._admit(tokens, len(longest), seconds)
+            except OverloadedError:
+                if self._is_idle():
+                    self._measure_again(longest)
+                raise
             job = Job(len(windows), tokens, on_done)
             # Seconds per token by which others may go before: as long as the work itself justifies,
             # and no longer than the deadline leaves.
             pace = min(self._seconds_per_token * PATIENCE, max(0.0, spare - last) / tokens)
-            read = 0
-            for place, (window, length) in enumerate(zip(windows, lengths, strict=True)):
-                read += length
-                self._number += 1
-                entry = (job._submitted + pace * read, self._number, job, place, window)
-                heapq.heappush(self._waiting.setdefault(length, []), entry)
+            self._push(job, windows, pace)
             # What is due later by design is not late when it comes later.
             job._expected = job._submitted + max(self._seconds(ahead) + own, pace * tokens + last)
-            self._waiting_windows += len(windows)
-            self._waiting_tokens += tokens
-            if self._idle:
-                self._work_came.notify(min(self._idle, len(windows)))
         return job
 
     def check(self, seconds: float) -> None:
@@ -315,7 +317,12 @@ class Engine:
             EngineError: as `submit`.
         """
         with self._lock:
-            self._admit(1, 1, seconds)
+            try:
+                self._admit(1, 1, seconds)
+            except OverloadedError:
+                # With nothing to do it may be tokenized: `submit` measures by it.
+                if not self._is_idle():
+                    raise
 
     def _admit(
         self, tokens: int, longest: int, seconds: float | None
@@ -341,6 +348,30 @@ class Engine:
                 ahead, "too_long" if too_long else "deadline" if late else "queue_full"
             )
         return spare, own, last
+
+    def _is_idle(self) -> bool:
+        """Whether nothing waits or runs, nor has for a while; with the lock held."""
+        has_work = self._waiting_windows or self._running_since
+        return not has_work and monotonic() - self._ended_at > MEASURE_AFTER
+
+    def _measure_again(self, window: Window) -> None:
+        """Run a window for nobody; its time per token replaces the mean. With the lock held."""
+        self._seen_tokens = 0
+        self._push(Job(1, len(window), lambda _job: None), [window], 0.0)
+
+    def _push(self, job: Job, windows: Sequence[Window], pace: float) -> None:
+        """Queue a job's windows, each due after `pace` seconds per token; with the lock held."""
+        read = 0
+        for place, window in enumerate(windows):
+            length = len(window)
+            read += length
+            self._number += 1
+            entry = (job._submitted + pace * read, self._number, job, place, window)
+            heapq.heappush(self._waiting.setdefault(length, []), entry)
+        self._waiting_windows += len(windows)
+        self._waiting_tokens += read
+        if self._idle:
+            self._work_came.notify(min(self._idle, len(windows)))
 
     def run(self, texts: Sequence[EncodedText]) -> FloatArray:
         """Answer a request and wait for it: logits of shape (windows, labels).
@@ -495,6 +526,7 @@ class Engine:
         with self._lock:
             self._running_tokens -= padded
             del self._running_since[threading.get_ident()]
+            self._ended_at = ended
             self.batches += 1
             self.padded_tokens += padded
             self.tokens += sum(len(entry[4]) for entry in batch)

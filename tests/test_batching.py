@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from service.batching import (
     MAX_PADDING,
+    MEASURE_AFTER,
     NICER,
     ClosedError,
     Engine,
@@ -413,6 +414,45 @@ def test_the_time_of_a_token_is_measured() -> None:
         # A stand-in that only copies numbers is a thousand times as fast as an encoder.
         assert 0 < engine._seconds_per_token < 1e-4
         assert (engine.tokens, engine.padded_tokens) == (200, 200)
+
+
+def test_an_idle_engine_that_refuses_measures_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.batching.monotonic", lambda: now)
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        caller = Caller(engine)
+
+        def refuse() -> None:
+            with pytest.raises(OverloadedError):
+                caller.ask(window(1), window(2, 10), seconds=1)
+
+        # As after a long pause in a batch of few tokens, of many that were measured.
+        engine._seconds_per_token, engine._seen_tokens = 100.0, 1_000_000
+        with pytest.raises(OverloadedError):
+            engine.check(1)
+        refuse()
+        assert engine.waiting_tokens == 0
+        now += MEASURE_AFTER + 0.1
+        engine.check(1)
+        refuse()
+        # One at a time: neither beside a batch that runs, nor soon after one has ended.
+        gate.wait_until_busy()
+        now += MEASURE_AFTER + 0.1
+        refuse()
+        with pytest.raises(OverloadedError):
+            engine.check(1)
+        assert engine.waiting_tokens == 0
+        gate.open()
+        while not engine.state().batches:
+            pass
+        assert engine._seconds_per_token == pytest.approx((MEASURE_AFTER + 0.1) / 10)
+        refuse()
+        assert engine.waiting_tokens == 0
+        job = caller.ask(window(3), seconds=1)
+        caller.wait_for(1)
+        assert job.logits is not None
+    assert [ids(batch) for batch in gate.batches] == [[2], [3]]
 
 
 def test_a_closed_engine_finishes_what_waits_and_takes_no_more() -> None:
