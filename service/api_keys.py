@@ -43,6 +43,8 @@ class ApiKeys:
         self._seen = _identity(path)
         self._hashes = read_hashes(path)
         self._next_look = monotonic() + SECONDS_BETWEEN_LOOKS
+        # Why the file could not be used when it was last read; None where it could.
+        self._problem: str | None = None
 
     def accept(self, authorization: bytes | None) -> bool:
         """Whether the value of an `Authorization` header names one of the keys.
@@ -65,14 +67,18 @@ class ApiKeys:
             return
         self._next_look = now + SECONDS_BETWEEN_LOOKS
         seen = _identity(self._path)
-        if seen == self._seen:
+        # What mends a file that could not be used, such as other permissions, need not show.
+        if seen == self._seen and self._problem is None:
             return
         self._seen = seen
         try:
             self._hashes = read_hashes(self._path)
         except ApiKeysError as error:
-            logger.error("the API keys stay as they were: %s", error)
+            if str(error) != self._problem:
+                logger.error("the API keys stay as they were: %s", error)
+            self._problem = str(error)
         else:
+            self._problem = None
             logger.info("%s was read again: %d keys", self._path, len(self._hashes))
 
 

@@ -112,6 +112,23 @@ def test_a_file_that_breaks_changes_nothing(
     assert len(said) == 1 and "stay as they were" in said.pop()
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a new file comes with permissions that are set right a little later."""
+    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
+    keys = ApiKeys(path)
+    path.write_text(f"{line(NEW)}\n", "utf-8")
+
+    def refuse(path: Path) -> tuple[bytes, ...]:
+        raise ApiKeysError(f"{path} cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("service.api_keys.read_hashes", refuse)
+        assert keys.accept(bearer(OLD)) and not keys.accept(bearer(NEW))
+    assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
