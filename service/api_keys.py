@@ -46,6 +46,10 @@ class ApiKeys:
         # Why the file could not be used when it was last read; None where it could.
         self._problem: str | None = None
 
+    def __len__(self) -> int:
+        """How many keys are accepted."""
+        return len(self._hashes)
+
     def accept(self, authorization: bytes | None) -> bool:
         """Whether the value of an `Authorization` header names one of the keys.
 
@@ -79,7 +83,7 @@ class ApiKeys:
             self._problem = str(error)
         else:
             self._problem = None
-            logger.info("%s was read again: %d keys", self._path, len(self._hashes))
+            logger.info("%s was read again: %d keys", self._path, len(self))
 
 
 def read_hashes(path: Path) -> tuple[bytes, ...]:

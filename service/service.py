@@ -219,13 +219,14 @@ class TextClassifier:
         manifest = classifier.manifest
         routes.attach(classifier, engine, Metrics(manifest, engine))
         logger.info(
-            "serving %s:%s, %s, %d labels, on %s, %d threads, batches of %d tokens, "
+            "serving %s:%s, %s, %d labels, %s, on %s, %d threads, batches of %d tokens, "
             "%d golden texts answered as recorded; at most %d texts of %d characters in %d bytes, "
             "%d tokens waiting, %d ms",
             manifest.name,
             manifest.version,
             manifest.precision,
             len(manifest.labels),
+            "no API key needed" if keys is None else f"API keys accepted: {len(keys)}",
             settings.device,
             engine.threads,
             engine.batch_tokens,

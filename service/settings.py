@@ -16,6 +16,8 @@ from service.classifier import Device
 from service.schemas import Limits
 
 PREFIX = "WHETSTONE_"
+# Variables that are read though they are empty: to pass them over would open the service.
+READ_EMPTY = (f"{PREFIX}API_KEYS_FILE", f"{PREFIX}OPEN_ROUTES")
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 SERVICE_LINK = re.compile(r"(\w+_)?(service_(host|port(_\w+)?)|port(_\d+_(tcp|udp|sctp)(_\w+)?)?)")
 
@@ -76,7 +78,7 @@ class Settings(Limits):
     )
     open_routes: CommaList = Field(
         ("/livez", "/readyz", "/healthz", "/metrics"),
-        description="routes that need no API key, separated by commas",
+        description="routes that need no API key, separated by commas; empty: none",
     )
     cors_origins: CommaList = Field(
         (),
@@ -109,8 +111,12 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     values = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environment.items()
-        if name.startswith(PREFIX) and value != ""
+        if name.startswith(PREFIX) and (value or name in READ_EMPTY)
     }
+    if values.get("api_keys_file") == "":
+        raise SettingsError(
+            f"{PREFIX}API_KEYS_FILE is empty: set it to a file, or unset it to serve without keys"
+        )
     known = list(Settings.model_fields)
     for name in values:
         if name not in known:

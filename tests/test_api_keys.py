@@ -56,6 +56,7 @@ def test_keys_are_rotated_without_a_restart(path: Path, monkeypatch: pytest.Monk
     keys = ApiKeys(path)
     path.write_text(f"{line(OLD)}\n{line(NEW)}\n", "utf-8")
     assert keys.accept(bearer(OLD)) and keys.accept(bearer(NEW))
+    assert len(keys) == 2
     path.write_text(f"{line(NEW)}\n", "utf-8")
     assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
 

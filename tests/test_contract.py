@@ -429,8 +429,10 @@ def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: 
         "WHETSTONE_PACKAGE": str(tiny_package),
         "WHETSTONE_API_KEYS_FILE": str(keys),
     }
-    with serving(SERVICE, environment) as address:
-        server = Server(address, tmp_path)
+    log = tmp_path / "log"
+    with serving(SERVICE, environment, log=log) as address:
+        assert "API keys accepted: 1," in log.read_text("utf-8")
+        server = Server(address, log)
         assert server.ask("/readyz", method="GET")[0] == 200
         assert server.ask("/metrics", method="GET")[0] == 200
         for path in ("/info", "/docs.json", "/", "/schema.json"):

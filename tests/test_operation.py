@@ -320,7 +320,8 @@ def test_the_first_line_says_what_is_served_and_within_which_limits(
         pass
     manifest = read_manifest(tiny_package)
     (line,) = [line for line in log.read_text("utf-8").splitlines() if "serving tiny:" in line]
-    assert f"tiny:{manifest.version}, {manifest.precision}, 3 labels, on cpu" in line
+    expected = f"tiny:{manifest.version}, {manifest.precision}, 3 labels, no API key needed, on cpu"
+    assert expected in line
     assert re.search(r"\d+ threads, batches of 128 tokens", line)
     assert "at most 7 texts of 100000 characters in 1048576 bytes" in line
 

@@ -98,6 +98,7 @@ def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path)
         ({"WHETSTONE_PACKAGE": "/nowhere"}, "/nowhere is not a model package"),
         ({"WHETSTONE_PACKGE": "x"}, "did you mean WHETSTONE_PACKAGE"),
         ({"WHETSTONE_API_KEYS_FILE": "/nowhere"}, "/nowhere cannot be read"),
+        ({"WHETSTONE_API_KEYS_FILE": ""}, "WHETSTONE_API_KEYS_FILE is empty"),
         ({"WHETSTONE_OPEN_ROUTES": "/livez,/metric"}, "did you mean /metrics?"),
     ],
 )

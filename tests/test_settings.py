@@ -13,6 +13,10 @@ def test_unset_and_empty_variables_mean_the_defaults() -> None:
     assert read_settings({"WHETSTONE_PACKAGE": "", "PATH": "/bin"}) == Settings()
 
 
+def test_an_empty_list_of_open_routes_opens_none() -> None:
+    assert read_settings({"WHETSTONE_OPEN_ROUTES": ""}).open_routes == ()
+
+
 def test_values_are_typed() -> None:
     settings = read_settings({"WHETSTONE_PACKAGE": "a/b", "WHETSTONE_THREADS": "3"})
     assert settings == Settings(package=Path("a/b"), threads=3)
@@ -27,6 +31,8 @@ def test_values_are_typed() -> None:
         ("WHETSTONE_CANARY_PORT_3000_TCP_ADDR", "10.0.0.1", "enableServiceLinks: false"),
         ("WHETSTONE_THREADS", "many", "WHETSTONE_THREADS='many'"),
         ("WHETSTONE_THREADS", "0", "WHETSTONE_THREADS='0'"),
+        # As a template leaves it whose own variable is not set.
+        ("WHETSTONE_API_KEYS_FILE", "", "API_KEYS_FILE is empty: set it to a file, or unset it"),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str, said: str) -> None:
