@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import bentoml
 import numpy as np
@@ -54,6 +54,8 @@ from service.ui import MEDIA_TYPE, PATH, page
 
 logger = logging.getLogger("bentoml.service")
 access_logger = logging.getLogger("whetstone.access")
+
+Parsed = TypeVar("Parsed")
 
 # So few texts of so few characters together are tokenized where they came: less than a millisecond,
 # and handing them to a thread would cost more. More go to threads, in parts of so many.
@@ -259,8 +261,10 @@ class Routes:
     async def classify(self, request: Request) -> Answer:
         """`POST /classify`: see `ClassifyRequest` and `ClassifyResponse`."""
         self._serving()
-        content = await request.json(self.settings)
-        return Answer(200, to_json(await self._classify_content(request, content)))
+        # The decoded body is held by no name: it may be 26 times as large as its bytes, and this
+        # request may wait.
+        parsed = self._parse(parse_request, await request.json(self.settings))
+        return Answer(200, to_json(await self._classify_parsed(request, parsed)))
 
     async def classify_here(self, content: dict[str, Any]) -> ClassifyResponse:
         """The same without HTTP.
@@ -271,19 +275,15 @@ class Routes:
         scope = {"path": "/classify", "headers": []}
         request = Request.of(scope, _never)
         request.set_deadline(self.settings)
-        answer = to_json(await self._classify_content(request, content))
+        parsed = self._parse(parse_request, content)
+        answer = to_json(await self._classify_parsed(request, parsed))
         return ClassifyResponse.model_validate_json(answer)
 
     async def predict(self, request: Request) -> Answer:
         """`POST /predict`: see `PredictRequest`; every label, the highest score first."""
         classifier, _ = self._serving()
-        content = await request.json(self.settings)
-        try:
-            parsed, texts = parse_predict_request(
-                content, self.settings, has_pairs=classifier.manifest.has_pairs
-            )
-        except UnacceptableRequestError as error:
-            raise RequestError(422, error.message, error.param) from error
+        # By no name, as in `classify`.
+        parsed, texts = self._parse(parse_predict_request, await request.json(self.settings))
         answers, logits = await self._classify(
             request,
             texts,
@@ -339,13 +339,21 @@ class Routes:
                 headers=((b"www-authenticate", b"Bearer"),),
             )
 
-    async def _classify_content(self, request: Request, content: Any) -> dict[str, Any]:
-        """The content of a `ClassifyResponse`."""
+    def _parse(self, parse: Callable[..., Parsed], content: Any) -> Parsed:
+        """A decoded body as one of `service.schemas` parses it.
+
+        Raises:
+            RequestError: it is not acceptable.
+        """
         classifier, _ = self._serving()
         try:
-            parsed = parse_request(content, self.settings, has_pairs=classifier.manifest.has_pairs)
+            return parse(content, self.settings, has_pairs=classifier.manifest.has_pairs)
         except UnacceptableRequestError as error:
             raise RequestError(422, error.message, error.param) from error
+
+    async def _classify_parsed(self, request: Request, parsed: ClassifyRequest) -> dict[str, Any]:
+        """The content of a `ClassifyResponse`."""
+        classifier, _ = self._serving()
         answers, logits = await self._classify(
             request, parsed.texts, "input", truncate=parsed.truncate
         )

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -400,6 +401,34 @@ def test_past_its_deadline_a_request_is_answered_and_dropped(classifier: Classif
         asyncio.run(scenario(routes))
     # Neither of the late ones was computed.
     assert slow.batches == 1
+
+
+@pytest.mark.parametrize(("path", "field"), [("/classify", "input"), ("/predict", "inputs")])
+def test_while_a_request_waits_its_decoded_body_is_gone(
+    classifier: Classifier, path: str, field: str
+) -> None:
+    """Unknown fields are ignored: a megabyte of them must not be held as many megabytes."""
+    slow = Slow(classifier)
+    content = {field: "a", "x": [{}] * 260_000}
+
+    async def scenario(routes: Routes) -> int:
+        before, _ = tracemalloc.get_traced_memory()
+        asked = asyncio.create_task(ask(routes, content, path=path))
+        await busy(slow)
+        held, _ = tracemalloc.get_traced_memory()
+        slow.gate.release()
+        assert (await asked)[0] == 200
+        return held - before
+
+    with routes_of(slow, max_body_bytes=1 << 21) as routes:
+        tracemalloc.start()
+        try:
+            held = asyncio.run(scenario(routes))
+        finally:
+            tracemalloc.stop()
+    # The caller itself holds the body's bytes.
+    body_bytes = len(json.dumps(content))
+    assert held < 1.5 * body_bytes
 
 
 def test_nobody_gets_more_time_than_the_operator_gives(classifier: Classifier) -> None:
