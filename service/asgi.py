@@ -7,6 +7,7 @@ cost more than the work.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import uuid
@@ -65,13 +66,17 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request; `deadline` is on the clock of `time.monotonic`."""
+    """One HTTP request; `deadline` is on the clock of `time.monotonic`.
+
+    `unread` says that it has a body which nobody has asked for yet.
+    """
 
     scope: Scope
     receive: Receive
     headers: dict[bytes, bytes]
     id: str
     started: float
+    unread: bool
     deadline: float = 0.0
     # For the log and the Server-Timing header: counts, and seconds by name.
     texts: int = 0
@@ -84,7 +89,8 @@ class Request:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         name = given.decode() if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        return cls(scope, receive, headers, name, monotonic())
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        return cls(scope, receive, headers, name, monotonic(), unread)
 
     def set_deadline(self, limits: Limits) -> None:
         """The operator's time, or less where the caller asks for less.
@@ -122,7 +128,23 @@ class Request:
             raise RequestError(415, "send the request as Content-Type: application/json")
         return parse_json(await self._body(limits))
 
+    async def swallow(self, limits: Limits) -> None:
+        """Let a body come that nobody reads, with the bytes and seconds of one that is read.
+
+        A connection that is closed while its client sends may be reset, and the answer lost.
+        """
+        received = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.body_timeout_ms / 1000):
+                while received <= limits.max_body_bytes:
+                    message = await self.receive()
+                    received += len(message.get("body", b""))
+                    # Neither has the message that says that the client is gone.
+                    if not message.get("more_body"):
+                        break
+
     async def _body(self, limits: Limits) -> bytes:
+        self.unread = False
         received = 0
         chunks: list[bytes] = []
         seconds = limits.body_timeout_ms / 1000
@@ -191,7 +213,10 @@ def to_json(content: Any) -> bytes:
 
 
 async def send_answer(send: Send, request: Request, answer: Answer) -> None:
-    """Send an answer, with the headers that each has."""
+    """Send an answer, with the headers that each has; of an unread body its end is still to come.
+
+    The server closes a connection as soon as its last answer has ended.
+    """
     headers = [
         (b"content-type", answer.media_type),
         (b"content-length", str(len(answer.body)).encode()),
@@ -204,4 +229,4 @@ async def send_answer(send: Send, request: Request, answer: Answer) -> None:
         )
         headers.append((b"server-timing", timing.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": request.unread})

@@ -216,22 +216,21 @@ class Routes:
             return
         request = Request.of(scope, receive)
         if path not in self.ours:
-            if self._draining.begun:
-                send = _with_headers(send, CLOSE)
             try:
                 if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
                     raise RequestError(404, "there is no such route: GET /docs.json lists them")
                 self._check_method(scope, "GET")
                 self._check_key(request)
             except RequestError as error:
-                await send_answer(send, request, error_answer(error))
-                self._record(request, path if path in BENTOML_ROUTES else OTHER, error.status)
+                route = path if path in BENTOML_ROUTES else OTHER
+                await self._finish(send, request, route, error_answer(error))
                 return
+            headers = (*PAGE_POLICY, *CLOSE) if self._is_last(request) else PAGE_POLICY
+            send = _with_headers(send, headers)
         if path == "/metrics" and self._metrics is not None:
             self._metrics.look()
         # With tracing on our own routes come this way, too, and have what they need.
-        theirs = path not in self.ours
-        await self._bentoml(scope, receive, _with_headers(send, PAGE_POLICY) if theirs else send)
+        await self._bentoml(scope, receive, send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to one of our routes."""
@@ -253,10 +252,24 @@ class Routes:
         except Exception as error:  # noqa: BLE001 - the last resort; its message may hold a text
             logger.error("request %s failed: %s", request.id, type(error).__name__)
             answer = route.refuse(RequestError(500, "the server failed to answer: see its log"))
-        if self._draining.begun:
+        await self._finish(send, request, path, answer)
+
+    def _is_last(self, request: Request) -> bool:
+        """Whether the connection ends with this request.
+
+        It does where the body was not read: uvicorn would go on reading it for ever.
+        """
+        return self._draining.begun or request.unread
+
+    async def _finish(self, send: Send, request: Request, path: str, answer: Answer) -> None:
+        """Send an answer, record it, and bear with a client that still sends what nobody reads."""
+        if self._is_last(request):
             answer = answer._replace(headers=(*answer.headers, *CLOSE))
         await send_answer(send, request, answer)
         self._record(request, path, answer.status)
+        if request.unread:
+            await request.swallow(self.settings)
+            await send({"type": "http.response.body", "body": b""})
 
     async def classify(self, request: Request) -> Answer:
         """`POST /classify`: see `ClassifyRequest` and `ClassifyResponse`."""

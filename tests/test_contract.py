@@ -227,6 +227,70 @@ def test_a_body_that_trickles_in_is_given_up_and_delays_nobody(server: Server) -
             connection.close()
 
 
+UNREAD = [
+    ("POST /nowhere", "", 404),
+    ("POST /info", "", 405),
+    ("POST /classify", "Content-Type: text/plain\r\n", 415),
+    ("POST /predict", "X-Request-Timeout-Ms: never\r\n", 422),
+    ("GET /info", "", 200),
+    ("GET /livez", "", 200),
+]
+
+
+@pytest.mark.parametrize("size", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(("call", "header", "status"), UNREAD)
+def test_of_a_body_that_nobody_reads_no_more_is_taken_than_of_another(
+    server: Server, call: str, header: str, status: int, size: str
+) -> None:
+    # What the kernel holds for both sides comes on top of the limit.
+    chunk, most = b"a" * 65_536, 16 << 20
+    line = b"10000\r\n" + chunk + b"\r\n" if "chunked" in size else chunk
+    with closing(server.connect()) as connection:
+        connection.sendall(f"{call} HTTP/1.1\r\nHost: x\r\n{header}{size}\r\n\r\n".encode())
+        # The answer does not wait for the body.
+        head = connection.recv(4096)
+        assert head.startswith(b"HTTP/1.1 %d" % status)
+        assert b"connection: close" in head.lower()
+        with pytest.raises(ConnectionError):
+            for _ in range(most // len(chunk)):
+                connection.sendall(line)
+
+
+@pytest.mark.parametrize(("call", "header", "status"), UNREAD[:4])
+def test_a_body_that_nobody_reads_may_not_trickle_in_for_ever(
+    server: Server, call: str, header: str, status: int
+) -> None:
+    head = f"{call} HTTP/1.1\r\nHost: x\r\n{header}Content-Length: 1000\r\n\r\n"
+    with closing(server.connect()) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 %d" % status)
+        with pytest.raises(ConnectionError):
+            for _ in range(60):
+                connection.sendall(b" ")
+                time.sleep(0.1)
+
+
+def test_who_sends_a_body_that_nobody_reads_gets_the_answer(server: Server) -> None:
+    # The client writes the head and the body apart, and reads when it has written both.
+    for size in (0, 10, 100_000, 1 << 20):
+        for _ in range(10):
+            status, answer, headers = server.ask("/nowhere", b" " * size)
+            assert (status, answer["error"]["code"]) == (404, 404)
+            assert (headers.get("connection") == "close") == (size > 0)
+
+
+def test_a_refusal_without_a_body_keeps_the_connection(server: Server) -> None:
+    with closing(http.client.HTTPConnection(server.host, server.port, timeout=SECONDS)) as opened:
+        opened.connect()
+        first = opened.sock
+        for path in ("/nowhere", "/classify", "/nowhere"):
+            opened.request("GET", path)
+            answer = opened.getresponse()
+            answer.read()
+            assert answer.status in (404, 405)
+            assert opened.sock is first
+
+
 def test_a_deadline_counts_while_the_body_comes(server: Server) -> None:
     with closing(server.connect()) as connection:
         connection.sendall(
@@ -437,7 +501,9 @@ def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: 
         assert server.ask("/metrics", method="GET")[0] == 200
         for path in ("/info", "/docs.json", "/", "/schema.json"):
             assert server.ask(path, method="GET")[0] == 401
-        assert server.ask("/classify", {"input": "a"})[0] == 401
+        status, _, found = server.ask("/classify", {"input": "a"})
+        # A stranger's body is not read.
+        assert (status, found["connection"]) == (401, "close")
         headers = {"Authorization": f"Bearer {key}"}
         assert server.ask("/classify", {"input": "a"}, headers=headers)[0] == 200
         assert server.ask("/schema.json", method="GET", headers=headers)[0] == 200
