@@ -214,23 +214,25 @@ class Routes:
         if path in self.ours and self.settings.tracing_url is None:
             await self.serve(scope, receive, send)
             return
+        if path in self.ours:
+            # With tracing on, by way of BentoML's middlewares.
+            await self._bentoml(scope, receive, send)
+            return
         request = Request.of(scope, receive)
-        if path not in self.ours:
-            try:
-                if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
-                    raise RequestError(404, "there is no such route: GET /docs.json lists them")
-                self._check_method(scope, "GET")
-                self._check_key(request)
-            except RequestError as error:
-                route = path if path in BENTOML_ROUTES else OTHER
-                await self._finish(send, request, route, error_answer(error))
-                return
-            headers = (*PAGE_POLICY, *CLOSE) if self._is_last(request) else PAGE_POLICY
-            send = _with_headers(send, headers)
+        route = path if path in BENTOML_ROUTES else OTHER
+        try:
+            if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
+                raise RequestError(404, "there is no such route: GET /docs.json lists them")
+            self._check_method(scope, "GET")
+            self._check_key(request)
+        except RequestError as error:
+            await self._finish(send, request, route, error_answer(error))
+            return
         if path == "/metrics" and self._metrics is not None:
             self._metrics.look()
-        # With tracing on our own routes come this way, too, and have what they need.
-        await self._bentoml(scope, receive, send)
+        headers = (*PAGE_POLICY, *CLOSE) if self._is_last(request) else PAGE_POLICY
+        record = partial(self._record, request, route)
+        await self._bentoml(scope, receive, _with_headers(send, headers, record))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to one of our routes."""
@@ -506,11 +508,14 @@ class Routes:
         return job.logits
 
     def _record(self, request: Request, path: str, status: int) -> None:
-        """Count and, by switch, log a request."""
+        """Count and, by switch, log a request.
+
+        Of those to BentoML's routes only what went wrong is logged: probes would drown the rest.
+        """
         seconds = monotonic() - request.started
         if self._metrics is not None:
             self._metrics.request(path, status, seconds)
-        if self.settings.access_log:
+        if self.settings.access_log and (path in self.ours or status >= 400):
             line = {
                 "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                 "request_id": request.id,
@@ -569,12 +574,13 @@ PAGE_POLICY: Headers = (
 )
 
 
-def _with_headers(send: Send, headers: Headers) -> Send:
-    """Add headers to an answer."""
+def _with_headers(send: Send, headers: Headers, record: Callable[[int], object]) -> Send:
+    """Add headers to an answer, and record its status."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *headers]
+            record(message["status"])
         await send(message)
 
     return send_with_headers

@@ -89,7 +89,11 @@ class Settings(Limits):
         False,
         description="serve `/ui`, a page to try the model on; it needs no key, what it asks does",
     )
-    access_log: bool = Field(False, description="write a JSON line for every request; never text")
+    access_log: bool = Field(
+        False,
+        description="write a JSON line for every request, of BentoML's own routes only where the "
+        "status is 400 or more; never text",
+    )
     tracing_url: str | None = Field(
         None,
         pattern="^https?://",

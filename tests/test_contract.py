@@ -363,6 +363,8 @@ def test_a_stranger_makes_no_series(server: Server) -> None:
     _, metrics, _ = server.ask("/metrics", method="GET")
     assert "nowhere" not in metrics + server.log.read_text("utf-8")
     assert re.search(r'whetstone_requests_total{route="other",status="404"} \d\d', metrics)
+    assert 'whetstone_requests_total{route="other",status="200"}' in metrics
+    assert 'whetstone_requests_total{route="/static' not in metrics
     assert 'whetstone_requests_total{route="/classify",status="200"}' in metrics
 
 

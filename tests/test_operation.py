@@ -293,10 +293,12 @@ def test_a_wedged_thread_fails_the_liveness_probe_and_does_not_keep_the_server(
         "WHETSTONE_STALL_MS": "700",
         "WHETSTONE_TIMEOUT_MS": "1500",
         "WHETSTONE_BODY_TIMEOUT_MS": "1500",
+        "WHETSTONE_ACCESS_LOG": "1",
         "WEDGE": str(tmp_path / "wedge"),
     }
     target = "tests.wedged:TextClassifier"
-    with serving_process(target, environment, log=tmp_path / "log") as (address, process):
+    log = tmp_path / "log"
+    with serving_process(target, environment, log=log) as (address, process):
         assert get(address, "/livez")[0] == 200
         (tmp_path / "wedge").touch()
         body = {"input": "a b c d " * 20}
@@ -305,8 +307,16 @@ def test_a_wedged_thread_fails_the_liveness_probe_and_does_not_keep_the_server(
         # The other thread still answers; the probe looks at the one that does not.
         classify(address, {"input": "hello"})
         assert get(address, "/livez")[0] == 503
-        stuck = samples(get(address, "/metrics")[1])["whetstone_last_progress_timestamp_seconds",]
-        assert stuck < time.time() - 1
+        found = samples(get(address, "/metrics")[1])
+        assert found["whetstone_last_progress_timestamp_seconds",] < time.time() - 1
+        # What one looks for after the restart.
+        assert found["whetstone_requests_total", "/livez", "200"] == 1
+        assert found["whetstone_requests_total", "/livez", "503"] == 1
+        lines = [line for line in log.read_text("utf-8").splitlines() if line.startswith("{")]
+        logged = [json.loads(line) for line in lines]
+        assert [line["status"] for line in logged if line["route"] == "/livez"] == [503]
+        assert {line["route"] for line in logged} >= {"/classify"}
+        assert "/metrics" not in {line["route"] for line in logged}
         process.terminate()
         process.wait(30)
 
