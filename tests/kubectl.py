@@ -22,8 +22,9 @@ status), validate, take time.
               looks later. Absent: a Deployment has its pods at once
     calls     the words of every call so far
     faults    by verb, a list used up from its beginning: null for none, "refused" (the connection
-              is), "forbidden", "kill before" and "kill after" (kill -9 of the caller, then or when
-              it is done), "half" (of an apply: the first objects only, then forbidden)
+              is), "no context" (is current), "forbidden", "kill before" and "kill after" (kill -9
+              of the caller, then or when it is done), "half" (of an apply: the first objects only,
+              then forbidden)
 """
 
 from __future__ import annotations
@@ -281,6 +282,8 @@ def main() -> int:
             "The connection to the server 127.0.0.1:6443 was refused - did you specify the right "
             "host or port?"
         )
+    if fault == "no context":
+        fail("error: current-context is not set")
     if fault == "forbidden":
         fail('Error from server (Forbidden): User "ci" cannot do this')
     status = 0

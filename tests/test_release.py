@@ -395,6 +395,23 @@ def test_what_another_cluster_is_in_the_middle_of_is_not_undone_here(
     assert deployed.image == FIRST
 
 
+def test_the_context_is_the_one_that_was_current_at_the_beginning(deployed: World) -> None:
+    """Whichever somebody points kubectl to while an image is built."""
+    assert deployed.release("second", BROKEN) == 1
+    assert main(["rollback", deployed.version("first"), "--overlay", OVERLAY, "--watch", "0"]) == 0
+    asked = [call for call in deployed.state["calls"] if call[0] != "config"]
+    assert {"apply", "diff", "get", "port-forward"} <= {call[0] for call in asked}
+    assert all("--context=stand-in" in call for call in asked)
+    assert {one.context for one in deployed.records.values()} == {"stand-in"}
+
+
+def test_inside_of_a_cluster_there_is_no_context(world: World) -> None:
+    world.faults(config=["no context"])
+    assert world.release("first", FIRST, champion="none") == 0
+    assert not [call for call in world.state["calls"] if "--context" in " ".join(call)]
+    assert world.records[world.version("first")].context is None
+
+
 @pytest.mark.slow
 def test_a_rollback_after_a_release_that_had_changed_nothing_changes_nothing(
     deployed: World, capsys: Captured

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,7 +46,7 @@ class Cluster:
     """The cluster of a kubectl context.
 
     Args:
-        context: its name; the current one where it is None.
+        context: its name; whichever is current where it is None.
 
     Attributes:
         patience: seconds for which what the cluster does not answer is asked again. All that is
@@ -69,9 +69,14 @@ class Cluster:
         """
         return self._run("kustomize", str(folder), local=True)
 
-    def current_context(self) -> str:
-        """The name of the context in use, for people."""
-        return self.context or self._run("config", "current-context", local=True).strip()
+    def pin_context(self) -> None:
+        """Stay with the context that is current now, whichever somebody makes it meanwhile.
+
+        Inside of a cluster kubectl has none, and needs none.
+        """
+        if self.context is None:
+            with suppress(ClusterError):
+                self.context = self._run("config", "current-context", local=True).strip() or None
 
     def live(self, manifests: str) -> list[dict[str, Any]]:
         """Those of the objects in `manifests` that exist, as they are.
@@ -162,7 +167,7 @@ class Cluster:
         if program is None:
             raise ClusterError("there is no kubectl in PATH: install it, 1.28 or newer")
         context = [f"--context={self.context}"] if self.context and not local else []
-        return [program, *context, *words]
+        return [program, *words, *context]
 
     def _run(
         self,

@@ -287,6 +287,7 @@ def release(wishes: Wishes) -> int:
         PackageError, GoldenMismatchError: the package is not sound.
     """
     records, cluster, screen = Records(), Cluster(wishes.context), Screen()
+    cluster.pin_context()
     if not wishes.apply:
         return _plan(wishes, records, cluster, screen)
     with records.locked() as cluster.lock:
@@ -301,13 +302,14 @@ def rollback(wishes: Wishes, version: str | None) -> int:
         WhetstoneError: nothing was changed, and why.
     """
     records, cluster, screen = Records(), Cluster(wishes.context), Screen()
+    cluster.pin_context()
     with records.locked() as cluster.lock:
         recovered = _recover(wishes, records, cluster, screen, releasing=False)
         if wishes.unfinished and not recovered:
             screen.line(f"no release of {wishes.overlay} is unfinished")
         if wishes.unfinished or (recovered and version is None):
             return 0
-        target = _target(records, str(wishes.overlay), version, _context(cluster))
+        target = _target(records, str(wishes.overlay), version, cluster.context)
         render = records.read_render(target.render) if target.render else ""
         workload = workload_of(render, str(target.image))
         pods = Pods(cluster, workload, read_key(wishes.api_key_file))
@@ -635,7 +637,7 @@ def _recover(
         one = Release(record, records, cluster, screen)
         again = releasing and _same(record, wishes)
         if record.touched:
-            _refuse_other_cluster(record, _context(cluster))
+            _refuse_other_cluster(record, cluster.context)
             screen.line(f"{record.kind} {record.id} was broken off at {record.step}: undoing it")
             render = records.read_render(record.render) if record.render else ""
             workload = workload_of(render, str(record.image))
@@ -735,17 +737,9 @@ def _common(
         "version": version,
         "overlay": str(wishes.overlay),
         "started_at": now(),
-        "context": _context(cluster),
+        "context": cluster.context,
         "git_commit": _commit(),
     }
-
-
-def _context(cluster: Cluster) -> str | None:
-    """Which cluster it is, where kubectl has a name for it: inside of one it has none."""
-    try:
-        return cluster.current_context()
-    except ClusterError:
-        return None
 
 
 def _headlines(manifest: Manifest) -> dict[str, Any]:
