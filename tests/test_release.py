@@ -796,5 +796,54 @@ def test_when_nothing_can_be_put_back_it_says_so_loudly(
     assert deployed.release("second", BROKEN) == 1
     line = sentence(capsys)
     assert "COULD NOT BE PUT BACK" in line and "whetstone rollback --overlay" in line
+    assert "--context stand-in" in line and "VERSION" in line and "--abandon" in line
     assert main(["rollback", "--overlay", OVERLAY]) == 0
     assert deployed.image == FIRST
+
+
+@pytest.fixture
+def stuck(deployed: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A release after the second is unfinished, and the second comes back no more."""
+    assert deployed.release("second", SECOND) == 0
+    monkeypatch.setattr("training.release.rollout.PATIENCE_SECONDS", 0.2)
+    deployed.faults(apply=[None, "forbidden"])
+    assert deployed.release("first", BROKEN) == 1
+    state = deployed.state
+    state["images"][SECOND] = {"waiting": "ImagePullBackOff"}
+    deployed.write(state)
+    assert main(["rollback", "--overlay", OVERLAY]) == 1
+    assert deployed.records[f"{deployed.version('first')}-2"].outcome == "unfinished"
+    return deployed
+
+
+def test_what_cannot_be_undone_does_not_bar_the_way_to_another_version(
+    stuck: World, capsys: Captured
+) -> None:
+    broken = f"{stuck.version('first')}-2"
+    assert main(["rollback", "000000000000", "--overlay", OVERLAY]) == 1
+    assert "is no release of" in sentence(capsys)
+    assert stuck.records[broken].outcome == "unfinished"
+    version, calls = stuck.version("first"), len(stuck.state["calls"])
+    assert main(["rollback", version, "--overlay", OVERLAY, "--watch", "0"]) == 0
+    assert "is not undone" in capsys.readouterr().out
+    assert [call[0] for call in stuck.state["calls"][calls:]].count("apply") == 1
+    assert stuck.image == FIRST
+    failed = stuck.records[broken]
+    assert failed.outcome == "failed" and failed.reason
+    assert failed.reason.endswith(f"not undone: a rollback to {version} came instead")
+
+
+def test_what_cannot_be_undone_can_be_abandoned(stuck: World, capsys: Captured) -> None:
+    """From wherever kubectl points to: its cluster may be no more."""
+    broken = f"{stuck.version('first')}-2"
+    objects, calls = stuck.state["objects"], len(stuck.state["calls"])
+    words = ["rollback", "--overlay", OVERLAY, "--abandon", "--context", "elsewhere"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f"{SPACE} in stand-in may hold {BROKEN}" in out
+    assert (stuck.state["objects"], len(stuck.state["calls"])) == (objects, calls)
+    failed = stuck.records[broken]
+    assert failed.outcome == "failed" and failed.reason
+    assert "ImagePullBackOff" in failed.reason and "it was abandoned" in failed.reason
+    assert main(words) == 0
+    assert "is unfinished" in capsys.readouterr().out

@@ -430,6 +430,14 @@ def test_flags_that_cannot_be_meant(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["0a1b", "--unfinished"], ["--unfinished", "--abandon"]])
+def test_a_rollback_does_one_thing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["rollback", "--overlay", "o", *words])
+    assert caught.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["release", "rollback", "history"])
 def test_help_of_each_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

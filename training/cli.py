@@ -455,11 +455,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_comparison_flags(command)
 
     command = _add_verb(verbs, rollback, "return to an earlier release")
-    command.add_argument(
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
         "version", nargs="?", help="of the model, or a record's (default: the release before)"
     )
-    command.add_argument(
+    which.add_argument(
         "--unfinished", action="store_true", help="only end what a killed release has left behind"
+    )
+    which.add_argument(
+        "--abandon",
+        action="store_true",
+        help="only give up what a killed release has left behind; the cluster stays as it is",
     )
     _add_rollout_flags(command)
 

@@ -83,6 +83,7 @@ class Wishes:
     context: str | None = None
     api_key_file: Path | None = None
     unfinished: bool = False
+    abandon: bool = False
     bounds: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
 
@@ -255,19 +256,37 @@ class Release:
                 )
         except BaseException as error:
             self.end("unfinished", f"{reason}; then, putting back: {error}")
-            where = self.record.previous.render.file if self._has_previous else None
-            by_hand = f", or kubectl apply -f {self.records.folder / where}" if where else ""
             raise ReleaseError(
                 f"the release failed ({reason}), AND WHAT RAN BEFORE COULD NOT BE PUT BACK "
-                f"({str(error) or 'interrupted'}): run whetstone rollback --overlay "
-                f"{self.record.overlay}{by_hand}"
+                f"({str(error) or 'interrupted'}): {self._ways_out()}"
             ) from error
         self.end("rolled back", reason)
 
-    @property
-    def _has_previous(self) -> bool:
+    def abandon(self, why: str) -> None:
+        """Leave what it has done to the cluster there, for good; say what that is."""
+        record = self.record
+        self.restore_overlay()
+        created = record.previous.created if record.previous else []
+        more = f", and {len(created)} objects that it created (see its record)" if created else ""
+        self.screen.line(
+            f"{record.kind} {record.id} was broken off at {record.step} and is not undone: {why}; "
+            f"{record.namespace} in {record.context or 'the cluster'} may hold {record.image}{more}"
+        )
+        self.end("failed", f"{record.reason or f'killed at {record.step}'}; not undone: {why}")
+
+    def _ways_out(self) -> str:
+        """What to do where it cannot be undone."""
+        context = f" --context {self.record.context}" if self.record.context else ""
+        command = f"whetstone rollback --overlay {self.record.overlay}{context}"
         previous = self.record.previous
-        return previous is not None and previous.render is not None
+        by_hand = ""
+        if previous is not None and previous.render is not None:
+            file = self.records.folder / previous.render.file
+            by_hand = f" (after kubectl apply{context} -f {file}, perhaps)"
+        return (
+            f"run {command} to try again, the same with a VERSION to go to that one instead, or "
+            f"with --abandon to leave the cluster as it is{by_hand}"
+        )
 
     def _before(self, pods: Pods) -> Sample:
         """What the metrics say before anything is changed; nothing where nothing runs."""
@@ -298,16 +317,24 @@ def release(wishes: Wishes) -> int:
 def rollback(wishes: Wishes, version: str | None) -> int:
     """Return to a recorded release; without a version to the one before, or from an unfinished one.
 
+    With a version what is unfinished is not undone first: perhaps it cannot be.
+
     Raises:
         WhetstoneError: nothing was changed, and why.
     """
     records, cluster, screen = Records(), Cluster(wishes.context), Screen()
     cluster.pin_context()
     with records.locked() as cluster.lock:
-        recovered = _recover(wishes, records, cluster, screen, releasing=False)
-        if wishes.unfinished and not recovered:
+        abandoned = "it was abandoned" if wishes.abandon else None
+        if version is not None:
+            # One that is mistyped gives nothing up.
+            _target(records, str(wishes.overlay), version, cluster.context)
+            abandoned = f"a rollback to {version} came instead"
+        recovered = _recover(wishes, records, cluster, screen, abandoned, releasing=False)
+        only = wishes.unfinished or wishes.abandon
+        if only and not recovered:
             screen.line(f"no release of {wishes.overlay} is unfinished")
-        if wishes.unfinished or (recovered and version is None):
+        if only or (recovered and version is None):
             return 0
         target = _target(records, str(wishes.overlay), version, cluster.context)
         render = records.read_render(target.render) if target.render else ""
@@ -620,7 +647,13 @@ def _plan(wishes: Wishes, records: Records, cluster: Cluster, screen: Screen) ->
 
 
 def _recover(
-    wishes: Wishes, records: Records, cluster: Cluster, screen: Screen, *, releasing: bool
+    wishes: Wishes,
+    records: Records,
+    cluster: Cluster,
+    screen: Screen,
+    abandoned: str | None = None,
+    *,
+    releasing: bool,
 ) -> Record | None:
     """Deal with a release that was killed; the record to go on with, or that was undone.
 
@@ -628,6 +661,7 @@ def _recover(
     given up. From then on it is undone first: what it did not get to prove must not stay.
 
     Args:
+        abandoned: why it is not undone; where it is None it is.
         releasing: whether `wishes` are of a release; else of a rollback.
     """
     found = None
@@ -637,7 +671,13 @@ def _recover(
         one = Release(record, records, cluster, screen)
         again = releasing and _same(record, wishes)
         if record.touched:
-            _refuse_other_cluster(record, cluster.context)
+            # Whose cluster is no more can only be abandoned.
+            if not wishes.abandon:
+                _refuse_other_cluster(record, cluster.context)
+            if abandoned is not None:
+                one.abandon(abandoned)
+                found = record
+                continue
             screen.line(f"{record.kind} {record.id} was broken off at {record.step}: undoing it")
             render = records.read_render(record.render) if record.render else ""
             workload = workload_of(render, str(record.image))
@@ -677,7 +717,8 @@ def _refuse_other_cluster(record: Record, context: str | None) -> None:
     if None not in (record.context, context) and record.context != context:
         raise ReleaseError(
             f"{record.kind} {record.id} is unfinished in {record.context}, and kubectl points to "
-            f"{context}: begin with --context {record.context}"
+            f"{context}: begin with --context {record.context}, or leave that cluster as it is "
+            f"with whetstone rollback --overlay {record.overlay} --abandon"
         )
 
 
