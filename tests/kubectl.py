@@ -20,6 +20,7 @@ status), validate, take time.
     polls     how often a Deployment is looked at until its rollout is complete
     scales    how often until the autoscaler has its way; the pods that it starts are ready two
               looks later. Absent: a Deployment has its pods at once
+    full      whether no node takes the pods that the autoscaler starts
     calls     the words of every call so far
     faults    by verb, a list used up from its beginning: null for none, "refused" (the connection
               is), "no context" (is current), "forbidden", "kill before" and "kill after" (kill -9
@@ -139,7 +140,7 @@ def control(state: dict[str, Any]) -> None:
                 for other in state["objects"].values()
                 if other["kind"] == "HorizontalPodAutoscaler"
             ]
-            if looked < state["scales"] + 2:
+            if looked < state["scales"] + 2 or state.get("full"):
                 starting = max(0, max(least) - state.setdefault("before", one["spec"]["replicas"]))
             one["spec"]["replicas"] = max([one["spec"]["replicas"], *least])
         wanted, told = one["spec"]["replicas"], state["images"].get(image, {})
@@ -167,7 +168,8 @@ def control(state: dict[str, Any]) -> None:
                 waiting = told.get("waiting", "ErrImagePull")
                 late = fine and of == image and number >= count - starting
                 waits = "ContainerCreating" if late else None if fine else waiting
-                add_pod(state, one, f"{abs(hash_of(of))}-{number}", of, waits)
+                taken = not (late and state.get("full"))
+                add_pod(state, one, f"{abs(hash_of(of))}-{number}", of, waits, taken)
 
 
 def hash_of(image: str) -> int:
@@ -175,7 +177,12 @@ def hash_of(image: str) -> int:
 
 
 def add_pod(
-    state: dict[str, Any], of: dict[str, Any], name: str, image: str, waiting: str | None
+    state: dict[str, Any],
+    of: dict[str, Any],
+    name: str,
+    image: str,
+    waiting: str | None,
+    taken: bool,
 ) -> None:
     pod = {
         "apiVersion": "v1",
@@ -188,7 +195,10 @@ def add_pod(
         "spec": {"containers": [{"name": "text-classifier", "image": image}]},
         "status": {
             "phase": "Pending" if waiting else "Running",
-            "conditions": [{"type": "Ready", "status": "False" if waiting else "True"}],
+            "conditions": [
+                {"type": "PodScheduled", "status": "True" if taken else "False"},
+                {"type": "Ready", "status": "False" if waiting else "True"},
+            ],
             "containerStatuses": [
                 {
                     "ready": not waiting,

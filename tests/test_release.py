@@ -350,6 +350,18 @@ def test_pods_that_an_autoscaler_starts_meanwhile_are_waited_for_and_asked(
     assert world.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 2
 
 
+def test_a_pod_of_the_autoscaler_that_no_node_takes_does_not_end_a_good_release(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.release.rollout.ROLLOUT_SECONDS", 5.0)
+    world.write(world.state | {"scales": 4, "full": True})
+    assert world.release("first", FIRST, champion="none") == 0
+    assert world.state["objects"][DEPLOYMENT]["status"]["unavailableReplicas"] == 1
+    assert len(world.records[world.version("first")].pods) == 1
+    # What runs can be said, too.
+    assert main([one for one in world.words("second", SECOND) if one != "--apply"]) == 0
+
+
 def test_replicas_that_were_applied_once_do_not_become_one(deployed: World) -> None:
     """As `kubectl apply` has it: what was in the last manifest and is in this one no more goes."""
     state = deployed.state

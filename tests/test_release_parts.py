@@ -23,6 +23,7 @@ from training.cluster import Cluster
 from training.errors import ClusterError, ClusterUnreachableError, ReleaseError
 from training.release import images
 from training.release.overlay import (
+    Workload,
     kustomization_of,
     read_kustomization,
     rendered,
@@ -34,7 +35,7 @@ from training.release.overlay import (
     written,
 )
 from training.release.records import Record, Records
-from training.release.rollout import progress_of
+from training.release.rollout import Pods, progress_of, wait_for_rollout
 from training.release.watch import Sample, read_sample, trouble
 from training.verify import opener_for
 
@@ -222,6 +223,68 @@ def test_a_rollout_is_not_done_before_all_is_new(status: dict[str, Any], expecte
 def test_a_rollout_is_done_when_all_is_new_and_available() -> None:
     status = {"observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 3}
     assert progress_of(deployment(**status)) == (True, "3 pods are available")
+
+
+def was_complete(**status: int) -> dict[str, Any]:
+    """A Deployment whose rollout is complete by its controller's word; of four pods one is out."""
+    counts = {"observedGeneration": 2, "updatedReplicas": 4, "replicas": 4, "availableReplicas": 3}
+    said = [{"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}]
+    return deployment(**counts | status, conditions=said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        # An autoscaler has asked for one more.
+        ({}, True),
+        # Said of the template before.
+        ({"observedGeneration": 1}, False),
+        ({"updatedReplicas": 1, "replicas": 4}, False),
+        ({"availableReplicas": 0}, False),
+    ],
+)
+def test_a_rollout_that_was_complete_is_done(changed: dict[str, int], expected: bool) -> None:
+    assert progress_of(was_complete(**changed))[0] == expected
+
+
+def pod(name: str, **conditions: str) -> dict[str, Any]:
+    """A pod whose one container was restarted twice."""
+    told = [{"type": kind, "status": status} for kind, status in conditions.items()]
+    status = {"conditions": told, "containerStatuses": [{"ready": False, "restartCount": 2}]}
+    return {"metadata": {"name": name}, "status": status}
+
+
+class OneAnswer(Cluster):
+    """A cluster with one Deployment and some pods."""
+
+    def __init__(self, deployment: dict[str, Any], pods: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.deployment = deployment
+        self.pods = pods
+
+    def get(self, *_: str) -> dict[str, Any]:
+        return self.deployment
+
+    def list(self, *_: str) -> list[dict[str, Any]]:
+        return self.pods
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.release.rollout.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("training.release.rollout.ROLLOUT_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pod_that_no_node_takes_is_not_waited_for_and_one_that_broke_is_no_success() -> None:
+    one = was_complete()
+    one["spec"]["progressDeadlineSeconds"] = 0
+    fine, pending = pod("a", PodScheduled="True", Ready="True"), pod("b", PodScheduled="False")
+    broken = pod("c", PodScheduled="True", Ready="False")
+    workload = Workload("space", "text-classifier", "app=a", "3000")
+    wait_for_rollout(Pods(OneAnswer(one, [fine, pending]), workload, None), print)
+    with pytest.raises(ReleaseError, match="pod c was not ready in time; pod c was restarted 2"):
+        wait_for_rollout(Pods(OneAnswer(one, [broken, pending]), workload, None), print)
 
 
 def program(folder: Path, name: str, script: str) -> Path:

@@ -26,6 +26,8 @@ ATTEMPT_SECONDS = 20.0
 SETTLE_SECONDS = 60.0
 # The controller leaves what it said of the rollout before standing for a moment.
 DEADLINE_HOLDS_SECONDS = 15.0
+# What the API server puts where a Deployment names no progressDeadlineSeconds.
+DEADLINE_SECONDS = 600.0
 # Of a Deployment whose controller says nothing at all; else its progressDeadlineSeconds counts.
 ROLLOUT_SECONDS = 1800.0
 MAX_METRICS_BYTES = 8 * 2**20
@@ -58,20 +60,27 @@ class Pods:
 
     def present(self) -> list[str]:
         """Those that are there to stay, whether they are ready or not."""
-        return [name for name, _ in self._pods()]
+        return sorted(one["metadata"]["name"] for one in self._pods())
 
     def ready(self) -> list[str]:
         """Those of them that get requests; an autoscaler may have started others just now."""
-        return [name for name, ready in self._pods() if ready]
+        return sorted(one["metadata"]["name"] for one in self._pods() if _is(one, "Ready"))
 
-    def _pods(self) -> list[tuple[str, bool]]:
-        found = self.cluster.list("pods", self.workload.namespace, self.workload.selector)
+    def starting(self) -> list[str]:
+        """Those that have a node and get no requests: not yet, or no more."""
         return sorted(
-            (one["metadata"]["name"], condition_of(one, "Ready").get("status") == "True")
-            for one in found
+            one["metadata"]["name"]
+            for one in self._pods()
+            if _is(one, "PodScheduled") and not _is(one, "Ready")
+        )
+
+    def _pods(self) -> list[dict[str, Any]]:
+        return [
+            one
+            for one in self.cluster.list("pods", self.workload.namespace, self.workload.selector)
             if "deletionTimestamp" not in one["metadata"]
             and one.get("status", {}).get("phase") not in ("Succeeded", "Failed")
-        )
+        ]
 
     def restarts(self) -> dict[str, int]:
         """How often the containers of each were started anew."""
@@ -242,26 +251,35 @@ def apply(cluster: Cluster, manifests: str, workload: Workload) -> None:
     cluster.apply(manifests)
 
 
-def wait_for_rollout(pods: Pods, say: Say, seconds: float | None = None) -> None:
-    """Until every pod is of the new template and available.
+def wait_for_rollout(pods: Pods, say: Say) -> None:
+    """Until every pod is of the new template and ready, but for those that no node takes.
 
-    Args:
-        seconds: at most so long; else as long as the Deployment's own deadline lets it.
+    Of a rollout that was complete once these are the autoscaler's, and no fault of the release.
 
     Raises:
-        ReleaseError: the Deployment's deadline passed; the sentence says what its pods wait for.
+        ReleaseError: the Deployment's deadline passed, for the rollout or for a pod that came after
+            it or broke since; the sentence says what it waits for.
         ClusterUnreachableError: the cluster did not answer for as long as it has patience.
     """
     workload = pods.workload
-    end = time.monotonic() + (ROLLOUT_SECONDS if seconds is None else seconds)
+    end = time.monotonic() + ROLLOUT_SECONDS
     exceeded: float | None = None
+    since: dict[str, float] = {}
     while True:
         one = pods.cluster.get("deployment", workload.name, workload.namespace)
         if one is None:
             raise ReleaseError(f"the Deployment {workload.name} is gone from {workload.namespace}")
         done, how = progress_of(one)
         if done:
-            return
+            at = time.monotonic()
+            since = {name: since.get(name, at) for name in pods.starting()}
+            if not since:
+                return
+            deadline = one["spec"].get("progressDeadlineSeconds", DEADLINE_SECONDS)
+            for name, began in since.items():
+                if at - began >= deadline:
+                    raise ReleaseError(f"pod {name} was not ready in time{_why(pods, one)}")
+            how = f"{len(since)} pods are not ready yet"
         failed = condition_of(one, "Progressing")
         current = one["status"].get("observedGeneration", 0) >= one["metadata"]["generation"]
         if current and failed.get("reason") == "ProgressDeadlineExceeded":
@@ -279,8 +297,10 @@ def wait_for_rollout(pods: Pods, say: Say, seconds: float | None = None) -> None
 def progress_of(deployment: dict[str, Any]) -> tuple[bool, str]:
     """Whether a Deployment's rollout is complete, as `kubectl rollout status` counts; and how far.
 
-    See k8s.io/kubectl, pkg/polymorphichelpers/rollout_status.go, and the API reference's
-    DeploymentStatus.
+    One that was complete stays so: all pods of this template were available at once, and the
+    controller says NewReplicaSetAvailable until the next template. What is not available then was
+    asked for by an autoscaler, or broke since. See k8s.io/kubectl,
+    pkg/polymorphichelpers/rollout_status.go, and "Complete Deployment" in Kubernetes' pages.
     """
     status = deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
@@ -288,6 +308,10 @@ def progress_of(deployment: dict[str, Any]) -> tuple[bool, str]:
     wanted = deployment["spec"].get("replicas", 1)
     new, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
     available = status.get("availableReplicas", 0)
+    was = condition_of(deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
+    # With none available it is said of the template before, whose pods a Recreate has ended.
+    if was and total == new and available:
+        return True, f"{available} of {new} pods are available"
     if new < wanted:
         return False, f"{new} of {wanted} new pods are started"
     if total > new:
@@ -308,7 +332,7 @@ def check_pods(pods: Pods, version: str, package: str | None, key_file: Any, say
     while True:
         # An autoscaler may start pods meanwhile: until all that are there were asked.
         wait_for_rollout(pods, say)
-        there = pods.present()
+        there = pods.ready()
         fresh = [name for name in there if name not in asked]
         if not fresh:
             break
@@ -320,7 +344,7 @@ def check_pods(pods: Pods, version: str, package: str | None, key_file: Any, say
             pods.ask_each(lambda address: verify_service(address, package, key_file), fresh)
         asked |= set(fresh)
     if not there:
-        raise ReleaseError(f"no pod of {pods.workload.name} is there in {pods.workload.namespace}")
+        raise ReleaseError(f"no pod of {pods.workload.name} is ready in {pods.workload.namespace}")
     return there
 
 
@@ -350,7 +374,7 @@ def watch_pods(pods: Pods, before: Sample, seconds: float, say: Say) -> dict[str
         if left <= 0:
             break
         say(f"{seen.requests:,} requests, {seen.errors} errors; {left:.0f} s left")
-    wait_for_rollout(pods, say, SETTLE_SECONDS)
+    wait_for_rollout(pods, say)
     return {
         "seconds": seconds,
         "requests": seen.requests,
@@ -460,6 +484,10 @@ def condition_of(one: dict[str, Any], kind: str) -> dict[str, Any]:
     """A condition of an object; empty where it says nothing of it."""
     conditions = one.get("status", {}).get("conditions") or []
     return next((found for found in conditions if found["type"] == kind), {})
+
+
+def _is(pod: dict[str, Any], kind: str) -> bool:
+    return condition_of(pod, kind).get("status") == "True"
 
 
 def _why(pods: Pods, deployment: dict[str, Any]) -> str:
