@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.model_package import Manifest
 from service.schemas import (
+    PREDICT_FAULT,
     ClassifyRequest,
     ClassifyResponse,
     ErrorResponse,
@@ -130,7 +131,7 @@ def _predict() -> dict[str, Any]:
         {"anyOf": [answer, {"type": "array", "items": answer}]},
     )
     responses = operation["responses"]
-    responses["424"] = responses.pop("500")
+    responses[str(PREDICT_FAULT)] = responses.pop("500")
     for status, response in responses.items():
         if status != "200":
             response["content"] = _json(_reference("PredictError"))

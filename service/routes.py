@@ -42,6 +42,7 @@ from service.metrics import Metrics
 from service.model_package import Manifest, Text
 from service.openapi import document
 from service.schemas import (
+    PREDICT_FAULT,
     ClassifyRequest,
     ClassifyResponse,
     EmptyTextError,
@@ -85,7 +86,7 @@ ERROR_TYPES = {
 PREDICT_ERROR_TYPES = {
     401: "Unauthorized",
     429: "Overloaded",
-    424: "Backend",
+    PREDICT_FAULT: "Backend",
     503: "Unhealthy",
     504: "Backend",
 }
@@ -104,7 +105,7 @@ def error_answer(error: RequestError) -> Answer:
 
 def predict_error_answer(error: RequestError) -> Answer:
     """The same in the schema of text-embeddings-inference."""
-    status = 424 if error.status == 500 else error.status
+    status = PREDICT_FAULT if error.status == 500 else error.status
     kind = PREDICT_ERROR_TYPES.get(status, "Validation")
     if isinstance(error.__cause__, EmptyTextError):
         status, kind = 400, "Empty"

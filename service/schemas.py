@@ -13,6 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service.model_package import Text
 
+# What is 500 elsewhere, a fault of the service or of the model, has this status at `/predict`.
+PREDICT_FAULT = 424
+
 
 class Limits(BaseModel):
     """What one request may ask for; the operator may change each by a setting of that name."""

@@ -182,6 +182,8 @@ def sample(statuses: dict[int, int], edge: float = 0.05) -> Sample:
         (sample({200: 20, 503: 2}), Sample(), None),
         (sample({200: 20, 503: 3}), Sample(), "3 of 23 requests were answered 5xx"),
         (sample({200: 1000, 500: 10}), Sample(), None),
+        # The fault of the model at /predict.
+        (sample({200: 20, 424: 3}), Sample(), "3 of 23 requests were answered 5xx or 424"),
         (sample({200: 1000, 500: 11}), Sample(), "11 of 1,011 requests"),
         # As many were refused before.
         (sample({200: 900, 429: 100}), sample({200: 900, 429: 60}), None),

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.schemas import PREDICT_FAULT
+
 REQUESTS = "whetstone_requests_total"
 BUCKETS = "whetstone_request_duration_seconds_bucket"
 ANSWERING = ("/classify", "/v1/classify", "/predict")
@@ -41,8 +43,12 @@ class Sample:
 
     @property
     def errors(self) -> int:
-        """5xx: faults of the service, or deadlines that passed."""
-        return sum(count for status, count in self.statuses.items() if status >= 500)
+        """Faults of the service, or deadlines that passed."""
+        return sum(
+            count
+            for status, count in self.statuses.items()
+            if status >= 500 or status == PREDICT_FAULT
+        )
 
     @property
     def refused(self) -> float:
@@ -87,7 +93,7 @@ def read_sample(text: str) -> Sample:
 def trouble(now: Sample, before: Sample) -> str | None:
     """Why the release must not stay; None where nothing speaks against it."""
     if now.errors > max(ERRORS, ERROR_SHARE * now.requests):
-        return f"{now.errors:,} of {now.requests:,} requests were answered 5xx"
+        return f"{now.errors:,} of {now.requests:,} requests were answered 5xx or {PREDICT_FAULT}"
     if now.requests >= LEAST_FOR_P99 and now.refused > before.refused + REFUSED_MORE:
         return f"{now.refused:.0%} of the requests were refused (429), before {before.refused:.0%}"
     if (
