@@ -8,9 +8,13 @@ import shlex
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ import yaml
 from tests.conftest import ROOT
 from training.cli import _parser, main
 from training.cluster import Cluster
-from training.errors import ClusterError, ClusterUnreachableError, ReleaseError
+from training.errors import ClusterError, ClusterUnreachableError, ReleaseError, VerifyError
 from training.release import images
 from training.release.overlay import (
     Workload,
@@ -41,6 +45,7 @@ from training.verify import opener_for
 
 OVERLAYS = sorted((ROOT / "k8s" / "overlays").iterdir())
 IMAGE = "registry.example.com/team/text-classifier:1e5"
+WORKLOAD = Workload("space", "text-classifier", "app=a", "3000")
 
 
 def names(path: Path) -> str:
@@ -283,10 +288,44 @@ def test_a_pod_that_no_node_takes_is_not_waited_for_and_one_that_broke_is_no_suc
     one["spec"]["progressDeadlineSeconds"] = 0
     fine, pending = pod("a", PodScheduled="True", Ready="True"), pod("b", PodScheduled="False")
     broken = pod("c", PodScheduled="True", Ready="False")
-    workload = Workload("space", "text-classifier", "app=a", "3000")
-    wait_for_rollout(Pods(OneAnswer(one, [fine, pending]), workload, None), print)
+    wait_for_rollout(Pods(OneAnswer(one, [fine, pending]), WORKLOAD, None), print)
     with pytest.raises(ReleaseError, match="pod c was not ready in time; pod c was restarted 2"):
-        wait_for_rollout(Pods(OneAnswer(one, [broken, pending]), workload, None), print)
+        wait_for_rollout(Pods(OneAnswer(one, [broken, pending]), WORKLOAD, None), print)
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A pod whose `/metrics` asks for a key."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Bearer secret"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(PAGE.encode() if known else b"")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class OnePod(OneAnswer):
+    """A cluster whose pod is a server on this machine."""
+
+    address = ""
+
+    @contextmanager
+    def forward(self, *_: object) -> Iterator[str]:
+        yield self.address
+
+
+def test_metrics_are_asked_for_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.release.rollout.ATTEMPT_SECONDS", 0.0)
+    cluster = OnePod({}, [pod("a", PodScheduled="True", Ready="True")])
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cluster.address = f"http://127.0.0.1:{server.server_port}"
+        assert Pods(cluster, WORKLOAD, "secret").samples() == {"a": read_sample(PAGE)}
+        with pytest.raises(VerifyError, match="give it with --api_key_file"):
+            Pods(cluster, WORKLOAD, None).samples()
+        server.shutdown()
 
 
 def program(folder: Path, name: str, script: str) -> Path:

@@ -138,6 +138,20 @@ class Service:
         Raises:
             VerifyError: there is no such answer; one sentence says why.
         """
+        try:
+            found = json.loads(self.read(path, content))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise VerifyError(f"{self._url}{path} is not Whetstone's: it answered with other text")
+        return found
+
+    def read(self, path: str, content: object = None) -> bytes:
+        """What a route answers with.
+
+        Raises:
+            VerifyError: as `ask`.
+        """
         data = None if content is None else json.dumps(content).encode()
         try:
             request = urllib.request.Request(self._url + path, data=data, headers=self._headers)  # noqa: S310
@@ -160,13 +174,7 @@ class Service:
             raise VerifyError(f"{self._url} is not Whetstone's: it does not speak HTTP") from None
         if len(body) > MAX_ANSWER_BYTES:
             raise VerifyError(f"{self._url}{path} answered with more than {MAX_ANSWER_BYTES} bytes")
-        try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise VerifyError(f"{self._url}{path} is not Whetstone's: it answered with other text")
-        return found
+        return body
 
     def classify(self, golden: Sequence[GoldenAnswer], manifest: Manifest) -> list[Decision]:
         """The answers to golden texts.

@@ -14,7 +14,7 @@ from training.errors import ClusterError, ClusterUnreachableError, ReleaseError,
 from training.release.overlay import Workload, objects, written
 from training.release.records import Previous, Record, Records
 from training.release.watch import Sample, read_sample, trouble
-from training.verify import VERSION, Service, opener_for, verify_service
+from training.verify import VERSION, Service, verify_service
 
 POLL_SECONDS = 2.0
 SAMPLE_SECONDS = 5.0
@@ -30,7 +30,6 @@ DEADLINE_HOLDS_SECONDS = 15.0
 DEADLINE_SECONDS = 600.0
 # Of a Deployment whose controller says nothing at all; else its progressDeadlineSeconds counts.
 ROLLOUT_SECONDS = 1800.0
-MAX_METRICS_BYTES = 8 * 2**20
 # What the API server adds; applied again it would be refused, or be ours by mistake.
 SERVERS_OWN = (
     "uid",
@@ -129,7 +128,15 @@ class Pods:
 
     def samples(self) -> dict[str, Sample]:
         """The counters of each."""
-        return self.ask_each(_sample)
+
+        def sample(address: str) -> Sample:
+            page = Service(address, self.key).read("/metrics")
+            try:
+                return read_sample(page.decode())
+            except ValueError:
+                raise VerifyError(f"{address}/metrics is not Prometheus'") from None
+
+        return self.ask_each(sample)
 
     def _ask(self, name: str, question: Callable[[str], Any]) -> Any:
         began = time.monotonic()
@@ -153,15 +160,6 @@ class Pods:
 
 class _GoneError(Exception):
     """The pod was deleted while it was asked."""
-
-
-def _sample(address: str) -> Sample:
-    with opener_for(address).open(f"{address}/metrics", timeout=10) as answer:
-        page = answer.read(MAX_METRICS_BYTES)
-    try:
-        return read_sample(page.decode())
-    except ValueError:
-        raise VerifyError(f"{address}/metrics is not Prometheus'") from None
 
 
 def running_version(pods: Pods) -> str | None:
