@@ -29,7 +29,7 @@ from service.model_package import (
     write_manifest,
 )
 from tests.conftest import ROOT
-from tests.servers import get, serving
+from tests.servers import classify, get, serving
 from tests.test_bento import empty_the_store
 from training.cli import main
 from training.register import register
@@ -166,15 +166,19 @@ def packages(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture(scope="module")
-def images(packages: dict[str, Path]) -> Iterator[dict[str, Any]]:
+def images(
+    packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
     """By image the port of a real server of its package; one serves another than its name says."""
+
+    def settings(name: str) -> dict[str, str]:
+        # A home each: the metrics are there.
+        home = tmp_path_factory.mktemp("home")
+        return {"WHETSTONE_PACKAGE": str(packages[name]), "BENTOML_HOME": str(home)}
+
     with (
-        serving(
-            "service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(packages["first"])}
-        ) as a,
-        serving(
-            "service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(packages["second"])}
-        ) as b,
+        serving("service.service:TextClassifier", settings("first")) as a,
+        serving("service.service:TextClassifier", settings("second")) as b,
     ):
         first, second = (int(address.rpartition(":")[2]) for address in (a, b))
         yield {
@@ -330,7 +334,7 @@ def test_an_apply_that_is_refused_half_way_is_undone(deployed: World, capsys: Ca
 
 
 def test_a_cluster_that_is_away_for_a_moment_is_waited_for(deployed: World) -> None:
-    deployed.faults(get=[None] * 7 + ["refused"] * 6)
+    deployed.faults(get=[None] * 8 + ["refused"] * 6)
     assert deployed.release("second", SECOND) == 0
     assert deployed.image == SECOND
 
@@ -375,6 +379,20 @@ def test_replicas_that_were_applied_once_do_not_become_one(deployed: World) -> N
     assert deployed.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 3
     assert deployed.release("second", SECOND) == 0
     assert deployed.state["objects"][DEPLOYMENT]["spec"]["replicas"] == 3
+
+
+def test_the_old_pods_are_looked_at_when_the_release_begins(
+    deployed: World, images: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_meanwhile(*_: object) -> None:
+        for _number in range(100):
+            classify(f"http://127.0.0.1:{images[FIRST]['port']}", {"input": "where is my order"})
+
+    monkeypatch.setattr("training.release.images.state_label_change", asked_meanwhile)
+    assert deployed.release("second", SECOND) == 0
+    first, second = (deployed.records[deployed.version(one)].watched for one in ("first", "second"))
+    assert first and first["before_since"] == "the pods started"
+    assert second and second["before_since"] == "the release began"
 
 
 def test_what_was_changed_by_hand_since_the_last_release_comes_back(deployed: World) -> None:
@@ -697,15 +715,15 @@ def test_nothing_runs_and_unknown_champions(world: World, capsys: Captured) -> N
 # Where the process is killed: at a call of kubectl (before or after it did its work).
 KILLS: list[dict[str, list[str | None]]] = [
     {"get": ["kill before"]},
-    {"get": [None, None, "kill before"]},
-    {"get": [None, None, None, "kill before"]},
+    {"get": [None] * 3 + ["kill before"]},
+    {"get": [None] * 4 + ["kill before"]},
     {"diff": ["kill before"]},
     {"diff": ["kill after"]},
     {"apply": ["kill before"]},
     {"apply": ["kill after"]},
-    {"apply": ["half"], "get": [None] * 8 + ["kill before"]},
-    {"get": [None] * 7 + ["kill after"]},
-    {"get": [None] * 9 + ["kill after"]},
+    {"apply": ["half"], "get": [None] * 9 + ["kill before"]},
+    {"get": [None] * 8 + ["kill after"]},
+    {"get": [None] * 10 + ["kill after"]},
 ]
 
 

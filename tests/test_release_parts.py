@@ -40,7 +40,7 @@ from training.release.overlay import (
 )
 from training.release.records import Record, Records
 from training.release.rollout import Pods, progress_of, wait_for_rollout
-from training.release.watch import Sample, read_sample, trouble
+from training.release.watch import Sample, compared_with, read_sample, trouble
 from training.verify import opener_for
 
 OVERLAYS = sorted((ROOT / "k8s" / "overlays").iterdir())
@@ -203,6 +203,18 @@ def sample(statuses: dict[int, int], edge: float = 0.05) -> Sample:
 def test_what_speaks_against_a_release(now: Sample, before: Sample, expected: str | None) -> None:
     found = trouble(now, before)
     assert (found is None) if expected is None else (found is not None and expected in found)
+
+
+def test_a_release_is_compared_with_what_came_since_it_began() -> None:
+    """An hour of long texts at night is not what the old pods do now."""
+    night, now = sample({200: 900}, 5.0), sample({200: 100})
+    first, latest = {"a": night}, {"a": night + now, "b": now}
+    assert compared_with(first, latest) == (now + now, "the release began")
+    # Too few say nothing, and where nothing was known then there is only all of it.
+    few = {"a": night + sample({200: 99})}
+    assert compared_with(first, few) == (few["a"], "the pods started")
+    assert compared_with({}, latest) == (night + now + now, "the pods started")
+    assert compared_with({}, {}) == (Sample(), "the pods started")
 
 
 def deployment(**status: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from training.release.rollout import (
     wait_for_rollout,
     watch_pods,
 )
-from training.release.watch import Sample
+from training.release.watch import Sample, compared_with
 from training.verify import package_folder, read_key, verify_folder
 
 CURRENT, NO_CHAMPION = "current", "none"
@@ -136,13 +136,18 @@ class Screen:
 
 
 class Release:
-    """One release or rollback that is written down."""
+    """One release or rollback that is written down.
+
+    Attributes:
+        counters: what the pods that ran had counted when it began; empty where that is not known.
+    """
 
     def __init__(self, record: Record, records: Records, cluster: Cluster, screen: Screen) -> None:
         self.record = record
         self.records = records
         self.cluster = cluster
         self.screen = screen
+        self.counters: dict[str, Sample] = {}
 
     @contextmanager
     def step(self, name: Step) -> Iterator[list[str]]:
@@ -205,7 +210,7 @@ class Release:
         self.cluster.patience = rollout.PATIENCE_SECONDS
         try:
             with _signals_interrupt():
-                before = self._before(pods)
+                before, since = compared_with(self.counters, _counters(pods))
                 with self.step("apply") as said:
                     rollout.apply(self.cluster, render, workload)
                     wait_for_rollout(pods, self.screen.say)
@@ -220,7 +225,8 @@ class Release:
                     count = len(self.record.pods)
                     said.append(f"{count} pods serve {self.record.version}, {asked}")
                 with self.step("watch") as said:
-                    self.record.watched = watch_pods(pods, before, wishes.watch, self.screen.say)
+                    seen = watch_pods(pods, before, wishes.watch, self.screen.say)
+                    self.record.watched = {**seen, "before_since": since}
                     said.append(_watched(self.record.watched))
         except BaseException as error:
             expected = isinstance(error, EXPECTED)
@@ -287,15 +293,6 @@ class Release:
             f"run {command} to try again, the same with a VERSION to go to that one instead, or "
             f"with --abandon to leave the cluster as it is{by_hand}"
         )
-
-    def _before(self, pods: Pods) -> Sample:
-        """What the metrics say before anything is changed; nothing where nothing runs."""
-        if self.record.previous is None or self.record.previous.image is None:
-            return Sample()
-        try:
-            return sum(pods.samples().values(), Sample())
-        except EXPECTED:
-            return Sample()
 
 
 def release(wishes: Wishes) -> int:
@@ -439,6 +436,7 @@ def _prepare(one: Release, wishes: Wishes, folder: Path, manifest: Manifest) -> 
     with one.step("verify") as said:
         said.append(verify_folder(folder, wishes.package))
     with one.step("compare") as said:
+        one.counters = _counters(_deployed(wishes, one.cluster))
         outcome, sentence = _judge(one, wishes, folder, manifest)
         said.append(sentence)
     if outcome == "refuse" or (outcome == "inconclusive" and not wishes.accept_inconclusive):
@@ -524,11 +522,7 @@ def _compared(
 
 def _champion(wishes: Wishes, records: Records, cluster: Cluster) -> tuple[str, str | None]:
     """The package to compare with, and the version that runs."""
-    overlay = wishes.overlay
-    content = read_kustomization(kustomization_of(overlay))
-    image = f"{repository_of(content)}:{TO_BE_BUILT}"
-    workload = workload_of(rendered(cluster, overlay, with_image(content, image)), image)
-    pods = Pods(cluster, workload, read_key(wishes.api_key_file))
+    pods = _deployed(wishes, cluster)
     try:
         version = running_version(pods)
     except (ClusterError, VerifyError):
@@ -540,8 +534,8 @@ def _champion(wishes: Wishes, records: Records, cluster: Cluster) -> tuple[str, 
         return wishes.champion, version
     if version is None:
         raise ReleaseError(
-            f"nothing runs as {workload.name} in {workload.namespace}: a first release is "
-            "--champion none"
+            f"nothing runs as {pods.workload.name} in {pods.workload.namespace}: a first release "
+            "is --champion none"
         )
     package = _find_package(version, records)
     if package is None:
@@ -550,6 +544,22 @@ def _champion(wishes: Wishes, records: Records, cluster: Cluster) -> tuple[str, 
             f"{records.folder}: register it (whetstone register), or name it with --champion"
         )
     return package, version
+
+
+def _deployed(wishes: Wishes, cluster: Cluster) -> Pods:
+    """The pods of the overlay's Deployment, whatever image they run."""
+    content = read_kustomization(kustomization_of(wishes.overlay))
+    image = f"{repository_of(content)}:{TO_BE_BUILT}"
+    workload = workload_of(rendered(cluster, wishes.overlay, with_image(content, image)), image)
+    return Pods(cluster, workload, read_key(wishes.api_key_file))
+
+
+def _counters(pods: Pods) -> dict[str, Sample]:
+    """What each pod that gets requests has counted; nothing where that cannot be had."""
+    try:
+        return pods.samples()
+    except EXPECTED:
+        return {}
 
 
 def _find_package(version: str, records: Records) -> str | None:

@@ -13,7 +13,7 @@ from training.cluster import Cluster
 from training.errors import ClusterError, ClusterUnreachableError, ReleaseError, VerifyError
 from training.release.overlay import Workload, objects, written
 from training.release.records import Previous, Record, Records
-from training.release.watch import Sample, read_sample, trouble
+from training.release.watch import Sample, between, read_sample, trouble
 from training.verify import VERSION, Service, verify_service
 
 POLL_SECONDS = 2.0
@@ -359,9 +359,7 @@ def watch_pods(pods: Pods, before: Sample, seconds: float, say: Say) -> dict[str
     while True:
         time.sleep(max(0.0, min(SAMPLE_SECONDS, end - time.monotonic())))
         latest = pods.samples()
-        seen = sum(
-            (one.since(first.setdefault(name, Sample())) for name, one in latest.items()), Sample()
-        )
+        seen = between(first, latest)
         reason = trouble(seen, before)
         if reason is not None:
             raise ReleaseError(f"while it was watched, {reason}")

@@ -90,6 +90,22 @@ def read_sample(text: str) -> Sample:
     return sample
 
 
+def between(first: dict[str, Sample], latest: dict[str, Sample]) -> Sample:
+    """What came to all pods; of one that is new since it started."""
+    return sum((one.since(first.get(name, Sample())) for name, one in latest.items()), Sample())
+
+
+def compared_with(first: dict[str, Sample], latest: dict[str, Sample]) -> tuple[Sample, str]:
+    """What the release is compared with: what came to the old pods since it began; and since when.
+
+    All since they started knows other hours and another load, and is taken where little came.
+    """
+    recent = between(first, latest)
+    if first and recent.requests >= LEAST_FOR_P99:
+        return recent, "the release began"
+    return between({}, latest), "the pods started"
+
+
 def trouble(now: Sample, before: Sample) -> str | None:
     """Why the release must not stay; None where nothing speaks against it."""
     if now.errors > max(ERRORS, ERROR_SHARE * now.requests):
