@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -83,6 +86,62 @@ def test_an_alert_looks_at_what_there_is(alert: dict[str, Any]) -> None:
     assert asked_for(alert["expr"])
     assert alert["annotations"]["summary"]
     assert alert["labels"]["severity"] in ("critical", "warning")
+
+
+def alert_named(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(alert for alert in ALERTS if alert["alert"] == name)
+    return found
+
+
+def test_who_was_there_and_has_no_series_any_more_is_down() -> None:
+    """While another namespace serves, `absent` says nothing, and neither does a sum of nothing."""
+    either = promql_parser.parse(alert_named("WhetstoneDown")["expr"])
+    assert str(either.op) == "or"
+    assert either.rhs.prettify() == "absent(whetstone_ready)"
+    missing = either.lhs.expr
+    assert (str(missing.op), str(missing.modifier.matching)) == ("unless", "on (namespace, job)")
+    assert asked_for(missing.lhs.prettify()) == {"whetstone_ready"}
+    assert missing.lhs.prettify().count("last_over_time") == 1
+
+
+PRODUCTION = 'whetstone_ready{namespace="production", job="classifier", pod="%s"}'
+STAGING = 'whetstone_ready{namespace="staging", job="classifier", pod="a"}'
+IN_PRODUCTION = {"namespace": "production", "job": "classifier"}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
+@pytest.mark.parametrize(
+    ("name", "series", "at", "expected"),
+    [
+        ("WhetstoneDown", {PRODUCTION % "a": "1x99", STAGING: "1x99"}, "1h", []),
+        ("WhetstoneDown", {PRODUCTION % "a": "0x99", STAGING: "1x99"}, "1h", [IN_PRODUCTION]),
+        # Gone, or one pod for another.
+        ("WhetstoneDown", {PRODUCTION % "a": "1x9 stale", STAGING: "1x99"}, "1h", [IN_PRODUCTION]),
+        ("WhetstoneDown", {PRODUCTION % "a": "1x9 stale", PRODUCTION % "b": "1x99"}, "1h", []),
+        ("WhetstoneDown", {PRODUCTION % "a": "1x9 stale", STAGING: "1x1999"}, "25h", []),
+        ("WhetstoneDown", {"something": "1x99"}, "1h", [{}]),
+    ],
+)
+def test_prometheus_itself_finds_what_an_alert_is_for(
+    name: str, series: dict[str, str], at: str, expected: list[dict[str, str]], tmp_path: Path
+) -> None:
+    alert = alert_named(name)
+    fires = [
+        {"exp_labels": {**alert["labels"], **labels}, "exp_annotations": alert["annotations"]}
+        for labels in expected
+    ]
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": one, "values": values} for one, values in series.items()],
+        "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": fires}],
+    }
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES["spec"]), "utf-8")
+    (tmp_path / "cases.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [case]}), "utf-8"
+    )
+    words = ["promtool", "test", "rules", "cases.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_parser_would_notice() -> None:
