@@ -19,6 +19,7 @@ COMPONENTS = ROOT / "k8s" / "components"
 DASHBOARD = json.loads((COMPONENTS / "grafana" / "dashboard.json").read_text("utf-8"))
 RULES = yaml.safe_load((COMPONENTS / "prometheus" / "alerts.yaml").read_text("utf-8"))
 ALERTS = [rule for group in RULES["spec"]["groups"] for rule in group["rules"]]
+DEPLOYMENT = yaml.safe_load((ROOT / "k8s" / "base" / "deployment.yaml").read_text("utf-8"))
 # What Prometheus adds to each series when it asks a pod.
 TARGET_LABELS = {"namespace", "pod"}
 
@@ -36,7 +37,12 @@ def exported() -> dict[str, set[str]]:
     return found
 
 
-SERIES = exported()
+# What kube-state-metrics says of containers; see docs/metrics/workload/pod-metrics.md there.
+OF_THE_CLUSTER = {
+    "kube_pod_container_resource_limits": {"container", "resource", "unit", "node", "uid"},
+    "kube_pod_container_status_restarts_total": {"container", "uid"},
+}
+SERIES = exported() | OF_THE_CLUSTER
 
 
 def selectors(expression: Any) -> list[Any]:
@@ -88,6 +94,15 @@ def test_an_alert_looks_at_what_there_is(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
 
 
+@pytest.mark.parametrize("name", OF_THE_CLUSTER)
+def test_of_the_clusters_pods_only_ours_count(name: str) -> None:
+    (alert,) = (alert for alert in ALERTS if name in alert["expr"])
+    assert any(one.startswith("whetstone_") for one in asked_for(alert["expr"]))
+    assert "on (namespace, pod)" in alert["expr"]
+    (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
+    assert f'container="{container["name"]}"' in alert["expr"]
+
+
 def alert_named(name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(alert for alert in ALERTS if alert["alert"] == name)
     return found
@@ -107,6 +122,14 @@ def test_who_was_there_and_has_no_series_any_more_is_down() -> None:
 PRODUCTION = 'whetstone_ready{namespace="production", job="classifier", pod="%s"}'
 STAGING = 'whetstone_ready{namespace="staging", job="classifier", pod="a"}'
 IN_PRODUCTION = {"namespace": "production", "job": "classifier"}
+MEMORY = 'whetstone_resident_memory_bytes{namespace="production", pod="a"}'
+OF_A = 'namespace="production", pod="a", container="text-classifier"'
+OF_ANOTHER = 'namespace="production", pod="other", container="text-classifier"'
+LIMIT = f'kube_pod_container_resource_limits{{resource="memory", unit="byte", {OF_A}}}'
+CPU_LIMIT = f'kube_pod_container_resource_limits{{resource="cpu", unit="core", {OF_A}}}'
+RESTARTS = "kube_pod_container_status_restarts_total{%s}"
+POD_A = {"namespace": "production", "pod": "a"}
+CONTAINER_A = {**POD_A, "container": "text-classifier"}
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
@@ -120,16 +143,36 @@ IN_PRODUCTION = {"namespace": "production", "job": "classifier"}
         ("WhetstoneDown", {PRODUCTION % "a": "1x9 stale", PRODUCTION % "b": "1x99"}, "1h", []),
         ("WhetstoneDown", {PRODUCTION % "a": "1x9 stale", STAGING: "1x1999"}, "25h", []),
         ("WhetstoneDown", {"something": "1x99"}, "1h", [{}]),
+        ("WhetstoneMemoryNearLimit", {MEMORY: "83x99", LIMIT: "100x99"}, "1h", []),
+        ("WhetstoneMemoryNearLimit", {MEMORY: "90x99", LIMIT: "100x99"}, "1h", [POD_A]),
+        ("WhetstoneMemoryNearLimit", {MEMORY: "90x99", CPU_LIMIT: "2x99"}, "1h", []),
+        ("WhetstoneRestarts", {PRODUCTION % "a": "1x99", RESTARTS % OF_A: "7x99"}, "1h", []),
+        # While it starts again nobody asks it for metrics.
+        (
+            "WhetstoneRestarts",
+            {PRODUCTION % "a": "1x49 stale", RESTARTS % OF_A: "0x49 1x49"},
+            "1h",
+            [CONTAINER_A],
+        ),
+        (
+            "WhetstoneRestarts",
+            {PRODUCTION % "a": "1x99", RESTARTS % OF_ANOTHER: "0+1x99"},
+            "1h",
+            [],
+        ),
     ],
 )
 def test_prometheus_itself_finds_what_an_alert_is_for(
     name: str, series: dict[str, str], at: str, expected: list[dict[str, str]], tmp_path: Path
 ) -> None:
     alert = alert_named(name)
-    fires = [
-        {"exp_labels": {**alert["labels"], **labels}, "exp_annotations": alert["annotations"]}
-        for labels in expected
-    ]
+    fires = []
+    for labels in expected:
+        told = {
+            key: text.replace("{{ $labels.pod }}", labels.get("pod", ""))
+            for key, text in alert["annotations"].items()
+        }
+        fires.append({"exp_labels": {**alert["labels"], **labels}, "exp_annotations": told})
     case = {
         "interval": "1m",
         "input_series": [{"series": one, "values": values} for one, values in series.items()],
