@@ -46,7 +46,7 @@ lint: setup
 test: lint
 	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-all: lint test-browser-setup
+test-all: lint test-browser-setup $(BIN)/promtool
 	$(BIN)/pytest -q
 
 # Debian's browser, for the tests of pages; where it is there already nothing is done.
@@ -54,6 +54,12 @@ test-browser-setup:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		{ apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
+
+# Prometheus' own checker of alerts, out of Debian's package: the server is not installed.
+$(BIN)/promtool: | setup
+	folder=$$(mktemp -d) && cd $$folder && apt-get update -qq && apt-get download -qq prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && \
+		cp usr/bin/promtool $(CURDIR)/$@ && rm -r $$folder
 
 screenshots: setup test-browser-setup
 	$(BIN)/pytest -q tests/test_chain.py -k in_a_browser --screenshots docs
