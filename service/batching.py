@@ -21,8 +21,9 @@ text the short ones have a turn of as many tokens, and wait for one such batch, 
 **What is refused.** The time that a token takes is measured all the time. A request is refused at
 once when the work before it and its own would take it past its deadline, or when the queue holds
 as many tokens as it may. One long pause in a batch can make that time so large that every request
-is refused, and then no batch would ever measure it again. So what is refused while there is nothing
-to do is measured all the same: its longest window is a batch for nobody, at most one a second.
+is refused, and then no batch would ever measure it again, or only small ones that weigh little. So
+what is refused while there is nothing to do is measured all the same: its longest window is a batch
+for nobody, at most one a second, and where it takes less time than was thought, that is believed.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ FOLLOWING = 0.1
 # a third.
 NICER = 5
 MOST_NICENESS = 19
-# A refusal makes an engine that has been idle for so many seconds measure again.
+# A refusal makes an engine that has nothing to do measure again, after so many seconds.
 MEASURE_AFTER = 1.0
 # Before anything was measured: seconds per token of a small encoder on one core.
 FIRST_SECONDS_PER_TOKEN = 2e-4
@@ -115,6 +116,7 @@ class Job:
         "_closed",
         "_expected",
         "_first_taken",
+        "_for_nobody",
         "_on_done",
         "_submitted",
         "_unfinished",
@@ -138,6 +140,7 @@ class Job:
         self._unfinished = windows
         self._waiting_windows = windows
         self._waiting_tokens = tokens
+        self._for_nobody = False
         # Answered, failed or cancelled: what is left of it in the queue is passed over.
         self._closed = False
 
@@ -211,8 +214,8 @@ class Engine:
         self._seen_tokens = 0
         self._lateness = 0.0
         self._lateness_at = monotonic()
-        # When the last batch ended.
-        self._ended_at = monotonic()
+        # When a batch for nobody was last queued.
+        self._measured_at = monotonic()
         # When each batch that runs began, by its thread.
         self._running_since: dict[int, float] = {}
         # Totals since the start, for measurements.
@@ -350,14 +353,16 @@ class Engine:
         return spare, own, last
 
     def _is_idle(self) -> bool:
-        """Whether nothing waits or runs, nor has for a while; with the lock held."""
+        """Whether nothing waits or runs, nor was measured just now; with the lock held."""
         has_work = self._waiting_windows or self._running_since
-        return not has_work and monotonic() - self._ended_at > MEASURE_AFTER
+        return not has_work and monotonic() - self._measured_at > MEASURE_AFTER
 
     def _measure_again(self, window: Window) -> None:
-        """Run a window for nobody; its time per token replaces the mean. With the lock held."""
-        self._seen_tokens = 0
-        self._push(Job(1, len(window), lambda _job: None), [window], 0.0)
+        """Run a window for nobody, to see whether its time per token is less. With the lock held."""
+        self._measured_at = monotonic()
+        job = Job(1, len(window), lambda _job: None)
+        job._for_nobody = True
+        self._push(job, [window], 0.0)
 
     def _push(self, job: Job, windows: Sequence[Window], pace: float) -> None:
         """Queue a job's windows, each due after `pace` seconds per token; with the lock held."""
@@ -526,11 +531,13 @@ class Engine:
         with self._lock:
             self._running_tokens -= padded
             del self._running_since[threading.get_ident()]
-            self._ended_at = ended
             self.batches += 1
             self.padded_tokens += padded
             self.tokens += sum(len(entry[4]) for entry in batch)
-            if error is None:
+            if error is None and any(entry[2]._for_nobody for entry in batch):
+                # One window may be slow by chance: it may tell only that less time is enough.
+                self._seconds_per_token = min(self._seconds_per_token, (ended - began) / padded)
+            elif error is None:
                 self._learn(ended - began, padded)
             for row, (_, _, job, place, _) in enumerate(batch):
                 if job._closed:

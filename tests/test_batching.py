@@ -447,12 +447,48 @@ def test_an_idle_engine_that_refuses_measures_again(monkeypatch: pytest.MonkeyPa
         while not engine.state().batches:
             pass
         assert engine._seconds_per_token == pytest.approx((MEASURE_AFTER + 0.1) / 10)
-        refuse()
-        assert engine.waiting_tokens == 0
         job = caller.ask(window(3), seconds=1)
         caller.wait_for(1)
         assert job.logits is not None
     assert [ids(batch) for batch in gate.batches] == [[2], [3]]
+
+
+def test_small_requests_that_are_taken_do_not_keep_a_wrong_time_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.batching.monotonic", lambda: now)
+    with engine_of(Gate()) as engine:
+        caller = Caller(engine)
+        engine._seconds_per_token, engine._seen_tokens = 0.1, 1_000_000
+        for number in range(1, 4):
+            now += MEASURE_AFTER / 2
+            caller.ask(window(number), seconds=1)
+            caller.wait_for(number)
+        with pytest.raises(OverloadedError):
+            caller.ask(window(9, 50), seconds=1)
+        while engine.state().batches < 4:
+            pass
+        assert engine._seconds_per_token == 0
+
+
+def test_one_slow_window_makes_no_later_request_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that was right, of a caller who gives no time, says nothing of others."""
+    now = 1000.0
+    monkeypatch.setattr("service.batching.monotonic", lambda: now)
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        caller = Caller(engine)
+        engine._seconds_per_token, engine._seen_tokens = 1e-3, 1_000_000
+        now += MEASURE_AFTER + 0.1
+        with pytest.raises(OverloadedError):
+            caller.ask(window(1), seconds=1e-6)
+        gate.wait_until_busy()
+        now += 60
+        gate.open()
+        while not engine.state().batches:
+            pass
+        assert (engine._seconds_per_token, engine._seen_tokens) == (1e-3, 1_000_000)
 
 
 def test_a_closed_engine_finishes_what_waits_and_takes_no_more() -> None:
