@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
-.PHONY: help setup demo test test-all test-browser-setup screenshots image test-image lint clean \
+.PHONY: help setup demo test test-all test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality
 
@@ -46,7 +46,7 @@ lint: setup
 test: lint
 	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-all: lint test-browser-setup $(BIN)/promtool
+test-all: lint test-browser-setup test-promtool-setup
 	$(BIN)/pytest -q
 
 # Debian's browser, for the tests of pages; where it is there already nothing is done.
@@ -56,10 +56,12 @@ test-browser-setup:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
 
 # Prometheus' own checker of alerts, out of Debian's package: the server is not installed.
-$(BIN)/promtool: | setup
-	folder=$$(mktemp -d) && cd $$folder && apt-get update -qq && apt-get download -qq prometheus && \
+test-promtool-setup: setup
+	@command -v promtool >/dev/null || test -x $(BIN)/promtool || \
+		{ folder=$$(mktemp -d) && cd $$folder && apt-get update -qq && \
+		apt-get download -qq prometheus && \
 		dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && \
-		cp usr/bin/promtool $(CURDIR)/$@ && rm -r $$folder
+		cp usr/bin/promtool $(CURDIR)/$(BIN)/promtool && rm -r $$folder; }
 
 screenshots: setup test-browser-setup
 	$(BIN)/pytest -q tests/test_chain.py -k in_a_browser --screenshots docs

@@ -358,7 +358,7 @@ class Engine:
         return not has_work and monotonic() - self._measured_at > MEASURE_AFTER
 
     def _measure_again(self, window: Window) -> None:
-        """Run a window for nobody, to see whether its time per token is less. With the lock held."""
+        """Run a window for nobody: does a token take less time by now? With the lock held."""
         self._measured_at = monotonic()
         job = Job(1, len(window), lambda _job: None)
         job._for_nobody = True

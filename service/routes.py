@@ -550,6 +550,25 @@ class TracedRoutes:
             await self._app(scope, receive, send)
 
 
+class BoundedPreflights:
+    """Ends the connection of a preflight that has a body.
+
+    The middleware that answers preflights, which must be inside of this one, reads none: uvicorn
+    would go on reading it for ever.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on."""
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            request = Request.of(scope, receive)
+            if request.unread and b"access-control-request-method" in request.headers:
+                send = _with_headers(send, CLOSE, lambda _status: None)
+        await self._app(scope, receive, send)
+
+
 ROUTES = {
     "/classify": Route("POST", Routes.classify),
     "/v1/classify": Route("POST", Routes.classify),

@@ -43,7 +43,7 @@ from service.model_package import (
     read_golden,
     verify_package,
 )
-from service.routes import Routes, TracedRoutes, access_logger
+from service.routes import BoundedPreflights, Routes, TracedRoutes, access_logger
 from service.schemas import ClassifyRequest, ClassifyResponse
 from service.settings import SettingsError, read_settings
 
@@ -140,13 +140,14 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
         routes.bentoml = super().to_asgi(is_main=is_main)
         if not settings.cors_origins:
             return routes
-        return CORSMiddleware(
+        with_cors = CORSMiddleware(
             routes,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
         )
+        return BoundedPreflights(with_cors)
 
 
 def tracing() -> dict[str, Any]:

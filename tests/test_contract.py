@@ -234,6 +234,11 @@ UNREAD = [
     ("POST /predict", "X-Request-Timeout-Ms: never\r\n", 422),
     ("GET /info", "", 200),
     ("GET /livez", "", 200),
+    (
+        "OPTIONS /classify",
+        "Origin: https://shop.example\r\nAccess-Control-Request-Method: POST\r\n",
+        200,
+    ),
 ]
 
 

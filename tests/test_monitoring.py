@@ -99,7 +99,7 @@ def test_an_alert_looks_at_what_there_is(alert: dict[str, Any]) -> None:
 def test_of_the_clusters_pods_only_ours_count(name: str) -> None:
     (alert,) = (alert for alert in ALERTS if name in alert["expr"])
     assert any(one.startswith("whetstone_") for one in asked_for(alert["expr"]))
-    assert "on (namespace, pod)" in alert["expr"]
+    assert "on (namespace" in alert["expr"]
     (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
     assert f'container="{container["name"]}"' in alert["expr"]
 
@@ -125,18 +125,38 @@ STAGING = 'whetstone_ready{namespace="staging", job="classifier", pod="a"}'
 IN_PRODUCTION = {"namespace": "production", "job": "classifier"}
 MEMORY = 'whetstone_resident_memory_bytes{namespace="production", pod="a"}'
 OF_A = 'namespace="production", pod="a", container="text-classifier"'
-OF_ANOTHER = 'namespace="production", pod="other", container="text-classifier"'
+OF_NEW = 'namespace="production", pod="new", container="text-classifier"'
+OF_ANOTHER = 'namespace="elsewhere", pod="other", container="text-classifier"'
 LIMIT = f'kube_pod_container_resource_limits{{resource="memory", unit="byte", {OF_A}}}'
 CPU_LIMIT = f'kube_pod_container_resource_limits{{resource="cpu", unit="core", {OF_A}}}'
 RESTARTS = "kube_pod_container_status_restarts_total{%s}"
 POD_A = {"namespace": "production", "pod": "a"}
 CONTAINER_A = {**POD_A, "container": "text-classifier"}
+REQUESTS = (
+    'whetstone_requests_total{namespace="production", job="classifier", route="%s", status="%d"}'
+)
+REFUSALS = 'whetstone_refusals_total{namespace="production", job="classifier", reason="deadline"}'
+# A hundred requests a minute, and ten times as many probes, which are no share of them.
+FINE = {REQUESTS % ("/classify", 200): "0+100x99", REQUESTS % ("/livez", 200): "0+1000x99"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "series", "at", "expected"),
     [
+        ("WhetstoneErrors", FINE, "1h", []),
+        (
+            "WhetstoneErrors",
+            FINE | {REQUESTS % ("/v1/classify", 500): "0+2x99"},
+            "1h",
+            [IN_PRODUCTION],
+        ),
+        ("WhetstoneErrors", FINE | {REQUESTS % ("/predict", 424): "0+2x99"}, "1h", [IN_PRODUCTION]),
+        ("WhetstoneErrors", FINE | {REQUESTS % ("/livez", 500): "0+50x99"}, "1h", []),
+        ("WhetstoneLate", FINE, "1h", []),
+        ("WhetstoneLate", FINE | {REQUESTS % ("/predict", 504): "0+2x99"}, "1h", [IN_PRODUCTION]),
+        ("WhetstoneRefusing", FINE | {REFUSALS: "0+4x99"}, "1h", []),
+        ("WhetstoneRefusing", FINE | {REFUSALS: "0+6x99"}, "1h", [IN_PRODUCTION]),
         ("WhetstoneDown", {PRODUCTION % "a": "1x99", STAGING: "1x99"}, "1h", []),
         ("WhetstoneDown", {PRODUCTION % "a": "0x99", STAGING: "1x99"}, "1h", [IN_PRODUCTION]),
         # Gone, or one pod for another.
@@ -154,6 +174,13 @@ CONTAINER_A = {**POD_A, "container": "text-classifier"}
             {PRODUCTION % "a": "1x49 stale", RESTARTS % OF_A: "0x49 1x49"},
             "1h",
             [CONTAINER_A],
+        ),
+        # It dies while it loads, beside an older one that serves.
+        (
+            "WhetstoneRestarts",
+            {PRODUCTION % "a": "1x99", RESTARTS % OF_NEW: "0+1x99"},
+            "1h",
+            [{**CONTAINER_A, "pod": "new"}],
         ),
         (
             "WhetstoneRestarts",
