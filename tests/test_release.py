@@ -863,6 +863,33 @@ def test_what_cannot_be_undone_does_not_bar_the_way_to_another_version(
     assert failed.reason.endswith(f"not undone: a rollback to {version} came instead")
 
 
+def test_a_rollback_that_cannot_begin_gives_nothing_up(
+    stuck: World, images: dict[str, Any], capsys: Captured
+) -> None:
+    version = stuck.version("first")
+    words = ["rollback", version, "--overlay", OVERLAY, "--watch", "0"]
+    assert main([*words, "--api_key_file", "nothing"]) == 1
+    assert "nothing" in sentence(capsys)
+    render = Path("releases", f"{version}.yaml")
+    content = render.read_text("utf-8")
+    render.write_text(content + "# altered\n", "utf-8")
+    assert main(words) == 1
+    assert "was altered" in sentence(capsys)
+    render.write_text(content, "utf-8")
+    # What runs can be neither told nor saved.
+    stuck.faults(get=["forbidden"] * 2)
+    assert main(words) == 1
+    assert "Forbidden" in sentence(capsys)
+    assert stuck.records[f"{version}-2"].outcome == "unfinished"
+    # So it can still be undone.
+    state = stuck.state
+    state["images"][SECOND] = images[SECOND]
+    stuck.write(state)
+    assert main(["rollback", "--overlay", OVERLAY, "--unfinished"]) == 0
+    assert stuck.records[f"{version}-2"].outcome == "rolled back"
+    assert stuck.image == SECOND
+
+
 def test_what_cannot_be_undone_can_be_abandoned(stuck: World, capsys: Captured) -> None:
     """From wherever kubectl points to: its cluster may be no more."""
     broken = f"{stuck.version('first')}-2"

@@ -268,10 +268,15 @@ class Release:
             ) from error
         self.end("rolled back", reason)
 
+    def give_up(self) -> None:
+        """End one that has not touched the cluster."""
+        record = self.record
+        self.screen.line(f"{record.kind} {record.id} was broken off at {record.step}: given up")
+        self.end("failed", f"killed at {record.step}, before anything was applied")
+
     def abandon(self, why: str) -> None:
         """Leave what it has done to the cluster there, for good; say what that is."""
         record = self.record
-        self.restore_overlay()
         created = record.previous.created if record.previous else []
         more = f", and {len(created)} objects that it created (see its record)" if created else ""
         self.screen.line(
@@ -322,52 +327,64 @@ def rollback(wishes: Wishes, version: str | None) -> int:
     records, cluster, screen = Records(), Cluster(wishes.context), Screen()
     cluster.pin_context()
     with records.locked() as cluster.lock:
-        abandoned = "it was abandoned" if wishes.abandon else None
-        if version is not None:
-            # One that is mistyped gives nothing up.
-            _target(records, str(wishes.overlay), version, cluster.context)
-            abandoned = f"a rollback to {version} came instead"
-        recovered = _recover(wishes, records, cluster, screen, abandoned, releasing=False)
-        only = wishes.unfinished or wishes.abandon
-        if only and not recovered:
-            screen.line(f"no release of {wishes.overlay} is unfinished")
-        if only or (recovered and version is None):
-            return 0
-        target = _target(records, str(wishes.overlay), version, cluster.context)
-        render = records.read_render(target.render) if target.render else ""
-        workload = workload_of(render, str(target.image))
-        pods = Pods(cluster, workload, read_key(wishes.api_key_file))
-        package = _find_package(target.version, records)
-        record = Record(
-            **_common(wishes, records, cluster, target.version, target.name),
-            kind="rollback",
-            package=target.package,
-            metrics=target.metrics,
-            bento=target.bento,
-            champion=target.id,
-        )
-        one = Release(record, records, cluster, screen)
-        # Secrets are not in what was saved; those of a generator are still in the cluster.
-        try:
-            with one.step("overlay") as said:
-                record.champion_version = _running(pods)
-                record.namespace, record.deployment = workload.namespace, workload.name
-                record.previous = save_previous(cluster, records, record, render, workload)
-                file = kustomization_of(wishes.overlay)
-                before = read_kustomization(file)
-                after = with_image(before, str(target.image))
-                edit = OverlayEdit(file=str(file), before=before, after=after)
-                one.write_overlay(str(target.image), edit, render)
-                said.append(f"{file}: {target.image}")
-        except (*EXPECTED, KeyboardInterrupt) as error:
-            one.restore_overlay()
-            one.end("failed", str(error) or "it was interrupted")
-            raise
-        with _fetched(package, screen) as folder:
-            one.roll_out(render, folder, wishes)
-        one.end("released")
-        screen.line(f"{workload.namespace} serves {record.version} again ({target.id})")
-        return 0
+        if version is None:
+            abandoned = "it was abandoned" if wishes.abandon else None
+            recovered = _recover(wishes, records, cluster, screen, abandoned, releasing=False)
+            only = wishes.unfinished or wishes.abandon
+            if only and not recovered:
+                screen.line(f"no release of {wishes.overlay} is unfinished")
+            if only or recovered:
+                return 0
+        return _roll_back(wishes, version, records, cluster, screen)
+
+
+def _roll_back(
+    wishes: Wishes, version: str | None, records: Records, cluster: Cluster, screen: Screen
+) -> int:
+    target = _target(records, str(wishes.overlay), version, cluster.context)
+    render = records.read_render(target.render) if target.render else ""
+    workload = workload_of(render, str(target.image))
+    pods = Pods(cluster, workload, read_key(wishes.api_key_file))
+    package = _find_package(target.version, records)
+    unfinished = _unfinished(wishes, records, cluster, screen)
+    record = Record(
+        **_common(wishes, records, cluster, target.version, target.name),
+        kind="rollback",
+        package=target.package,
+        metrics=target.metrics,
+        bento=target.bento,
+        champion=target.id,
+    )
+    one = Release(record, records, cluster, screen)
+    # Secrets are not in what was saved; those of a generator are still in the cluster.
+    try:
+        with one.step("overlay") as said:
+            record.champion_version = _running(pods)
+            record.namespace, record.deployment = workload.namespace, workload.name
+            record.previous = save_previous(cluster, records, record, render, workload)
+            for other in unfinished:
+                other.restore_overlay()
+            file = kustomization_of(wishes.overlay)
+            before = read_kustomization(file)
+            after = with_image(before, str(target.image))
+            edit = OverlayEdit(file=str(file), before=before, after=after)
+            one.write_overlay(str(target.image), edit, render)
+            said.append(f"{file}: {target.image}")
+    except (*EXPECTED, KeyboardInterrupt) as error:
+        one.restore_overlay()
+        one.end("failed", str(error) or "it was interrupted")
+        raise
+    with _fetched(package, screen) as folder:
+        # Not before: until here the next run can still undo what is unfinished.
+        for other in unfinished:
+            if other.record.touched:
+                other.abandon(f"a rollback to {version} came instead")
+            else:
+                other.give_up()
+        one.roll_out(render, folder, wishes)
+    one.end("released")
+    screen.line(f"{workload.namespace} serves {record.version} again ({target.id})")
+    return 0
 
 
 @contextmanager
@@ -685,6 +702,7 @@ def _recover(
             if not wishes.abandon:
                 _refuse_other_cluster(record, cluster.context)
             if abandoned is not None:
+                one.restore_overlay()
                 one.abandon(abandoned)
                 found = record
                 continue
@@ -711,11 +729,25 @@ def _recover(
             record.overlay_edit = record.previous = record.render = None
             found = record
         else:
-            screen.line(f"{record.kind} {record.id} was broken off at {record.step}: given up")
-            one.end("failed", f"killed at {record.step}, before anything was applied")
+            one.give_up()
             if not releasing:
                 found = record
     return found if not releasing or (found and found.outcome == "unfinished") else None
+
+
+def _unfinished(
+    wishes: Wishes, records: Records, cluster: Cluster, screen: Screen
+) -> list[Release]:
+    """What a rollback to a version comes instead of.
+
+    Raises:
+        ReleaseError: something of it was begun in another context.
+    """
+    found = [one for one in records.of(str(wishes.overlay)) if one.outcome == "unfinished"]
+    for one in found:
+        if one.touched:
+            _refuse_other_cluster(one, cluster.context)
+    return [Release(one, records, cluster, screen) for one in found]
 
 
 def _refuse_other_cluster(record: Record, context: str | None) -> None:
