@@ -832,18 +832,36 @@ def test_when_nothing_can_be_put_back_it_says_so_loudly(
 
 
 @pytest.fixture
-def stuck(deployed: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A release after the second is unfinished, and the second comes back no more."""
+def unfinished(deployed: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A release after the second is in the cluster, broken, and could not be put back."""
     assert deployed.release("second", SECOND) == 0
     monkeypatch.setattr("training.release.rollout.PATIENCE_SECONDS", 0.2)
     deployed.faults(apply=[None, "forbidden"])
     assert deployed.release("first", BROKEN) == 1
-    state = deployed.state
-    state["images"][SECOND] = {"waiting": "ImagePullBackOff"}
-    deployed.write(state)
-    assert main(["rollback", "--overlay", OVERLAY]) == 1
-    assert deployed.records[f"{deployed.version('first')}-2"].outcome == "unfinished"
     return deployed
+
+
+@pytest.fixture
+def stuck(unfinished: World) -> World:
+    """And the second comes back no more."""
+    state = unfinished.state
+    state["images"][SECOND] = {"waiting": "ImagePullBackOff"}
+    unfinished.write(state)
+    assert main(["rollback", "--overlay", OVERLAY]) == 1
+    assert unfinished.records[f"{unfinished.version('first')}-2"].outcome == "unfinished"
+    return unfinished
+
+
+def test_after_one_that_was_abandoned_the_last_that_was_released_comes_back(
+    unfinished: World, capsys: Captured
+) -> None:
+    assert main(["rollback", "--overlay", OVERLAY, "--abandon"]) == 0
+    assert unfinished.image == BROKEN
+    assert unfinished.release("first", FIRST) == 1
+    assert "(whetstone rollback where a release was abandoned" in sentence(capsys)
+    for image in (SECOND, FIRST):
+        assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
+        assert unfinished.image == image
 
 
 def test_what_cannot_be_undone_does_not_bar_the_way_to_another_version(

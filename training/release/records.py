@@ -78,7 +78,10 @@ class Previous(_Strict):
 
 
 class Record(_Strict):
-    """One release, as far as it got. Durations are seconds; `sha256` of `data` is the file's."""
+    """One release, as far as it got. Durations are seconds; `sha256` of `data` is the file's.
+
+    `abandoned`: it failed, and what it has done to the cluster was left there.
+    """
 
     format: Literal[1] = 1
     id: str
@@ -89,6 +92,7 @@ class Record(_Strict):
     outcome: Outcome = "unfinished"
     step: Step = "verify"
     reason: str | None = None
+    abandoned: bool = False
     started_at: str
     finished_at: str | None = None
     git_commit: str | None = None
@@ -119,10 +123,13 @@ class Record(_Strict):
         """Whether the cluster may hold something of it."""
         return self.step in TOUCHED
 
+    def is_in(self, context: str | None) -> bool:
+        """Whether it is of this cluster, as far as that is known."""
+        return None in (self.context, context) or self.context == context
+
     def released_in(self, context: str | None) -> bool:
-        """Whether it ended well, and in this cluster as far as that is known."""
-        known = None not in (self.context, context)
-        return self.outcome == "released" and not (known and self.context != context)
+        """Whether it ended well, and in this cluster."""
+        return self.outcome == "released" and self.is_in(context)
 
 
 def now() -> str:

@@ -283,6 +283,7 @@ class Release:
             f"{record.kind} {record.id} was broken off at {record.step} and is not undone: {why}; "
             f"{record.namespace} in {record.context or 'the cluster'} may hold {record.image}{more}"
         )
+        record.abandoned = True
         self.end("failed", f"{record.reason or f'killed at {record.step}'}; not undone: {why}")
 
     def _ways_out(self) -> str:
@@ -319,6 +320,7 @@ def release(wishes: Wishes) -> int:
 def rollback(wishes: Wishes, version: str | None) -> int:
     """Return to a recorded release; without a version to the one before, or from an unfinished one.
 
+    After one that was abandoned the one before is the last that was released.
     With a version what is unfinished is not undone first: perhaps it cannot be.
 
     Raises:
@@ -756,7 +758,7 @@ def _refuse_other_cluster(record: Record, context: str | None) -> None:
     Raises:
         ReleaseError: it was begun in another context.
     """
-    if None not in (record.context, context) and record.context != context:
+    if not record.is_in(context):
         raise ReleaseError(
             f"{record.kind} {record.id} is unfinished in {record.context}, and kubectl points to "
             f"{context}: begin with --context {record.context}, or leave that cluster as it is "
@@ -780,7 +782,8 @@ def _target(records: Records, overlay: str, version: str | None, context: str | 
     Raises:
         ReleaseError: there is none.
     """
-    released = [one for one in records.of(overlay) if one.released_in(context) and one.render]
+    there = [one for one in records.of(overlay) if one.is_in(context)]
+    released = [one for one in there if one.released_in(context) and one.render]
     if version is not None:
         named = [one for one in released if version in (one.id, one.version)]
         if not named:
@@ -790,6 +793,9 @@ def _target(records: Records, overlay: str, version: str | None, context: str | 
     if not released:
         where = f" for {context}" if context else ""
         raise ReleaseError(f"no release of {overlay}{where} is recorded in {records.folder}")
+    # What was undone or refused has left nothing in the cluster.
+    if [one for one in there if one.abandoned or one.outcome == "released"][-1].abandoned:
+        return released[-1]
     running = released[-1].version
     # Rollbacks are no steps forward: what came before the running version when it was released.
     forward = [one for one in released if one.kind == "release"]

@@ -180,7 +180,8 @@ def running_version(pods: Pods) -> str | None:
         if time.monotonic() > end:
             raise ReleaseError(
                 f"a rollout of {pods.workload.name} in {pods.workload.namespace} is under way or "
-                f"stuck ({how}): wait for it, or undo it (whetstone rollback, kubectl rollout undo)"
+                f"stuck ({how}): wait for it, or undo it (whetstone rollback where a release was "
+                "abandoned, else kubectl rollout undo)"
             )
         time.sleep(POLL_SECONDS)
     versions = pods.versions()
