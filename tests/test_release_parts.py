@@ -167,6 +167,9 @@ def test_metrics_are_read_as_prometheus_reads_them() -> None:
     # The 198th of 200: 98 of the 100 between 0.01 and 0.1 s.
     assert later.p99 == pytest.approx(0.01 + 0.09 * 98 / 100)
     assert later.since(found) == Sample(Counter(), Counter({0.1: 10}))
+    # A restart begins at nothing: a counter that is lower now has not been counted on.
+    again = read_sample(PAGE.replace(" 180.0", " 300.0").replace(" 190.0", " 150.0"))
+    assert again.since(found) == again
     assert sum([found, found], Sample()).requests == 400
     few = Sample(Counter({200: 99}), Counter({0.1: 99, math.inf: 99}))
     assert few.p99 is None

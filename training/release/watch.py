@@ -34,7 +34,9 @@ class Sample:
         return Sample(self.statuses + other.statuses, self.buckets + other.buckets)
 
     def since(self, earlier: Sample) -> Sample:
-        """What came after `earlier`."""
+        """What came after `earlier`; all of it where the container was restarted since."""
+        if not (earlier.statuses <= self.statuses and earlier.buckets <= self.buckets):
+            return self
         return Sample(self.statuses - earlier.statuses, self.buckets - earlier.buckets)
 
     @property
