@@ -211,12 +211,13 @@ def test_what_speaks_against_a_release(now: Sample, before: Sample, expected: st
 def test_a_release_is_compared_with_what_came_since_it_began() -> None:
     """An hour of long texts at night is not what the old pods do now."""
     night, now = sample({200: 900}, 5.0), sample({200: 100})
-    first, latest = {"a": night}, {"a": night + now, "b": now}
-    assert compared_with(first, latest) == (now + now, "the release began")
+    # The other was not ready when it began, and had its night, too.
+    first, latest = {"a": night}, {"a": night + now, "b": night + now}
+    assert compared_with(first, latest) == (now, "the release began")
     # Too few say nothing, and where nothing was known then there is only all of it.
     few = {"a": night + sample({200: 99})}
     assert compared_with(first, few) == (few["a"], "the pods started")
-    assert compared_with({}, latest) == (night + now + now, "the pods started")
+    assert compared_with({}, latest) == (night + now + night + now, "the pods started")
     assert compared_with({}, {}) == (Sample(), "the pods started")
 
 

@@ -102,8 +102,9 @@ def compared_with(first: dict[str, Sample], latest: dict[str, Sample]) -> tuple[
 
     All since they started knows other hours and another load, and is taken where little came.
     """
-    recent = between(first, latest)
-    if first and recent.requests >= LEAST_FOR_P99:
+    # Of a pod that was not ready when the release began nobody knows what came before.
+    recent = between(first, {name: one for name, one in latest.items() if name in first})
+    if recent.requests >= LEAST_FOR_P99:
         return recent, "the release began"
     return between({}, latest), "the pods started"
 
