@@ -139,7 +139,8 @@ class Release:
     """One release or rollback that is written down.
 
     Attributes:
-        counters: what the pods that ran had counted when it began; empty where that is not known.
+        counters: what the pods that ran had counted when it began; empty where that is not known,
+            and for a rollback, which asks no pod more than it must.
     """
 
     def __init__(self, record: Record, records: Records, cluster: Cluster, screen: Screen) -> None:
