@@ -309,6 +309,22 @@ def test_a_pod_that_no_node_takes_is_not_waited_for_and_one_that_broke_is_no_suc
         wait_for_rollout(Pods(OneAnswer(one, [broken, pending]), WORKLOAD, None), print)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_pod_whose_node_is_gone_is_passed_over() -> None:
+    """Ready is taken back, and nothing else is said of it until it is deleted."""
+    one = was_complete()
+    one["spec"]["progressDeadlineSeconds"] = 0
+    fine = pod("a", PodScheduled="True", ContainersReady="True", Ready="True")
+    lost = pod("b", PodScheduled="True", ContainersReady="True", Ready="False")
+    pods = Pods(OneAnswer(one, [fine, lost]), WORKLOAD, None)
+    wait_for_rollout(pods, print)
+    assert pods.present() == ["a"]
+    gated = pod("c", PodScheduled="True", ContainersReady="True", Ready="False")
+    gated["status"]["conditions"][-1]["reason"] = "ReadinessGatesNotReady"
+    with pytest.raises(ReleaseError, match="pod c was not ready in time"):
+        wait_for_rollout(Pods(OneAnswer(one, [fine, gated]), WORKLOAD, None), print)
+
+
 class Guarded(BaseHTTPRequestHandler):
     """A pod whose `/metrics` asks for a key."""
 

@@ -79,6 +79,7 @@ class Pods:
             for one in self.cluster.list("pods", self.workload.namespace, self.workload.selector)
             if "deletionTimestamp" not in one["metadata"]
             and one.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+            and not _lost(one)
         ]
 
     def restarts(self) -> dict[str, int]:
@@ -485,6 +486,17 @@ def condition_of(one: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _is(pod: dict[str, Any], kind: str) -> bool:
     return condition_of(pod, kind).get("status") == "True"
+
+
+def _lost(pod: dict[str, Any]) -> bool:
+    """Whether its node is gone; the pod is deleted some minutes after that.
+
+    The node controller takes back Ready, and leaves ContainersReady as the kubelet has said it last
+    (k8s.io/kubernetes, pkg/controller/util/node/controller_utils.go, MarkPodsNotReady). A kubelet
+    says that of both only where a readiness gate is closed.
+    """
+    gated = condition_of(pod, "Ready").get("reason") == "ReadinessGatesNotReady"
+    return _is(pod, "ContainersReady") and not _is(pod, "Ready") and not gated
 
 
 def _why(pods: Pods, deployment: dict[str, Any]) -> str:
