@@ -25,6 +25,8 @@ DEFAULT_THRESHOLD = 0.5
 # A threshold fitted to fewer rows with the label than this fits their noise: on CUAD's clause
 # types, with one to four validation rows a label, it cost 25 points of micro-F1.
 FEW_POSITIVES = 5
+# F1s that differ by less are equal.
+TIE = 1e-12
 # Decimals of a threshold: finer than any score means anything.
 DECIMALS = 6
 # Of a temperature and of Platt's coefficients.
@@ -305,7 +307,7 @@ def warn_of_low_precision(
 def choose_threshold(
     truth: np.ndarray, probs: FloatArray, precision: float | None
 ) -> tuple[float, bool]:
-    """The threshold with the best F1, or with the best recall at a wanted precision.
+    """The threshold with the best F1 that rows can tell, or the best recall at a wanted precision.
 
     It lies half-way between two probabilities that occur, so that a change of a last digit does
     not change an answer. Without any true row there is nothing to choose by: 0.5.
@@ -329,18 +331,61 @@ def choose_threshold(
     precisions = hits[cuts] / answered
     recalls = hits[cuts] / truth.sum()
     reached = True
+    above, below = ranked[cuts], np.append(ranked[cuts[:-1] + 1], 0.0)
     if precision is None:
-        best = int(np.argmax(2 * hits[cuts] / (answered + truth.sum())))
+        best = _best_f1(hits[cuts], answered, len(truth), above, below)
     elif (precisions >= precision).any():
         best = int(np.argmax(np.where(precisions >= precision, recalls, -1.0)))
     else:
         reached = False
         best = int(np.lexsort((recalls, precisions))[-1])
-    above = ranked[cuts[best]]
-    below = ranked[cuts[best] + 1] if cuts[best] + 1 < len(ranked) else 0.0
-    middle = round((above + below) / 2, DECIMALS)
+    middle = round((above[best] + below[best]) / 2, DECIMALS)
     # Rounding may step over two that are closer than that.
-    return (middle if below < middle <= above else float(above)), reached
+    return (middle if below[best] < middle <= above[best] else float(above[best])), reached
+
+
+def _best_f1(
+    hits: np.ndarray, answered: np.ndarray, rows: int, above: np.ndarray, below: np.ndarray
+) -> int:
+    """Of the cuts whose F1 is within one standard error of the best, the most plausible one.
+
+    With few rows the best is where two or three of them happen to lie, often at a probability of
+    almost 0 or 1, and worse on others. So rows decide as far as they can tell (the rule of one
+    standard error: Breiman et al. 1984, "Classification and Regression Trees", 3.4.3), and of what
+    they cannot tell apart the cut is taken that is nearest to half of the best F1, which is where
+    it lies if the probabilities are right (Lipton et al. 2014, arXiv:1402.1892).
+
+    Args:
+        hits, answered: of all cuts, rightly answered rows and answered rows.
+        above, below: the probabilities on both sides of each cut.
+    """
+    true = int(hits[-1])
+    found = 2 * hits / (answered + true)
+    best = int(np.argmax(found))
+    at = np.arange(len(found))
+    fewer, more = np.minimum(at, best), np.maximum(at, best)
+
+    def influence(cut: np.ndarray | int, is_true: int, is_answered: np.ndarray | int) -> np.ndarray:
+        """By how much F1 at a cut would change with one more such row, to first order."""
+        rightly = 2 * is_true * is_answered
+        return (rightly - found[cut] * (is_true + is_answered)) / (answered[cut] + true)
+
+    # The variance of the difference is the sum of its squared influences (Hampel 1974, "The
+    # Influence Curve and Its Role in Robust Estimation"): of rows that both cuts answer, that
+    # neither does, and that the one with the lower threshold does.
+    variance = np.zeros(len(found))
+    lower = (at > best).astype(int)
+    for is_true, count in ((1, hits), (0, answered - hits)):
+        both, either = count[fewer], count[more]
+        neither = (true if is_true else rows - true) - either
+        kinds = ((both, 1, 1), (neither, 0, 0), (either - both, lower, 1 - lower))
+        for number, here, there in kinds:
+            change = influence(at, is_true, here) - influence(best, is_true, there)
+            variance += number * change**2
+    close = np.flatnonzero(found[best] - found <= np.sqrt(variance) + TIE)
+    wanted = found[best] / 2
+    distance = np.maximum(np.maximum(below - wanted, wanted - above), 0.0)
+    return int(close[np.lexsort((-found[close], distance[close]))[0]])
 
 
 def with_abstention(
