@@ -27,8 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.batching import BATCH_TOKENS, Engine, Job, OverloadedError
 from service.classifier import Classifier, available_cores
+from service.inference.admission import OverloadedError
+from service.inference.engine import BATCH_TOKENS, Engine
+from service.inference.jobs import Failed, Outcome
 
 SEED = 0
 OVERLOAD = 3
@@ -87,12 +89,12 @@ class Callers:
             text = next(self._texts, None)
         if text is not None:
             encoded = self._classifier.encode([text])
-            self._engine.submit(encoded, lambda job: self._answered(encoded, job))
+            self._engine.submit(encoded, lambda outcome: self._answered(encoded, outcome))
 
-    def _answered(self, encoded: list, job: Job) -> None:
-        if job.logits is None:
-            raise SystemExit(f"inference failed: {job.error}")
-        self._classifier.predictions(encoded, job.logits)
+    def _answered(self, encoded: list, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            raise SystemExit(f"inference failed: {outcome.error}")
+        self._classifier.predictions(encoded, outcome.result)
         self._ask()
         with self._lock:
             self._left -= 1
@@ -111,12 +113,16 @@ def overload(engine: Engine, encoded: list, rate: float, deadline: float) -> dic
         time.sleep(max(0.0, due - time.monotonic()))
         asked = time.monotonic()
 
-        def answered(job: Job, asked: float = asked) -> None:
+        jobs = []
+
+        def answered(_outcome: Outcome, asked: float = asked, jobs: list = jobs) -> None:
             took.append(time.monotonic() - asked)
-            engine.answered(job)
+            # It may be done before `submit` returns.
+            for job in jobs:
+                engine.answered(job)
 
         try:
-            engine.submit(encoded[index % len(encoded)], answered, seconds=deadline)
+            jobs.append(engine.submit(encoded[index % len(encoded)], answered, seconds=deadline))
         except OverloadedError:
             refused += 1
         index += 1
@@ -165,7 +171,8 @@ def main() -> None:
         work = Callers(classifier, running, texts)
         found[kind].setdefault(name, []).append(measure(lambda: work.run(callers), len(texts)))
         running.close()
-        padding[kind][name] = round(1 - running.tokens / running.padded_tokens, 4)
+        state = running.state()
+        padding[kind][name] = round(1 - state.tokens / state.padded_tokens, 4)
 
     with tqdm(total=arguments.rounds * len(kinds), desc="rounds", unit="kind") as bar:
         for _ in range(arguments.rounds):

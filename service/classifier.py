@@ -27,6 +27,7 @@ from service.decisions import (
     margin,
     text_probabilities,
 )
+from service.inference.prefixes import Beginning, Prefixes
 from service.model_package import (
     MODEL_FILE,
     TOKENIZER_FILE,
@@ -55,6 +56,21 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 class GoldenMismatchError(Exception):
     """This copy of the package does not answer as it did where it was made."""
+
+
+class NotFiniteError(Exception):
+    """The model computed NaN or infinity: for these texts there is no answer.
+
+    `texts` are their places, from 0.
+    """
+
+    def __init__(self, texts: Sequence[int] = ()) -> None:
+        first = f", of text {texts[0] + 1} the first" if texts else ""
+        super().__init__(
+            f"the model computed logits that are no finite numbers{first}: do not use this "
+            "package; train and export it again"
+        )
+        self.texts = tuple(texts)
 
 
 class DeviceError(Exception):
@@ -155,6 +171,7 @@ class Classifier:
         # Padding happens per batch in `logits`, by the values the package states.
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._prefixes = Prefixes(tokenizer)
         self._left_tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -219,7 +236,49 @@ class Classifier:
             texts: texts, or pairs where the package was made for pairs.
             keep_end: cut off the beginning of a text that is too long, not its end.
         """
-        tokenizer = self._keeping_end() if keep_end else self._tokenizer
+        if keep_end:
+            return self._encode_whole(self._keeping_end(), texts)
+        beginnings = [self.beginning(text) for text in texts]
+        encoded = self.encode_beginnings(beginnings)
+        for index in self.unsettled(beginnings, encoded):
+            encoded[index] = self._encode_more(texts[index])
+        return encoded
+
+    def beginning(self, text: Text, *, tokens: int | None = None) -> Beginning:
+        """As much of a text as is likely to decide how it is read; often all of it.
+
+        Args:
+            text: a text, or a pair, which is always read whole.
+            tokens: how many to allow for; `max_length` by default.
+        """
+        if isinstance(text, str) and self.manifest.long_text == "truncate":
+            return self._prefixes.of(text, tokens or self.manifest.max_length)
+        return Beginning(text, True)
+
+    @staticmethod
+    def unsettled(beginnings: Sequence[Beginning], encoded: Sequence[EncodedText]) -> list[int]:
+        """Which of the texts must be read further: they were cut, and have room for more tokens."""
+        return [
+            index
+            for index, (beginning, text) in enumerate(zip(beginnings, encoded, strict=True))
+            if not (beginning.is_whole or text.truncated)
+        ]
+
+    def encode_beginnings(self, beginnings: Sequence[Beginning]) -> list[EncodedText]:
+        """The same as token ids; of those that are `unsettled`, the answer is still to come."""
+        return self._encode_whole(self._tokenizer, [beginning.text for beginning in beginnings])
+
+    def _encode_more(self, text: Text) -> EncodedText:
+        """A text whose beginning was too short: twice as much each time, so twice the work."""
+        tokens = 2 * self.manifest.max_length
+        while True:
+            beginning = self.beginning(text, tokens=tokens)
+            (encoded,) = self.encode_beginnings([beginning])
+            if not self.unsettled([beginning], [encoded]):
+                return encoded
+            tokens *= 2
+
+    def _encode_whole(self, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[EncodedText]:
         encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
         return [self._windows(encoding) for encoding in encodings]
 
@@ -281,12 +340,18 @@ class Classifier:
             texts: any number of texts, or of pairs where the package was made for pairs.
             batch_size: windows in a batch at most.
             on_batch: called with a number of texts answered, for a progress bar.
+
+        Raises:
+            NotFiniteError: of some texts there is no answer.
         """
         answers: list[Prediction] = []
         # Part by part: the encodings of a million texts fill a memory.
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             encoded = self.encode(texts[first : first + TEXTS_AT_ONCE])
-            logits = self.window_logits(encoded, batch_size=batch_size, on_batch=on_batch)
+            try:
+                logits = self.window_logits(encoded, batch_size=batch_size, on_batch=on_batch)
+            except NotFiniteError as error:
+                raise NotFiniteError([first + place for place in error.texts]) from None
             answers += self.predictions(encoded, logits)
         return answers
 
@@ -299,13 +364,14 @@ class Classifier:
     ) -> FloatArray:
         """Logits of the windows of all texts, one after another, of shape (windows, labels).
 
-        Batches, threads and arguments are those of `classify`.
+        Batches, threads, arguments and errors are those of `classify`.
         """
         windows = [window for text in encoded for window in text.windows]
         first = np.cumsum([0] + [len(text.windows) for text in encoded])[:-1]
         starts_text = np.zeros(len(windows), dtype=bool)
         starts_text[first] = True
-        logits = np.empty((len(windows), len(self.manifest.labels)), dtype=np.float32)
+        # What no batch fills stays NaN, and is refused below as what the model computed so.
+        logits = np.full((len(windows), len(self.manifest.labels)), np.nan, dtype=np.float32)
 
         def run(batch: list[int]) -> None:
             logits[batch] = self.logits([windows[index] for index in batch])
@@ -319,6 +385,10 @@ class Classifier:
         else:
             with ThreadPoolExecutor(self.threads) as pool:
                 list(pool.map(run, batches))
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            texts = np.searchsorted(first, bad, side="right") - 1
+            raise NotFiniteError(sorted({int(place) for place in texts}))
         return logits
 
     def check_golden(self, folder: str | Path) -> int:
@@ -328,7 +398,10 @@ class Classifier:
             GoldenMismatchError: an answer differs by more than another processor explains.
         """
         golden = read_golden(Path(folder))
-        answers = self.classify([expected.input for expected in golden])
+        try:
+            answers = self.classify([expected.input for expected in golden])
+        except NotFiniteError as error:
+            raise GoldenMismatchError(f"{folder}: {error}") from None
         compare_golden(golden, answers, self.manifest, str(folder))
         return len(golden)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import psutil
 
-from service.batching import Engine
 from service.classifier import Prediction
+from service.inference.engine import FAILURES, Engine
 from service.model_package import Manifest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ COUNTED_LABELS = 200
 OTHER = "other"
 SAMPLE_SECONDS = 1.0
 # Why a request is answered 429.
-REASONS = ("queue_full", "deadline", "too_long", "tokenizer_full")
+REASONS = ("queue_full", "deadline", "too_long")
 
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -75,7 +75,13 @@ METRICS = (
     Metric(
         "whetstone_refusals_total",
         "counter",
-        "429: queue_full, deadline (not to be met), too_long (even alone), tokenizer_full",
+        "429: queue_full, deadline (not to be met), too_long (even alone)",
+        ("reason",),
+    ),
+    Metric(
+        "whetstone_failures_total",
+        "counter",
+        "requests whose computation failed: error, not_finite (NaN or infinity for a logit)",
         ("reason",),
     ),
     Metric("whetstone_texts_total", "counter", "texts answered"),
@@ -104,6 +110,12 @@ METRICS = (
         workers="livesum",
     ),
     Metric("whetstone_queue_tokens", "gauge", "tokens that wait", workers="livesum"),
+    Metric(
+        "whetstone_queue_tokenizing_seconds",
+        "gauge",
+        "what the long texts that wait to be tokenized are likely to take one thread",
+        workers="livesum",
+    ),
     Metric(
         "whetstone_queue_age_seconds",
         "gauge",
@@ -165,6 +177,8 @@ class Metrics:
             self._of("whetstone_predictions_total", label)
         for reason in REASONS:
             self._of("whetstone_refusals_total", reason)
+        for reason in FAILURES:
+            self._of("whetstone_failures_total", reason)
         self._of(
             "whetstone_model_info",
             manifest.name,
@@ -215,9 +229,13 @@ class Metrics:
             self._of("whetstone_batches_total").inc(state.batches - self._seen.batches)
             self._of("whetstone_batch_tokens_total").inc(tokens)
             self._of("whetstone_batch_padding_tokens_total").inc(padded - tokens)
+            for reason, count in state.failed_jobs.items():
+                new = count - self._seen.failed_jobs[reason]
+                self._of("whetstone_failures_total", reason).inc(new)
             self._seen = state
             self._of("whetstone_queue_texts").set(state.waiting_windows)
             self._of("whetstone_queue_tokens").set(state.waiting_tokens)
+            self._of("whetstone_queue_tokenizing_seconds").set(state.waiting_seconds)
             self._of("whetstone_queue_age_seconds").set(state.oldest_seconds)
             now = time.time()
             self._of("whetstone_last_progress_timestamp_seconds").set(now - state.running_seconds)

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-import math
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ import bentoml
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.answering import Answering, Answers, Asked
 from service.api_keys import ApiKeys
 from service.asgi import (
     CLOSE,
@@ -34,12 +32,12 @@ from service.asgi import (
     send_answer,
     to_json,
 )
-from service.batching import ClosedError, Engine, Job, OverloadedError, yield_to_others
-from service.classifier import Classifier, EncodedText, Prediction
-from service.decisions import FloatArray, aggregate_windows
+from service.classifier import Classifier, Prediction
+from service.decisions import FloatArray
 from service.draining import Draining
+from service.inference.engine import Engine
 from service.metrics import Metrics
-from service.model_package import Manifest, Text
+from service.model_package import Manifest
 from service.openapi import document
 from service.schemas import (
     PREDICT_FAULT,
@@ -57,16 +55,6 @@ logger = logging.getLogger("bentoml.service")
 access_logger = logging.getLogger("whetstone.access")
 
 Parsed = TypeVar("Parsed")
-
-# So few texts of so few characters together are tokenized where they came: less than a millisecond,
-# and handing them to a thread would cost more. More go to threads, in parts of so many.
-INLINE_TEXTS = 32
-INLINE_CHARACTERS = 2_000
-PART_CHARACTERS = 10_000
-# So many characters may wait for those threads.
-TOKENIZER_QUEUE_CHARACTERS = 1 << 23
-# Look whether the caller is still there only of a request that takes so long, in seconds.
-WATCH_AFTER = 0.1
 
 ERROR_TYPES = {
     400: "invalid_json",
@@ -112,6 +100,14 @@ def predict_error_answer(error: RequestError) -> Answer:
     return Answer(status, to_json({"error": error.message, "error_type": kind}), error.headers)
 
 
+class Loaded(NamedTuple):
+    """What there is once a model is loaded."""
+
+    classifier: Classifier
+    engine: Engine
+    answering: Answering
+
+
 class Route(NamedTuple):
     """One of our routes: how it is called, what answers it, and how it refuses."""
 
@@ -150,9 +146,7 @@ class Routes:
         # The page says nothing about the model before its reader has given a key.
         self._open_routes = frozenset([*settings.open_routes, PATH])
         self._page = page() if settings.ui else (b"", ())
-        self._loaded: tuple[Classifier, Engine] | None = None
-        self._tokenizers: ThreadPoolExecutor | None = None
-        self._tokenizing = 0
+        self._loaded: Loaded | None = None
         self._info = b""
         self._models = b""
         self._document = b""
@@ -165,16 +159,13 @@ class Routes:
         self, classifier: Classifier, engine: Engine, metrics: Metrics | None = None
     ) -> None:
         """Serve `classifier` through `engine`."""
-        self._tokenizers = ThreadPoolExecutor(
-            engine.threads, thread_name_prefix="tokenize", initializer=yield_to_others
-        )
         self._info = to_json(_describe(classifier, self.settings))
         self._models = to_json(_model_list(classifier.manifest))
         self._document = to_json(
             document(classifier.manifest, self.settings, with_keys=self._keys is not None)
         )
         self._metrics = metrics
-        self._loaded = (classifier, engine)
+        self._loaded = Loaded(classifier, engine, Answering(classifier, engine, self.settings))
 
     @property
     def ready(self) -> bool:
@@ -186,16 +177,14 @@ class Routes:
         """Whether inference moves: no thread has died, no batch takes longer than it should."""
         if self._loaded is None:
             return True
-        engine = self._loaded[1]
-        return engine.whole and engine.running_seconds <= self.settings.stall_ms / 1000
+        engine = self._loaded.engine
+        return engine.threads_alive and engine.running_seconds <= self.settings.stall_ms / 1000
 
     def close(self) -> None:
         """Finish what is queued and take no more; no longer than an answer may take."""
         if self._loaded is not None:
             # For a batch that hangs nobody has to wait any more.
-            self._loaded[1].close(self.settings.timeout_ms / 1000 if self.alive else 0)
-        if self._tokenizers is not None:
-            self._tokenizers.shutdown(wait=False, cancel_futures=True)
+            self._loaded.engine.close(self.settings.timeout_ms / 1000 if self.alive else 0)
         if self._metrics is not None:
             self._metrics.close()
 
@@ -297,16 +286,16 @@ class Routes:
 
     async def predict(self, request: Request) -> Answer:
         """`POST /predict`: see `PredictRequest`; every label, the highest score first."""
-        classifier, _ = self._serving()
+        classifier = self._serving().classifier
         # By no name, as in `classify`.
         parsed, texts = self._parse(parse_predict_request, await request.json(self.settings))
-        answers, logits = await self._classify(
-            request,
+        asked = Asked(
             texts,
             "inputs",
             truncate=parsed.truncate is not False,
             keep_end=parsed.truncation_direction.lower() == "left",
         )
+        answers, logits = await self._answer(request, asked)
         labels = classifier.manifest.labels
         found = [
             _ranked(labels, scores if parsed.raw_scores else answer.probs)
@@ -334,7 +323,7 @@ class Routes:
         """`GET /ui`, by switch: the page for people."""
         return Answer(200, *self._page, MEDIA_TYPE)
 
-    def _serving(self) -> tuple[Classifier, Engine]:
+    def _serving(self) -> Loaded:
         if self._loaded is None:
             raise RequestError(503, "the model is not loaded yet: try again in a moment")
         return self._loaded
@@ -361,7 +350,7 @@ class Routes:
         Raises:
             RequestError: it is not acceptable.
         """
-        classifier, _ = self._serving()
+        classifier = self._serving().classifier
         try:
             return parse(content, self.settings, has_pairs=classifier.manifest.has_pairs)
         except UnacceptableRequestError as error:
@@ -369,144 +358,16 @@ class Routes:
 
     async def _classify_parsed(self, request: Request, parsed: ClassifyRequest) -> dict[str, Any]:
         """The content of a `ClassifyResponse`."""
-        classifier, _ = self._serving()
-        answers, logits = await self._classify(
-            request, parsed.texts, "input", truncate=parsed.truncate
-        )
-        return _response(request, parsed, answers, logits, classifier)
+        asked = Asked(parsed.texts, "input", truncate=parsed.truncate)
+        answers, logits = await self._answer(request, asked)
+        return _response(request, parsed, answers, logits, self._serving().classifier)
 
-    async def _classify(
-        self,
-        request: Request,
-        texts: list[Text],
-        field: str,
-        *,
-        truncate: bool,
-        keep_end: bool = False,
-    ) -> tuple[list[Prediction], FloatArray]:
-        """Answers, and logits of shape (texts, labels)."""
-        classifier, engine = self._serving()
-        if request.seconds_left <= 0:
-            raise _late()
-        with _refusing():
-            engine.check(request.seconds_left)
-        began = monotonic()
-        encoded = await self._encode(request, texts, keep_end)
-        request.timing["tokenize"] = monotonic() - began
-        if not truncate:
-            for index, text in enumerate(encoded):
-                if text.truncated:
-                    raise RequestError(
-                        422,
-                        f"{field}[{index}] has more than {classifier.manifest.max_length} tokens: "
-                        "shorten it, or leave truncate out",
-                        f"{field}[{index}]",
-                    )
-        windows = sum(len(text.windows) for text in encoded)
-        if windows > max(self.settings.max_windows, len(texts)):
-            raise RequestError(
-                422,
-                f"{field} needs {windows} windows of {classifier.manifest.max_length} tokens, "
-                f"the limit is {self.settings.max_windows}: send less text in one request",
-                field,
-            )
-        logits = await self._infer(request, engine, encoded)
-        answers = classifier.predictions(encoded, logits)
-        request.texts = len(answers)
-        request.tokens = sum(answer.tokens for answer in answers)
+    async def _answer(self, request: Request, asked: Asked) -> Answers:
+        """Answers, counted."""
+        answers = await self._serving().answering.answer(request, asked)
         if self._metrics is not None:
-            self._metrics.answered(answers, request.timing)
-        how = classifier.manifest.window_aggregation
-        counts = [len(text.windows) for text in encoded]
-        return answers, aggregate_windows(logits, counts, "multi_label", how)
-
-    async def _encode(
-        self, request: Request, texts: list[Text], keep_end: bool
-    ) -> list[EncodedText]:
-        """Token ids; of long texts on other threads, part by part while somebody still waits."""
-        classifier, _ = self._serving()
-        sizes = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
-        total = sum(sizes)
-        if total <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS:
-            return classifier.encode(texts, keep_end=keep_end)
-        if self._tokenizing and self._tokenizing + total > TOKENIZER_QUEUE_CHARACTERS:
-            raise _overloaded(1.0, "tokenizer_full")
-        loop = asyncio.get_running_loop()
-        encoded: list[EncodedText] = []
-        self._tokenizing += total
-        gone = loop.create_task(_gone(request))
-        try:
-            start = 0
-            while start < len(texts):
-                end, characters = start, 0
-                while end < len(texts) and (end == start or characters < PART_CHARACTERS):
-                    characters += sizes[end]
-                    end += 1
-                part = texts[start:end]
-                encoded += await loop.run_in_executor(
-                    self._tokenizers, partial(classifier.encode, part, keep_end=keep_end)
-                )
-                start = end
-                if gone.done():
-                    raise ClientGoneError
-                if request.seconds_left <= 0:
-                    raise _late()
-        finally:
-            gone.cancel()
-            self._tokenizing -= total
-        return encoded
-
-    async def _infer(
-        self, request: Request, engine: Engine, encoded: list[EncodedText]
-    ) -> FloatArray:
-        """Logits of all windows, or the reason why there are none."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        watcher: asyncio.Task[None] | None = None
-
-        def finish(error: Exception | None = None) -> None:
-            if not done.done():
-                if error is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(error)
-
-        async def watch() -> None:
-            await _gone(request)
-            finish(ClientGoneError())
-
-        def start_watching() -> None:
-            nonlocal watcher
-            watcher = loop.create_task(watch())
-
-        def tell(_job: Job) -> None:
-            loop.call_soon_threadsafe(finish)
-
-        left = request.seconds_left
-        if left <= 0:
-            raise _late()
-        with _refusing():
-            job = engine.submit(encoded, tell, seconds=left)
-        timers = (
-            loop.call_later(left, finish, _late()),
-            loop.call_later(WATCH_AFTER, start_watching),
-        )
-        try:
-            await done
-        except BaseException:
-            engine.cancel(job)
-            raise
-        finally:
-            for timer in timers:
-                timer.cancel()
-            if watcher is not None:
-                watcher.cancel()
-        engine.answered(job)
-        request.timing["queue"] = job.queued
-        request.timing["inference"] = job.inference
-        if job.logits is None:
-            raise RequestError(500, "inference failed: see the server's log")
-        return job.logits
+            self._metrics.answered(answers.predictions, request.timing)
+        return answers
 
     def _record(self, request: Request, path: str, status: int) -> None:
         """Count and, by switch, log a request.
@@ -606,43 +467,10 @@ def _with_headers(send: Send, headers: Headers, record: Callable[[int], object])
     return send_with_headers
 
 
-async def _gone(request: Request) -> None:
-    """Return when the caller of a request whose body has come is gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _never() -> Message:
     """What a caller who cannot leave sends after the body."""
     never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     return await never
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """What the engine does not take, as the answer that says so."""
-    try:
-        yield
-    except OverloadedError as error:
-        raise _overloaded(error.retry_after, error.reason) from None
-    except ClosedError:
-        raise RequestError(503, "the server is shutting down: ask another one") from None
-
-
-def _late() -> RequestError:
-    return RequestError(504, "the deadline passed before the answer was ready")
-
-
-def _overloaded(retry_after: float, reason: str) -> RequestError:
-    """429, and when to come again: when the work of now is done, in whole seconds."""
-    seconds = max(1, math.ceil(retry_after))
-    message = (
-        "this request takes longer than its deadline allows: send fewer texts at a time"
-        if reason == "too_long"
-        else f"the server has more work than it can do in time: try again in {seconds} s"
-    )
-    headers: Headers = ((b"retry-after", str(seconds).encode()),)
-    return RequestError(429, message, headers=headers, reason=reason)
 
 
 def _response(

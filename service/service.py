@@ -26,7 +26,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service.api_keys import ApiKeys, ApiKeysError
-from service.batching import BATCH_TOKENS, Engine
 from service.classifier import (
     Classifier,
     Device,
@@ -35,6 +34,7 @@ from service.classifier import (
     available_cores,
     check_device,
 )
+from service.inference.engine import BATCH_TOKENS, Engine
 from service.metrics import Metrics
 from service.model_package import (
     MODEL_STORE_NAME,
@@ -208,6 +208,8 @@ class TextClassifier:
         engine = Engine(
             classifier,
             threads=threads,
+            # A GPU need not wait for what cores do.
+            tokenizer_threads=available_cores() if on_gpu else 0,
             batch_tokens=settings.batch_tokens or BATCH_TOKENS[settings.device],
             queue_tokens=settings.queue_tokens,
         )

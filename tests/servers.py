@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from service.api_keys import ApiKeys
-from service.batching import Engine
 from service.classifier import Classifier
+from service.inference.engine import Engine
 from service.routes import Routes
 from service.settings import Settings
 from tests.conftest import ROOT

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from service.classifier import (
     BATCH_TOKENS,
     Classifier,
     DeviceError,
     GoldenMismatchError,
+    NotFiniteError,
     available_cores,
     length_sorted_batches,
 )
@@ -202,3 +205,44 @@ def test_of_a_long_text_only_what_is_read_is_kept(classifier: Classifier) -> Non
         (window,) = encoded.windows
         # As an `Encoding` it would weigh two megabytes.
         assert len(pickle.dumps(window)) < 100 * len(window)
+
+
+def test_texts_without_finite_logits_are_named_and_get_no_answer(tiny_package: Path) -> None:
+    class NotFinite(Classifier):
+        def logits(self, encodings: Any) -> Any:
+            rows = super().logits(encodings).copy()
+            for row, encoding in zip(rows, encodings, strict=True):
+                if len(encoding) > 10:
+                    row[0] = np.inf
+            return rows
+
+    classifier = NotFinite.load(tiny_package, threads=2)
+    texts = ["word"] * 40
+    assert len(classifier.classify(texts)) == 40
+    texts[7] = texts[31] = "word " * 20
+    with pytest.raises(NotFiniteError, match="text 8 the first") as caught:
+        classifier.classify(texts, batch_size=4)
+    assert caught.value.texts == (7, 31)
+
+
+def test_golden_texts_without_finite_logits_refuse_the_copy(tiny_package: Path) -> None:
+    class Nothing(Classifier):
+        def logits(self, encodings: Any) -> Any:
+            return np.full_like(super().logits(encodings), np.nan)
+
+    with pytest.raises(GoldenMismatchError, match="no finite numbers"):
+        Nothing.load(tiny_package).check_golden(tiny_package)
+
+
+@pytest.mark.parametrize(
+    "text", ["word " * 20_000, "w" * 50_000, "中 " * 20_000, "a" + " " * 9_000]
+)
+def test_a_beginning_is_read_as_the_whole_text_is(
+    classifier: Classifier, tiny_package: Path, text: str
+) -> None:
+    (encoded,) = classifier.encode([text])
+    tokenizer = Tokenizer.from_file(str(tiny_package / TOKENIZER_FILE))
+    tokenizer.no_padding()
+    whole = tokenizer.encode(text)
+    assert encoded.windows[0].ids == whole.ids
+    assert encoded.truncated == bool(whole.overflowing)

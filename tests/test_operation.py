@@ -21,13 +21,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.batching import Engine
 from service.classifier import Classifier, Prediction
+from service.inference.engine import Engine
 from service.metrics import COUNTED_LABELS, METRICS, Metrics
 from service.model_package import read_manifest
 from tests.conftest import example_rows
+from tests.inference.test_engine import Caller, Gate, window
 from tests.servers import classify, get, serving, serving_process
-from tests.test_batching import Caller, Gate, window
 
 SERVICE = "service.service:TextClassifier"
 BODY = json.dumps({"input": "where is my parcel"}).encode()

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.classifier import Classifier, Prediction
@@ -453,3 +454,27 @@ def test_json_rows_that_do_not_fit_one_table_are_refused(
     rows = [{"text": "a", "id": 1}, later]
     said = refused(classifier, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / target)
     assert "rows differ" in said
+
+
+def test_a_text_without_finite_scores_is_a_row_with_a_reason(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other rows keep their answers; whether one is refused may change with those beside it."""
+    logits = classifier.logits
+
+    def spoiled(encodings: Any) -> Any:
+        rows = logits(encodings).copy()
+        for row, encoding in zip(rows, encodings, strict=True):
+            # The long one always, the middle one only where it is the longest.
+            if len(encoding) > 20 or (10 < len(encoding) == max(map(len, encodings))):
+                row[:] = np.nan
+        return rows
+
+    monkeypatch.setattr(classifier, "logits", spoiled)
+    texts = ["hello", "word " * 30, "thanks", "word " * 12]
+    source = write_csv(tmp_path / "in.csv", [{"text": text} for text in texts])
+    assert predict(classifier, source, tmp_path / "out.jsonl") == (4, 2)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert [row["label"] is None for row in rows] == [False, True, False, True]
+    assert "no finite scores" in rows[1]["error"]
+    assert rows[0]["error"] is None

@@ -64,7 +64,7 @@ def test_both_builds_read_the_one_list() -> None:
 
 
 def test_imports_go_from_training_to_service_only() -> None:
-    for path in (ROOT / "service").glob("*.py"):
+    for path in (ROOT / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = (
                 [alias.name for alias in node.names]

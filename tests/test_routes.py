@@ -14,13 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.asgi import SWALLOWED_BODIES
-from service.batching import ClosedError, OverloadedError
 from service.classifier import Classifier
+from service.inference.admission import ClosedError, OverloadedError
 from service.openapi import NOT_BLANK
 from service.routes import ROUTES, Routes
 from service.schemas import Limits
@@ -173,8 +174,8 @@ def test_a_fault_of_ours_shows_neither_trace_nor_text(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Classifier):
-        def encode(self, texts: Any, **_: Any) -> Any:
-            raise RuntimeError(f"cannot classify {texts}")
+        def encode_beginnings(self, beginnings: Any) -> Any:
+            raise RuntimeError(f"cannot classify {beginnings}")
 
     broken = Broken.__new__(Broken)
     broken.__dict__.update(classifier.__dict__)
@@ -476,8 +477,8 @@ def test_what_is_refused_however_short_is_not_tokenized(
         raise AssertionError("tokenized for nothing")
 
     with routes_of(classifier) as routes:
-        monkeypatch.setattr("service.batching.Engine.check", full)
-        monkeypatch.setattr(Classifier, "encode", encode)
+        monkeypatch.setattr("service.inference.engine.Engine.check", full)
+        monkeypatch.setattr(Classifier, "encode_beginnings", encode)
         status, headers, _ = asyncio.run(ask(routes, {"input": "a"}))
     assert (status, headers["retry-after"]) == (429, "4")
 
@@ -544,6 +545,121 @@ def test_a_fault_of_the_model_is_its_own_requests(classifier: Classifier) -> Non
         assert client.post("/classify", json={"input": "word"}).status_code == 200
 
 
+class NotFinite(Slow):
+    """A model whose logits are no numbers for texts of more than ten tokens."""
+
+    def logits(self, encodings: Any) -> Any:
+        rows = Classifier.logits(self, encodings).copy()
+        for row, encoding in zip(rows, encodings, strict=True):
+            if len(encoding) > 10:
+                row[1] = np.nan
+        return rows
+
+
+def test_logits_that_are_no_numbers_are_a_fault_and_no_answer(
+    classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    with routes_of(NotFinite(classifier)) as routes:
+        client = TestClient(routes)
+        for texts in ("word " * 20, ["word", "word " * 20]):
+            answer = client.post("/classify", json={"input": texts})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
+        refused = client.post("/predict", json={"inputs": "word " * 20})
+        assert (refused.status_code, refused.json()["error_type"]) == (424, "Backend")
+        assert client.post("/classify", json={"input": "word"}).status_code == 200
+    assert "no finite logits for 1 windows" in caplog.text
+    assert "word" not in caplog.text
+
+
+class StuckTokenizer(Slow):
+    """The classifier, but to tokenize what waits in turn takes until it is let go."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__(classifier)
+        self.parts = 0
+
+    def encode(self, texts: Any, **options: Any) -> Any:
+        self.parts += 1
+        self.inside.release()
+        assert self.gate.acquire(timeout=30)
+        return super().encode(texts, **options)
+
+    def logits(self, encodings: Any) -> Any:
+        return Classifier.logits(self, encodings)
+
+
+def test_whoever_waits_to_be_tokenized_is_answered_by_the_deadline(classifier: Classifier) -> None:
+    """Eighty long texts, and two short ones beside them, while not one of them is finished."""
+    stuck = StuckTokenizer(classifier)
+
+    async def scenario(routes: Routes) -> list[tuple[int, Any, Any]]:
+        # Without a space it is read whole.
+        long = [asyncio.create_task(ask(routes, {"input": "x" * 100_000})) for _ in range(80)]
+        await busy(stuck)
+        hurried = {"x-request-timeout-ms": "50"}
+        other = asyncio.create_task(ask(routes, {"input": "y" * 20_000}, headers=hurried))
+        short = asyncio.create_task(ask(routes, {"input": "where is it"}, headers=hurried))
+        return await asyncio.gather(other, short, *long)
+
+    with routes_of(stuck, timeout_ms=500) as routes:
+        answers = asyncio.run(scenario(routes))
+        stuck.gate.release(100)
+    statuses = [status for status, _, _ in answers]
+    assert set(statuses) <= {429, 504}
+    assert set(statuses[:2]) <= {429, 504} and statuses.count(504) >= 1
+    # What nobody waits for any more is not tokenized.
+    assert stuck.parts == 1
+
+
+def test_long_texts_that_cannot_all_be_tokenized_in_time_are_refused_at_once(
+    classifier: Classifier,
+) -> None:
+    stuck = StuckTokenizer(classifier)
+
+    async def scenario(routes: Routes) -> list[tuple[int, Any, Any]]:
+        first = asyncio.create_task(ask(routes, {"input": "x" * 100_000}))
+        await busy(stuck)
+        # Each takes about 50 ms: far more than are tokenized in a second.
+        texts = ["x" * 99_999] * 10
+        rest = [asyncio.create_task(ask(routes, {"input": texts})) for _ in range(20)]
+        done, _ = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
+        refused = [task.result() for task in done]
+        stuck.gate.release(1000)
+        await asyncio.gather(first, *rest)
+        return refused
+
+    with routes_of(
+        stuck, timeout_ms=1000, max_characters=100_000, max_body_bytes=1 << 22
+    ) as routes:
+        refused = asyncio.run(scenario(routes))
+    assert {status for status, _, _ in refused} == {429}
+    assert all(int(headers["retry-after"]) >= 1 for _, headers, _ in refused)
+
+
+def test_a_tokenizer_that_fails_is_a_fault_of_ours(
+    classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Slow):
+        def encode(self, texts: Any, **_: Any) -> Any:
+            raise RuntimeError(f"cannot read {texts}")
+
+    with routes_of(Broken(classifier)) as routes:
+        answer = TestClient(routes).post("/classify", json={"input": "secret" * 10_000})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
+    assert "secret" not in answer.text + caplog.text
+
+
+def test_a_beginning_that_does_not_suffice_is_read_on(
+    client: TestClient, classifier: Classifier
+) -> None:
+    """Spaces are no tokens: what is behind them counts."""
+    text = "where is" + " " * 5_000 + "my parcel"
+    answer = client.post("/classify", json={"input": [text, "word"]}).json()
+    expected = classifier.classify(["where is my parcel"])[0]
+    assert answer["data"][0]["probs"] == pytest.approx(expected.probs.tolist(), abs=1e-5)
+    assert answer["data"][0]["truncated"] is False
+
+
 def test_after_closing_nothing_more_is_taken(classifier: Classifier) -> None:
     with routes_of(classifier) as routes:
         routes.close()
@@ -553,7 +669,7 @@ def test_after_closing_nothing_more_is_taken(classifier: Classifier) -> None:
         answer = client.post("/predict", json={"inputs": "a"})
         assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
         with pytest.raises(ClosedError):
-            routes._loaded[1].submit(classifier.encode(["a"]), print)  # type: ignore[index]
+            routes._loaded.engine.submit(classifier.encode(["a"]), print)  # type: ignore[union-attr]
 
 
 def test_many_long_texts_are_tokenized_beside_the_others(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import Classifier, EncodedText, Prediction
+from service.classifier import Classifier, EncodedText, NotFiniteError, Prediction
 from service.decisions import FloatArray
 from service.model_package import (
     MODEL_FILE,
@@ -166,14 +166,14 @@ class Trial:
             classifier = Classifier.load(folder)
             with progress(len(self._encoded), kind.name, "text", leave=False) as bar:
                 logits = classifier.window_logits(self._encoded, on_batch=bar.update)
+        except NotFiniteError:
+            self.unavailable[kind.name] = "its logits are not finite numbers"
+            return None
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             if kind is FP32:
                 raise
             logger.debug("%s cannot be run", kind.name, exc_info=True)
             self.unavailable[kind.name] = f"ONNX Runtime does not run it ({type(error).__name__})"
-            return None
-        if not np.isfinite(logits).all():
-            self.unavailable[kind.name] = "its logits are not finite numbers"
             return None
         labels = self._validation.labels
         try:

@@ -624,10 +624,10 @@ def _again(parsed: argparse.Namespace) -> str:
 
 def _sentence(error: Exception) -> str | None:
     """What to tell the user of an error that is theirs to mend; None for a fault of ours."""
-    from service.classifier import GoldenMismatchError
+    from service.classifier import GoldenMismatchError, NotFiniteError
     from service.model_package import PackageError
 
-    if isinstance(error, WhetstoneError | PackageError | GoldenMismatchError):
+    if isinstance(error, WhetstoneError | PackageError | GoldenMismatchError | NotFiniteError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"this needs the package {error.name}: pip install 'whetstone[train]'"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.classifier import Classifier, Prediction
+from service.classifier import Classifier, NotFiniteError, Prediction
 from service.model_package import Manifest, Text
 from training.config import DataArguments, columns_of
 from training.errors import DataError
@@ -80,12 +80,7 @@ def predict(
     ):
         for chunk in _chunks(source):
             problems = [_problem(row, read) for row in chunk]
-            texts = [
-                _text(row, read)
-                for row, problem in zip(chunk, problems, strict=True)
-                if problem is None
-            ]
-            answers = iter(classifier.classify(texts))
+            answers = _answers(classifier, chunk, read, problems)
             for row, problem in zip(chunk, problems, strict=True):
                 if own := row.keys() & set(added.values()):
                     raise DataError(f"{source}: rows differ: only a later one has {min(own)!r}")
@@ -99,6 +94,20 @@ def predict(
             rows += len(chunk)
             bar.update(len(chunk))
     return rows, failures
+
+
+def _answers(
+    classifier: Classifier, rows: list[Row], columns: list[str], problems: list[str | None]
+) -> Iterator[Prediction]:
+    """The answers to the rows without a problem; one without a finite score gets a problem, too."""
+    while True:
+        places = [place for place, problem in enumerate(problems) if problem is None]
+        try:
+            return iter(classifier.classify([_text(rows[place], columns) for place in places]))
+        except NotFiniteError as error:
+            # Beside other texts others may be refused, but each time there are fewer.
+            for place in error.texts:
+                problems[places[place]] = "the model computed no finite scores for this text"
 
 
 def added_columns(columns: list[str], manifest: Manifest, all_scores: bool) -> dict[str, str]:

@@ -1,0 +1,291 @@
+"""A request's texts → its answers: tokenized, run in batches with everybody else's, decided.
+
+`Answering` knows the event loop, the caller and the deadline; the engine and the classifier know
+none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic, thread_time
+from typing import Generic, NamedTuple, TypeVar
+
+from service.asgi import ClientGoneError, Headers, Request, RequestError
+from service.classifier import Classifier, EncodedText, Prediction
+from service.decisions import FloatArray, aggregate_windows
+from service.inference.admission import ClosedError, OverloadedError
+from service.inference.costs import TextCosts
+from service.inference.engine import Engine, TokenizingTask
+from service.inference.jobs import Failed, Job, Outcome
+from service.inference.prefixes import Beginning
+from service.model_package import Text
+from service.schemas import Limits
+
+Result = TypeVar("Result")
+
+# Texts that are likely to take less are tokenized where they came, on the event loop: to hand them
+# to a thread would cost more. The others go to threads, in parts of about so many seconds.
+INLINE_SECONDS = 0.001
+PART_SECONDS = 0.005
+# Look whether the caller is still there only of a request that takes so long, in seconds.
+WATCH_AFTER = 0.1
+
+
+class Answers(NamedTuple):
+    """One answer a text, in order, and logits of shape (texts, labels)."""
+
+    predictions: list[Prediction]
+    logits: FloatArray
+
+
+class Asked(NamedTuple):
+    """What a request asks: `field` is what its texts are called in a refusal."""
+
+    texts: list[Text]
+    field: str
+    truncate: bool = True
+    keep_end: bool = False
+
+
+class Answering:
+    """Answers requests by one classifier through one engine, in an event loop.
+
+    Args:
+        limits: how many windows a request may have.
+    """
+
+    def __init__(self, classifier: Classifier, engine: Engine, limits: Limits) -> None:
+        self._classifier = classifier
+        self._engine = engine
+        self._limits = limits
+        self._costs = TextCosts()
+
+    async def answer(self, request: Request, asked: Asked) -> Answers:
+        """The answers; the request gets its counts and timing.
+
+        Raises:
+            RequestError: refused, too late, or failed.
+            ClientGoneError: the caller has left.
+        """
+        if request.seconds_left <= 0:
+            raise _late()
+        with _refusing():
+            self._engine.check(request.seconds_left)
+        began = monotonic()
+        encoded, since = await self._encode(request, asked)
+        request.timing["tokenize"] = monotonic() - began
+        self._check_windows(asked, encoded)
+        logits = await self._infer(request, encoded, since)
+        predictions = self._classifier.predictions(encoded, logits)
+        request.texts = len(predictions)
+        request.tokens = sum(prediction.tokens for prediction in predictions)
+        how = self._classifier.manifest.window_aggregation
+        counts = [len(text.windows) for text in encoded]
+        return Answers(predictions, aggregate_windows(logits, counts, "multi_label", how))
+
+    def _check_windows(self, asked: Asked, encoded: list[EncodedText]) -> None:
+        """Refuse texts that are longer than the request or the operator allows."""
+        length = self._classifier.manifest.max_length
+        if not asked.truncate:
+            for index, text in enumerate(encoded):
+                if text.truncated:
+                    place = f"{asked.field}[{index}]"
+                    raise RequestError(
+                        422,
+                        f"{place} has more than {length} tokens: shorten it, or leave truncate out",
+                        place,
+                    )
+        windows = sum(len(text.windows) for text in encoded)
+        if windows > max(self._limits.max_windows, len(encoded)):
+            raise RequestError(
+                422,
+                f"{asked.field} needs {windows} windows of {length} tokens, the limit is "
+                f"{self._limits.max_windows}: send less text in one request",
+                asked.field,
+            )
+
+    async def _encode(
+        self, request: Request, asked: Asked
+    ) -> tuple[list[EncodedText], float | None]:
+        """Token ids; since when the request waits for them, where it had to wait in turn."""
+        classifier, texts = self._classifier, asked.texts
+        if asked.keep_end:
+            beginnings = [Beginning(text, True) for text in texts]
+        else:
+            beginnings = [classifier.beginning(text) for text in texts]
+        read = [beginning.text for beginning in beginnings]
+        if sum(self._costs.of(text).seconds for text in read) > INLINE_SECONDS:
+            return await self._encode_in_turn(request, asked, texts, read)
+        if asked.keep_end:
+            return self._measured(read, partial(classifier.encode, texts, keep_end=True)), None
+        encoded = self._measured(read, partial(classifier.encode_beginnings, beginnings))
+        unsettled = classifier.unsettled(beginnings, encoded)
+        if not unsettled:
+            return encoded, None
+        rest = [texts[index] for index in unsettled]
+        more, since = await self._encode_in_turn(request, asked, rest, rest)
+        for index, text in zip(unsettled, more, strict=True):
+            encoded[index] = text
+        return encoded, since
+
+    async def _encode_in_turn(
+        self, request: Request, asked: Asked, texts: list[Text], read: list[Text]
+    ) -> tuple[list[EncodedText], float]:
+        """Token ids, by the engine's threads; `read` is what is likely to be read of the texts."""
+        tasks = []
+        promised = 0.0
+        most = self._classifier.manifest.max_length
+        cuts_off = self._classifier.manifest.long_text == "truncate"
+        start, seconds = 0, 0.0
+        for end, text in enumerate(read, start=1):
+            cost = self._costs.of(text)
+            seconds += cost.seconds
+            promised += min(cost.tokens, most) if cuts_off else cost.tokens
+            if seconds < PART_SECONDS and end < len(read):
+                continue
+            encode = partial(self._classifier.encode, texts[start:end], keep_end=asked.keep_end)
+            tasks.append(TokenizingTask(partial(self._measured, read[start:end], encode), seconds))
+            start, seconds = end, 0.0
+
+        def begin(
+            on_done: Callable[[Outcome[list[EncodedText]]], object],
+        ) -> Job[list[EncodedText]]:
+            return self._engine.tokenize(
+                tasks, on_done, promised_tokens=int(promised), seconds=request.seconds_left
+            )
+
+        # This may take long: of a caller who leaves the rest is dropped at once.
+        job, outcome = await self._wait(request, begin, watch_after=0.0)
+        if isinstance(outcome, Failed):
+            raise RequestError(500, "the text could not be tokenized: see the server's log")
+        return outcome.result, job.submitted
+
+    def _measured(
+        self, read: list[Text], encode: Callable[[], list[EncodedText]]
+    ) -> list[EncodedText]:
+        """Tokenize, and learn what it took the thread; called by several threads."""
+        began = thread_time()
+        encoded = encode()
+        took = thread_time() - began
+        tokens = [None if text.truncated else sum(map(len, text.windows)) for text in encoded]
+        self._costs.learn(read, took, tokens)
+        return encoded
+
+    async def _infer(
+        self, request: Request, encoded: list[EncodedText], since: float | None
+    ) -> FloatArray:
+        """Logits of all windows, or the reason why there are none."""
+
+        def begin(on_done: Callable[[Outcome[FloatArray]], object]) -> Job[FloatArray]:
+            return self._engine.submit(encoded, on_done, seconds=request.seconds_left, since=since)
+
+        job, outcome = await self._wait(request, begin)
+        if isinstance(outcome, Failed):
+            raise RequestError(500, "inference failed: see the server's log")
+        self._engine.answered(job)
+        request.timing["queue"] = outcome.queued
+        request.timing["inference"] = outcome.running
+        return outcome.result
+
+    async def _wait(
+        self,
+        request: Request,
+        begin: Callable[[Callable[[Outcome[Result]], object]], Job[Result]],
+        watch_after: float = WATCH_AFTER,
+    ) -> tuple[Job[Result], Outcome[Result]]:
+        """Begin work in the engine and wait for its outcome, the deadline, or the caller's end."""
+        if request.seconds_left <= 0:
+            raise _late()
+        waiting = _Waiting[Result](request)
+        with _refusing():
+            job = begin(waiting.tell)
+        try:
+            return job, await waiting.outcome(watch_after)
+        except BaseException:
+            self._engine.cancel(job)
+            raise
+
+
+class _Waiting(Generic[Result]):
+    """One request that waits for one outcome, until its deadline, and while its caller does."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[Outcome[Result]] = self._loop.create_future()
+        self._watcher: asyncio.Task[None] | None = None
+
+    def tell(self, outcome: Outcome[Result]) -> None:
+        """Hand the outcome over; from any thread."""
+        self._loop.call_soon_threadsafe(self._finish, outcome)
+
+    async def outcome(self, watch_after: float) -> Outcome[Result]:
+        """The outcome; whether the caller is still there is watched after so many seconds.
+
+        Raises:
+            RequestError: the deadline passed.
+            ClientGoneError: the caller left.
+        """
+        soon = min(self._request.seconds_left, watch_after)
+        self._timer = self._loop.call_later(soon, self._look)
+        try:
+            return await self._done
+        finally:
+            self._timer.cancel()
+            if self._watcher is not None:
+                self._watcher.cancel()
+
+    def _look(self) -> None:
+        """Give up at the deadline; before it, watch the caller from now on."""
+        left = self._request.seconds_left
+        if left <= 0:
+            self._fail(_late())
+            return
+        if self._watcher is None:
+            self._watcher = self._loop.create_task(self._watch())
+        self._timer = self._loop.call_later(left, self._look)
+
+    async def _watch(self) -> None:
+        # Its body has come: nothing but the end of the connection can follow.
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._fail(ClientGoneError())
+
+    def _finish(self, outcome: Outcome[Result]) -> None:
+        if not self._done.done():
+            self._done.set_result(outcome)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the engine does not take, as the answer that says so."""
+    try:
+        yield
+    except OverloadedError as error:
+        raise _overloaded(error.retry_after, error.reason) from None
+    except ClosedError:
+        raise RequestError(503, "the server is shutting down: ask another one") from None
+
+
+def _late() -> RequestError:
+    return RequestError(504, "the deadline passed before the answer was ready")
+
+
+def _overloaded(retry_after: float, reason: str) -> RequestError:
+    """429, and when to come again: when the work of now is done, in whole seconds."""
+    seconds = max(1, math.ceil(retry_after))
+    message = (
+        "this request takes longer than its deadline allows: send fewer texts at a time"
+        if reason == "too_long"
+        else f"the server has more work than it can do in time: try again in {seconds} s"
+    )
+    headers: Headers = ((b"retry-after", str(seconds).encode()),)
+    return RequestError(429, message, headers=headers, reason=reason)

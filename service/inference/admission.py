@@ -1,0 +1,176 @@
+"""What is refused at once: work that could not be done by its deadline, and what a queue is for.
+
+The time that a token takes is measured all the time, and so is how late answers were by recently. A
+request is refused when the work before it and its own, at both stages, would take it past its
+deadline, or when as many tokens wait as may.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from service.inference.jobs import Job
+
+QUEUE_TOKENS = 65_536
+# Refuse what would be ready only after this share of the time it has, less what answers were late
+# by recently: the measured time per token is a mean, and batches are not taken strictly in turn.
+USABLE_TIME = 0.75
+# In so many seconds, half of a lateness is forgotten.
+LATENESS_HALF_LIFE = 5.0
+# How fast a measured rate follows a change: the weight of so many new ones.
+FOLLOWING = 0.1
+FOLLOWED_TOKENS = 1000.0
+# Before anything was measured: seconds per token of a small encoder on one core.
+FIRST_SECONDS_PER_TOKEN = 2e-4
+# How many tokens a text has is estimated before it is tokenized. Less of them than that count
+# towards a refusal: only what is very likely to be too much is refused by an estimate.
+ESTIMATE_SHARE = 0.5
+
+Reason = Literal["queue_full", "deadline", "too_long"]
+
+
+class EngineError(Exception):
+    """A request that the engine does not take.
+
+    EngineError
+    ├── OverloadedError      the queue is full, or the deadline could not be met
+    └── ClosedError          the engine is shutting down
+    """
+
+
+class OverloadedError(EngineError):
+    """Come again after `retry_after` seconds.
+
+    `reason`: `queue_full`, `deadline` (it could not be met), or `too_long`: not even alone.
+    """
+
+    def __init__(self, retry_after: float, reason: Reason) -> None:
+        super().__init__(f"refused: {reason}")
+        self.retry_after = retry_after
+        self.reason: Reason = reason
+
+
+class ClosedError(EngineError):
+    """The engine takes no more work."""
+
+
+class Rate:
+    """What one of something takes, as the mean of what was measured, the newest weighing most.
+
+    Args:
+        first: what is believed before anything was measured.
+        followed: so many new ones weigh `FOLLOWING`.
+        believed: the first value weighs as much as so many that were measured.
+    """
+
+    def __init__(self, first: float, followed: float, believed: float = 0.0) -> None:
+        self.value = first
+        self._followed = followed
+        self._seen = believed
+
+    def learn(self, took: float, amount: float) -> None:
+        """So many took `took` together."""
+        self._seen += amount
+        # The mean of everything until there is enough of it to forget the oldest.
+        weight = max(1 - (1 - FOLLOWING) ** (amount / self._followed), amount / self._seen)
+        self.value += weight * (took / amount - self.value)
+
+    def believe_less(self, took: float, amount: float) -> None:
+        """Learn from something that may have been slow by chance: only that less is enough."""
+        self.value = min(self.value, took / amount)
+
+
+class Load(NamedTuple):
+    """Work: tokens of inference, and seconds of tokenizing that one thread would take."""
+
+    tokens: float = 0
+    tokenizing: float = 0.0
+
+
+class Place(NamedTuple):
+    """Where admitted work stands.
+
+    Seconds: to spare before it must begin, of its own work on all threads, of its last part.
+    """
+
+    spare: float
+    own: float
+    last: float
+
+
+class Admission:
+    """Judges by what is measured; its engine's lock guards every call.
+
+    Args:
+        threads: batches that run side by side.
+        tokenizer_threads: tasks of tokenizing that run side by side.
+        queue_tokens: tokens that may wait; one request alone may be larger.
+        clock: seconds; it never goes back.
+        seconds_per_token: what is believed before a batch was measured.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        tokenizer_threads: int,
+        queue_tokens: int,
+        clock: Callable[[], float],
+        seconds_per_token: float = FIRST_SECONDS_PER_TOKEN,
+    ) -> None:
+        self.token_rate = Rate(seconds_per_token, FOLLOWED_TOKENS)
+        self._threads = threads
+        self._tokenizer_threads = tokenizer_threads
+        self._queue_tokens = queue_tokens
+        self._clock = clock
+        self._lateness = 0.0
+        self._late_at = clock()
+
+    def seconds(self, load: Load) -> float:
+        """How long all threads take for it."""
+        inference = load.tokens * self.token_rate.value / self._threads
+        return inference + load.tokenizing / self._tokenizer_threads
+
+    def admit(
+        self, ahead: Load, waiting_tokens: float, own: Load, last: float, seconds: float | None
+    ) -> Place:
+        """Where work stands that comes now.
+
+        Args:
+            ahead: what waits and runs.
+            waiting_tokens: how much of it is in the queue.
+            own: the work itself.
+            last: seconds of its largest part, which is one thread's work and may be its last.
+            seconds: from now to the deadline; without one only the queue's size counts.
+
+        Raises:
+            OverloadedError: it could not be done in time, or the queue is full.
+        """
+        before = self.seconds(ahead)
+        usable = math.inf if seconds is None else seconds * USABLE_TIME
+        spare = usable - self.margin(usable) - before
+        takes = max(self.seconds(own), last)
+        late = takes > spare
+        full = bool(waiting_tokens) and waiting_tokens + own.tokens > self._queue_tokens
+        if late or full:
+            too_long = late and takes > usable
+            raise OverloadedError(
+                before, "too_long" if too_long else "deadline" if late else "queue_full"
+            )
+        return Place(spare, takes, last)
+
+    def margin(self, usable: float) -> float:
+        """Seconds to allow for lateness; never more than half, or one stall would refuse it all."""
+        return min(self._lateness_now(), usable / 2)
+
+    def learn_lateness(self, job: Job[object]) -> None:
+        """Keep the largest lateness of recent answers: this one reaches its caller now."""
+        lateness = self._clock() - job.expected
+        if lateness > self._lateness_now():
+            self._lateness, self._late_at = lateness, self._clock()
+
+    def _lateness_now(self) -> float:
+        age = self._clock() - self._late_at
+        return self._lateness * math.exp2(-age / LATENESS_HALF_LIFE)

@@ -1,0 +1,525 @@
+"""Token-budget micro-batching: windows of many callers → batches for idle threads → answers.
+
+    engine = Engine(classifier, threads=2)
+    engine.submit(encoded, on_done=answer)   # `answer(outcome)` is called when it is done
+
+A queue in front of one ONNX Runtime session that several threads share. A thread that is idle takes
+a batch at once, so that texts are batched only while all threads are busy and no text waits for
+others to come. A batch is bounded by its tokens, padding included, and by the share of them that is
+padding. Long texts are tokenized by the same threads (where a GPU computes, by others), out of the
+same queue: both stages have one order, one deadline and one admission (`queue`, `admission`).
+
+One long pause in a batch can make the measured time per token so large that every request is
+refused, and then no batch would ever measure it again, or only small ones that weigh little. So
+what is refused while there is nothing to do is measured all the same: its longest window is a batch
+for nobody, at most one a second, and where it takes less time than was thought, that is believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from service.classifier import EncodedText, NotFiniteError, Window
+from service.decisions import FloatArray
+from service.inference.admission import (
+    ESTIMATE_SHARE,
+    FIRST_SECONDS_PER_TOKEN,
+    QUEUE_TOKENS,
+    Admission,
+    ClosedError,
+    Load,
+    OverloadedError,
+    Place,
+)
+from service.inference.jobs import Failed, Job, Outcome, Stage
+from service.inference.queue import Batch, Queue
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cpu": 128, "cuda": 16_384}
+# A part is due after so many times the time that it and those before it take a thread: large, and
+# long texts wait for short ones that come later; small, and the queue becomes first in, first out.
+PATIENCE = 8.0
+# By so much less than others of the process an inference thread weighs where cores are short: at 5
+# a third.
+NICER = 5
+MOST_NICENESS = 19
+# A refusal makes an engine that has nothing to do measure again, after so many seconds.
+MEASURE_AFTER = 1.0
+# Why a computation failed: an exception, or logits that are no numbers.
+FAILURES = ("error", "not_finite")
+
+
+class Model(Protocol):
+    """What the engine runs: `service.classifier.Classifier`, or a stand-in for a measurement."""
+
+    def logits(self, encodings: Sequence[Window]) -> FloatArray:
+        """Shape (windows, labels)."""
+
+
+class TokenizingTask(NamedTuple):
+    """A part of a request's texts: `work` tokenizes them, in about `seconds` of one thread."""
+
+    work: Callable[[], list[EncodedText]]
+    seconds: float
+
+
+class EngineState(NamedTuple):
+    """Totals since the start, and what is there now; seconds are ages, 0 where there is none.
+
+    `failed_jobs` counts by `FAILURES`, `waiting_seconds` is the work of tokenizing that waits.
+    """
+
+    batches: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    waiting_windows: int = 0
+    waiting_tokens: int = 0
+    waiting_seconds: float = 0.0
+    oldest_seconds: float = 0.0
+    running_seconds: float = 0.0
+    failed_jobs: Mapping[str, int] = {}
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Threads that take the same stages out of the queue."""
+
+    stages: tuple[Stage, ...]
+    work_came: threading.Condition
+    idle: int = 0
+
+
+def yield_to_others() -> None:
+    """Let this thread wait for others where cores are short; for threads that compute.
+
+    In an overload every refusal is the event loop's work. With as many busy inference threads as
+    cores it gets its turns late, and then everything is late: refusals, and answers that are ready.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        # A sandbox may forbid what needs no privilege.
+        with contextlib.suppress(OSError):
+            niceness = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICENESS, niceness + NICER))
+
+
+class Engine:
+    """The queue and its threads; every method may be called from any thread.
+
+    Args:
+        model: what runs a batch; called by several threads at once.
+        threads: batches that run side by side.
+        tokenizer_threads: threads of their own for tokenizing; with 0, those of the batches do it.
+        batch_tokens: tokens of a batch at most, padding included; a longer text is a batch alone.
+        queue_tokens: tokens that may wait; one request alone may be larger.
+        clock: seconds; it never goes back.
+        seconds_per_token: what is believed before a batch was measured.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int,
+        tokenizer_threads: int = 0,
+        batch_tokens: int = BATCH_TOKENS["cpu"],
+        queue_tokens: int = QUEUE_TOKENS,
+        clock: Callable[[], float] = monotonic,
+        seconds_per_token: float = FIRST_SECONDS_PER_TOKEN,
+    ) -> None:
+        self.threads = threads
+        self.batch_tokens = batch_tokens
+        self.queue_tokens = queue_tokens
+        self.admission = Admission(
+            threads=threads,
+            tokenizer_threads=tokenizer_threads or threads,
+            queue_tokens=queue_tokens,
+            clock=clock,
+            seconds_per_token=seconds_per_token,
+        )
+        self._model = model
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._queue = Queue(batch_tokens)
+        # What each thread computes, and since when.
+        self._running: dict[int, tuple[float, Load]] = {}
+        # Tokens that requests being tokenized are likely to bring.
+        self._promised = 0
+        self._closing = False
+        # When a batch for nobody was last queued.
+        self._measured_at = clock()
+        self._batches = 0
+        self._tokens = 0
+        self._padded_tokens = 0
+        self._failed_jobs = Counter(dict.fromkeys(FAILURES, 0))
+        self._pools = {"inference": self._pool("inference", "tokenizing")}
+        self._pools["tokenizing"] = self._pools["inference"]
+        if tokenizer_threads:
+            self._pools = {stage: self._pool(stage) for stage in ("inference", "tokenizing")}
+        self._workers = [
+            *self._start("inference", threads),
+            *self._start("tokenizing", tokenizer_threads),
+        ]
+
+    def _pool(self, *stages: Stage) -> _Pool:
+        return _Pool(stages, threading.Condition(self._lock))
+
+    def _start(self, stage: Stage, threads: int) -> Iterator[threading.Thread]:
+        for index in range(threads):
+            worker = threading.Thread(
+                target=self._serve,
+                args=(self._pools[stage],),
+                name=f"{stage}-{index}",
+                daemon=True,
+            )
+            worker.start()
+            yield worker
+
+    @property
+    def threads_alive(self) -> bool:
+        """Whether every thread is there; they end when the engine is closed, and never else."""
+        return self._closing or all(worker.is_alive() for worker in self._workers)
+
+    @property
+    def running_seconds(self) -> float:
+        """How long what is longest under way has taken; 0 where nothing is."""
+        with self._lock:
+            return self._longest_running()
+
+    def state(self) -> EngineState:
+        """What an operator may want to know; as dear as the queue is long."""
+        with self._lock:
+            oldest = self._queue.oldest()
+            return EngineState(
+                batches=self._batches,
+                tokens=self._tokens,
+                padded_tokens=self._padded_tokens,
+                waiting_windows=self._queue.windows,
+                waiting_tokens=self._queue.tokens,
+                waiting_seconds=self._queue.task_seconds,
+                oldest_seconds=0.0 if oldest is None else self._clock() - oldest,
+                running_seconds=self._longest_running(),
+                failed_jobs=dict(self._failed_jobs),
+            )
+
+    def check(self, seconds: float) -> None:
+        """Refuse what would be refused however short it is, before it is tokenized.
+
+        Args:
+            seconds: from now to the deadline.
+
+        Raises:
+            EngineError: as `submit`.
+        """
+        with self._lock:
+            try:
+                self._admit(Load(1), self.admission.token_rate.value, seconds)
+            except OverloadedError:
+                # With nothing to do it may be tokenized: `submit` measures by it.
+                if not self._is_idle():
+                    raise
+
+    def tokenize(
+        self,
+        tasks: Sequence[TokenizingTask],
+        on_done: Callable[[Outcome[list[EncodedText]]], object],
+        *,
+        promised_tokens: int,
+        seconds: float | None = None,
+    ) -> Job[list[EncodedText]]:
+        """Queue the texts of a request that are to be tokenized, part by part.
+
+        Args:
+            tasks: at least one.
+            on_done: called once from one of the threads, unless the job was cancelled before.
+            promised_tokens: how many tokens they are likely to have, for inference to follow.
+            seconds: from now to the deadline.
+
+        Raises:
+            EngineError: as `submit`.
+        """
+        longest = max(task.seconds for task in tasks)
+        takes = sum(task.seconds for task in tasks)
+        with self._lock:
+            ahead = self._ahead()
+            own = Load(promised_tokens * ESTIMATE_SHARE, takes)
+            try:
+                place = self._admit(own, longest, seconds)
+            except OverloadedError:
+                # With nothing to do it is tokenized: `submit` knows its tokens, and measures.
+                if not self._is_idle():
+                    raise
+                place = Place(0.0, self.admission.seconds(own), longest)
+            now = self._clock()
+            job = Job("tokenizing", len(tasks), _joined, on_done, now)
+            job.promised_tokens = promised_tokens
+            self._promised += promised_tokens
+            # Others may go before for as long as the work itself justifies, and no longer than the
+            # deadline leaves.
+            patience = min(PATIENCE, max(0.0, place.spare - longest) / max(takes, 1e-9))
+            per_second = 1 / max(self.admission.token_rate.value, 1e-9)
+            done = accumulate(task.seconds for task in tasks)
+            self._queue.push_tasks(
+                job,
+                (
+                    (now + patience * work, task.work, task.seconds, task.seconds * per_second)
+                    for task, work in zip(tasks, done, strict=True)
+                ),
+            )
+            seconds_ahead = self.admission.seconds(ahead) + max(takes, longest)
+            job.expected = now + max(seconds_ahead, patience * takes + longest)
+            self._wake("tokenizing", len(tasks))
+        return job
+
+    def submit(
+        self,
+        texts: Sequence[EncodedText],
+        on_done: Callable[[Outcome[FloatArray]], object],
+        *,
+        seconds: float | None = None,
+        since: float | None = None,
+    ) -> Job[FloatArray]:
+        """Queue all windows of a request; the result has the shape (windows, labels).
+
+        Args:
+            texts: at least one.
+            on_done: called once from one of the threads, unless the job was cancelled before.
+            seconds: from now to the deadline; without one only the queue's size counts.
+            since: when the request came to be tokenized, so that it keeps its place in the order.
+
+        Raises:
+            OverloadedError: it could not be done in time, or the queue is full.
+            ClosedError: the engine is shutting down.
+        """
+        windows = [window for text in texts for window in text.windows]
+        longest = max(windows, key=len)
+        tokens = sum(map(len, windows))
+        with self._lock:
+            ahead = self._ahead()
+            rate = self.admission.token_rate.value
+            # A window is one thread's work, and the last one may be the longest.
+            last = len(longest) * rate
+            try:
+                place = self._admit(Load(tokens), last, seconds)
+            except OverloadedError:
+                if self._is_idle():
+                    self._measure_again(longest)
+                raise
+            now = self._clock()
+            job = Job("inference", len(windows), _rows, on_done, now, since)
+            # Seconds per token by which others may go before, as in `tokenize`.
+            pace = min(rate * PATIENCE, max(0.0, place.spare - last) / tokens)
+            self._push(job, windows, pace)
+            # What is due later by design is not late when it comes later.
+            ready = self.admission.seconds(ahead) + place.own
+            job.expected = now + max(ready, pace * tokens + last)
+        return job
+
+    def run(self, texts: Sequence[EncodedText]) -> FloatArray:
+        """Answer a request and wait for it: logits of shape (windows, labels).
+
+        Raises:
+            EngineError: as `submit`.
+            Exception: whatever inference raised.
+        """
+        done = threading.Event()
+        outcomes: list[Outcome[FloatArray]] = []
+
+        def keep(outcome: Outcome[FloatArray]) -> None:
+            outcomes.append(outcome)
+            done.set()
+
+        self.submit(texts, keep)
+        done.wait()
+        outcome = outcomes[0]
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome.result
+
+    def cancel(self, job: Job[Any]) -> None:
+        """Drop what is left of a job; `on_done` is not called any more."""
+        with self._lock:
+            self._close_job(job)
+            self.admission.learn_lateness(job)
+
+    def answered(self, job: Job[Any]) -> None:
+        """Say that a job's answer has reached its caller; how late counts for what comes next."""
+        with self._lock:
+            self.admission.learn_lateness(job)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more work, finish what is queued, end the threads; give up after `timeout` s."""
+        with self._lock:
+            self._closing = True
+            for pool in self._pools.values():
+                pool.work_came.notify_all()
+        until = math.inf if timeout is None else monotonic() + timeout
+        for worker in self._workers:
+            worker.join(None if timeout is None else max(0.0, until - monotonic()))
+
+    # What follows is called with the lock held, except where it says otherwise.
+
+    def _admit(self, own: Load, last: float, seconds: float | None) -> Place:
+        if self._closing:
+            raise ClosedError("the engine is shutting down")
+        return self.admission.admit(self._ahead(), self._queue.tokens, own, last, seconds)
+
+    def _ahead(self) -> Load:
+        """What waits, runs, or will come from what is being tokenized."""
+        tokens: float = self._queue.tokens + self._promised
+        tokenizing = self._queue.task_seconds
+        for _, load in self._running.values():
+            tokens += load.tokens
+            tokenizing += load.tokenizing
+        return Load(tokens, tokenizing)
+
+    def _is_idle(self) -> bool:
+        """Whether nothing waits or runs, nor was measured just now."""
+        has_work = self._queue.windows or self._queue.tasks or self._running
+        return not has_work and self._clock() - self._measured_at > MEASURE_AFTER
+
+    def _measure_again(self, window: Window) -> None:
+        """Run a window for nobody: does a token take less time by now?"""
+        self._measured_at = self._clock()
+        job = Job("inference", 1, _rows, lambda _outcome: None, self._measured_at)
+        job.is_measurement = True
+        self._push(job, [window], 0.0)
+
+    def _push(self, job: Job[Any], windows: Sequence[Window], pace: float) -> None:
+        """Queue windows, each due after `pace` seconds per token up to it."""
+        read = accumulate(map(len, windows))
+        due = (job.since + pace * tokens for tokens in read)
+        self._queue.push_windows(job, zip(due, windows, strict=True))
+        self._wake("inference", len(windows))
+
+    def _wake(self, stage: Stage, parts: int) -> None:
+        pool = self._pools[stage]
+        if pool.idle:
+            pool.work_came.notify(min(pool.idle, parts))
+
+    def _longest_running(self) -> float:
+        began = min((since for since, _ in self._running.values()), default=math.inf)
+        return max(0.0, self._clock() - began)
+
+    def _close_job(self, job: Job[Any]) -> None:
+        """Pass over what is left of `job`."""
+        if job.is_open:
+            job.is_open = False
+            self._queue.drop(job)
+            self._promised -= job.promised_tokens
+
+    def _serve(self, pool: _Pool) -> None:
+        """What each thread does; without the lock."""
+        yield_to_others()
+        # A batch is timed from the end of the one before it, where there was work all the time:
+        # what passes between two batches is lost to those who wait, too.
+        began = self._clock()
+        while True:
+            with self._lock:
+                while not self._queue.has(*pool.stages):
+                    if self._closing:
+                        return
+                    pool.idle += 1
+                    pool.work_came.wait()
+                    pool.idle -= 1
+                    began = self._clock()
+                batch = self._take(pool)
+            began = self._run(batch, began)
+
+    def _take(self, pool: _Pool) -> Batch:
+        batch = self._queue.take(pool.idle, *pool.stages)
+        now = self._clock()
+        for entry in batch.entries:
+            entry.job.take(now)
+        task = batch.entries[0].work if batch.stage == "tokenizing" else 0.0
+        self._running[threading.get_ident()] = now, Load(batch.padded_tokens, task)
+        return batch
+
+    def _run(self, batch: Batch, began: float) -> float:
+        """Compute one batch, and return when that was done; without the lock.
+
+        An error is the outcome of those in it, and of nobody else.
+        """
+        parts = self._compute(batch)
+        ended = self._clock()
+        over: list[Job[Any]] = []
+        with self._lock:
+            del self._running[threading.get_ident()]
+            if batch.stage == "inference":
+                self._count(batch, ended - began, parts)
+            for entry, part in zip(batch.entries, parts, strict=True):
+                job = entry.job
+                if not job.is_open:
+                    continue
+                if isinstance(part, Failed):
+                    job.fail(part.error)
+                    self._failed_jobs[_reason(part.error)] += 1
+                elif not job.put(entry.place, part, ended):
+                    continue
+                self._close_job(job)
+                over.append(job)
+        for job in over:
+            try:
+                job.tell()
+            except Exception as raised:  # noqa: BLE001 - a caller's fault must not end the thread
+                logger.error("a caller could not be told: %s", type(raised).__name__)
+        return ended
+
+    def _compute(self, batch: Batch) -> list[Any]:
+        """What each entry came to, or `Failed`; without the lock."""
+        size = len(batch.entries)
+        try:
+            if batch.stage == "tokenizing":
+                return [batch.entries[0].content()]
+            logits = self._model.logits([entry.content for entry in batch.entries])
+            if logits.ndim != 2 or len(logits) != size:
+                raise ValueError(f"logits of shape {logits.shape} for {size} windows")
+        except Exception as raised:  # noqa: BLE001 - whatever it was, the thread goes on
+            # No message and no trace: either may hold a part of a text.
+            logger.error("%s failed for a batch: %s", batch.stage, type(raised).__name__)
+            return [Failed(raised)] * size
+        finite = [bool(np.isfinite(row).all()) for row in logits]
+        if all(finite):
+            return list(logits)
+        logger.error("the model computed no finite logits for %d windows", finite.count(False))
+        failed = Failed(NotFiniteError())
+        return [row if fine else failed for row, fine in zip(logits, finite, strict=True)]
+
+    def _count(self, batch: Batch, took: float, parts: list[Any]) -> None:
+        padded = batch.padded_tokens
+        self._batches += 1
+        self._padded_tokens += padded
+        self._tokens += sum(len(entry.content) for entry in batch.entries)
+        if any(isinstance(part, Failed) for part in parts):
+            return
+        if any(entry.job.is_measurement for entry in batch.entries):
+            self.admission.token_rate.believe_less(took, padded)
+        else:
+            self.admission.token_rate.learn(took, padded)
+
+
+def _rows(rows: list[FloatArray]) -> FloatArray:
+    """The rows of all windows, of shape (windows, labels); a copy, which no batch shares."""
+    return np.array(rows, dtype=np.float32)
+
+
+def _joined(parts: list[list[EncodedText]]) -> list[EncodedText]:
+    return list(chain.from_iterable(parts))
+
+
+def _reason(error: Exception) -> str:
+    return "not_finite" if isinstance(error, NotFiniteError) else "error"
