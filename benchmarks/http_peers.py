@@ -84,6 +84,7 @@ def _no_model(classifier: type[Classifier]) -> None:
         return np.zeros((len(encodings), len(self.manifest.labels)), dtype=np.float32)
 
     classifier.encode = encode  # type: ignore[method-assign,assignment]
+    classifier.encode_beginnings = encode  # type: ignore[method-assign,assignment]
     classifier.logits = logits  # type: ignore[method-assign,assignment]
     classifier.check_golden = lambda *_: 0  # type: ignore[method-assign,assignment]
 

@@ -19,6 +19,8 @@ from types import FrameType
 
 import uvicorn
 
+from service.accepting import Accepting
+
 logger = logging.getLogger("bentoml.service")
 
 # In this time the loop accepts what the kernel holds for the listener, in seconds.
@@ -46,6 +48,7 @@ class Draining:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._server: uvicorn.Server | None = None
+        self._accepting: Accepting | None = None
 
     def take_over(self) -> None:
         """Get SIGTERM before uvicorn does; called in its event loop.
@@ -58,6 +61,7 @@ class Draining:
         if isinstance(server, uvicorn.Server):
             self._server = server
             self._loop = asyncio.get_running_loop()
+            self._accepting = Accepting(server)
             signal.signal(signal.SIGTERM, self._signalled)
 
     def _signalled(self, _signum: int, _frame: FrameType | None) -> None:
@@ -80,6 +84,8 @@ class Draining:
         await asyncio.sleep(min(BACKLOG_SECONDS, self._seconds))
         while server.server_state.connections and monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
+        if self._accepting is not None:
+            self._accepting.close()
         server.handle_exit(signal.SIGTERM, None)
         await asyncio.sleep(self._force_after)
         logger.warning("ending with %d connections open", len(server.server_state.connections))

@@ -50,11 +50,15 @@ from service.schemas import (
 )
 from service.settings import Settings, SettingsError
 from service.ui import MEDIA_TYPE, PATH, page
+from service.workers import Workers
 
 logger = logging.getLogger("bentoml.service")
 access_logger = logging.getLogger("whetstone.access")
 
 Parsed = TypeVar("Parsed")
+
+# How often the event loop shows that it runs, in seconds.
+TURN_SECONDS = 1.0
 
 ERROR_TYPES = {
     400: "invalid_json",
@@ -154,11 +158,23 @@ class Routes:
         # Nothing takes longer than its deadline.
         longest = settings.timeout_ms / 1000 + 1
         self._draining = Draining(settings.drain_ms / 1000, longest, self._stop_being_ready)
+        # When the event loop had a turn for itself; None where it does not run yet.
+        self._turned_at: float | None = None
+        self._workers = Workers(1, None, 0.0, self._state)
 
     def attach(
-        self, classifier: Classifier, engine: Engine, metrics: Metrics | None = None
+        self,
+        classifier: Classifier,
+        engine: Engine,
+        metrics: Metrics | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Serve `classifier` through `engine`."""
+        """Serve `classifier` through `engine`.
+
+        Args:
+            metrics: what is told of every request.
+            folder: where several workers of one server tell how they are.
+        """
         self._info = to_json(_describe(classifier, self.settings))
         self._models = to_json(_model_list(classifier.manifest))
         self._document = to_json(
@@ -166,29 +182,50 @@ class Routes:
         )
         self._metrics = metrics
         self._loaded = Loaded(classifier, engine, Answering(classifier, engine, self.settings))
+        stall = self.settings.stall_ms / 1000
+        self._workers = Workers(self.settings.workers, folder, stall, self._state)
 
     @property
     def ready(self) -> bool:
-        """Whether there is a classifier, and no signal to end yet."""
-        return self._loaded is not None and not self._draining.begun
+        """Whether there is a classifier, and no signal to end yet, in every worker."""
+        return self._workers.ready
 
     @property
     def alive(self) -> bool:
-        """Whether inference moves: no thread has died, no batch takes longer than it should."""
+        """Whether the event loop and inference move, in every worker."""
+        return self._workers.alive
+
+    def _state(self) -> tuple[bool, bool]:
+        """Whether this worker is ready, and whether it is alive.
+
+        It is alive where no thread has died, and neither a batch nor a turn of the event loop takes
+        longer than it should.
+        """
         if self._loaded is None:
-            return True
+            return False, True
         engine = self._loaded.engine
-        return engine.threads_alive and engine.running_seconds <= self.settings.stall_ms / 1000
+        stall = self.settings.stall_ms / 1000
+        turns = self._turned_at is None or monotonic() - self._turned_at <= stall
+        moves = engine.threads_alive and engine.running_seconds <= stall
+        return not self._draining.begun, turns and moves
+
+    def _turn(self) -> None:
+        """See that the event loop runs."""
+        self._turned_at = monotonic()
+        asyncio.get_running_loop().call_later(TURN_SECONDS, self._turn)
 
     def close(self) -> None:
         """Finish what is queued and take no more; no longer than an answer may take."""
         if self._loaded is not None:
             # For a batch that hangs nobody has to wait any more.
-            self._loaded.engine.close(self.settings.timeout_ms / 1000 if self.alive else 0)
+            alive = self._state()[1]
+            self._loaded.engine.close(self.settings.timeout_ms / 1000 if alive else 0)
+        self._workers.close()
         if self._metrics is not None:
             self._metrics.close()
 
     def _stop_being_ready(self) -> None:
+        self._workers.say()
         if self._metrics is not None:
             self._metrics.ready = False
             self._metrics.look()
@@ -198,6 +235,7 @@ class Routes:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 self._draining.take_over()
+                self._turn()
             await self._bentoml(scope, receive, send)
             return
         path: str = scope["path"]

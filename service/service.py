@@ -43,6 +43,7 @@ from service.model_package import (
     read_golden,
     verify_package,
 )
+from service.probes import Probes, ProbesError, listen
 from service.routes import BoundedPreflights, Routes, TracedRoutes, access_logger
 from service.schemas import ClassifyRequest, ClassifyResponse
 from service.settings import SettingsError, read_settings
@@ -167,6 +168,7 @@ def tracing() -> dict[str, Any]:
     # Ours is by switch and knows the request's id; the deadline of a request is ours, too.
     logging={"access": {"enabled": False}},
     traffic={"timeout": 86_400},
+    workers=settings.workers,
     tracing=tracing(),
 )
 class TextClassifier:
@@ -181,22 +183,27 @@ class TextClassifier:
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
-    def refuse_missing_device() -> None:
-        """Raise BentoMLException where ONNX Runtime was not built for the device.
+    def refuse_what_cannot_run() -> None:
+        """Raise BentoMLException where ONNX Runtime lacks the device, or a port is taken.
 
         Once, before the first worker, and not on import: a bento for a GPU may be built where
         there is none.
         """
         try:
             check_device(settings.device)
+            if settings.probe_port is not None:
+                listen(settings.probe_port, shared=settings.workers > 1).close()
         except DeviceError as error:
             raise BentoMLException(str(error)) from None
+        except ProbesError as error:
+            raise BentoMLException(f"WHETSTONE_PROBE_PORT: {error}") from None
 
     def __init__(self) -> None:
         """Load, verify and warm up; until this returns, no probe is answered."""
         folder = settings.package or Path(self.model.path)
         on_gpu = settings.device == "cuda"
-        threads = settings.threads or (1 if on_gpu else available_cores())
+        cores = max(1, available_cores() // settings.workers)
+        threads = settings.threads or (1 if on_gpu else cores)
         # Texts come one by one: threads inside the tokenizer would only compete with the model's.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
@@ -209,7 +216,7 @@ class TextClassifier:
             classifier,
             threads=threads,
             # A GPU need not wait for what cores do.
-            tokenizer_threads=available_cores() if on_gpu else 0,
+            tokenizer_threads=cores if on_gpu else 0,
             batch_tokens=settings.batch_tokens or BATCH_TOKENS[settings.device],
             queue_tokens=settings.queue_tokens,
         )
@@ -220,17 +227,25 @@ class TextClassifier:
         if settings.access_log:
             _log_accesses()
         manifest = classifier.manifest
-        routes.attach(classifier, engine, Metrics(manifest, engine))
+        # BentoML's folder for the metrics of all its workers.
+        shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        routes.attach(
+            classifier, engine, Metrics(manifest, engine), Path(shared) if shared else None
+        )
+        if settings.probe_port is not None:
+            answers = {"/livez": lambda: routes.alive, "/readyz": lambda: routes.ready}
+            Probes(settings.probe_port, answers, shared=settings.workers > 1)
         logger.info(
-            "serving %s:%s, %s, %d labels, %s, on %s, %d threads, batches of %d tokens, "
-            "%d golden texts answered as recorded; at most %d texts of %d characters in %d bytes, "
-            "%d tokens waiting, %d ms",
+            "serving %s:%s, %s, %d labels, %s, on %s, %d workers, %d threads, batches of "
+            "%d tokens, %d golden texts answered as recorded; at most %d texts of %d characters "
+            "in %d bytes, %d tokens waiting, %d ms",
             manifest.name,
             manifest.version,
             manifest.precision,
             len(manifest.labels),
             "no API key needed" if keys is None else f"API keys accepted: {len(keys)}",
             settings.device,
+            settings.workers,
             engine.threads,
             engine.batch_tokens,
             golden,

@@ -53,12 +53,27 @@ class Settings(Limits):
         "(not tried on a GPU yet); one that does not start, or a package for the other one, is an "
         "error, not a fallback",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes, each with the model, a queue and threads of its own: for more "
+        "cores than one event loop can feed",
+    )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        title="the cores that the process may use; on a GPU 1",
-        description="batches at once",
+        title="the cores that the server may use, divided by the workers; on a GPU 1",
+        description="batches at once, of each worker",
+    )
+    probe_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        title="none",
+        description="port on which `/livez` and `/readyz` are answered, too, without a key and "
+        "whatever else there is to do",
     )
     batch_tokens: int | None = Field(
         None,

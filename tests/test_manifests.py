@@ -128,7 +128,11 @@ MISTAKES = [
     ("Deployment", f"{RESOURCES} limits memory", "2Gi", "memory is requested"),
     # probes and ending
     ("Deployment", f"{CONTAINER} readinessProbe httpGet port", "web", "asks port web"),
-    ("Deployment", f"{CONTAINER} ports 0 name", "web", "asks port http"),
+    ("Deployment", f"{CONTAINER} readinessProbe httpGet port", "http", "may be before it"),
+    ("Deployment", f"{CONTAINER} ports 1 name", "web", "asks port probes"),
+    ("Deployment", f"{CONTAINER} ports 1 containerPort", 3002, "port probes 3002"),
+    ("ConfigMap", "data WHETSTONE_PROBE_PORT", GONE, "WHETSTONE_PROBE_PORT is None"),
+    ("ConfigMap", "data WHETSTONE_WORKERS", "2", "the CPU limit"),
     ("Deployment", f"{CONTAINER} startupProbe", GONE, "no startupProbe"),
     ("Deployment", f"{CONTAINER} livenessProbe httpGet path", "/readyz", "asks /readyz"),
     ("Deployment", f"{CONTAINER} startupProbe timeoutSeconds", GONE, "two seconds"),

@@ -123,8 +123,11 @@ def _fit(read: Settings, pod: Resource, container: Resource) -> Iterator[str]:
     requests = container["resources"]["requests"]
     if read.threads is None:
         yield "WHETSTONE_THREADS is not set: it would be the node's cores"
-    elif read.device == "cpu" and str(read.threads) != str(limits["cpu"]):
+    elif read.device == "cpu" and str(read.threads * read.workers) != str(limits["cpu"]):
         yield f"WHETSTONE_THREADS is {read.threads}, and the CPU limit {limits['cpu']}"
+    named = {port.get("name"): port["containerPort"] for port in container.get("ports", [])}
+    if named.get("probes") != read.probe_port:
+        yield f"WHETSTONE_PROBE_PORT is {read.probe_port}, and port probes {named.get('probes')}"
     if requests["memory"] != limits["memory"]:
         yield "memory is requested and limited differently"
     if (read.device == "cuda") != ("nvidia.com/gpu" in limits):
@@ -169,6 +172,8 @@ def probes(manifests: Manifests) -> Iterator[str]:
                 if asked is None:
                     yield f"there is no {name}"
                     continue
+                if asked["port"] != "probes":
+                    yield f"{name} asks port {asked['port']}, where requests may be before it"
                 if asked["port"] not in ports:
                     yield f"{name} asks port {asked['port']}, which no container has by that name"
                 if asked["path"] != path or path not in BENTOML_ROUTES:
