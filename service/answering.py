@@ -14,15 +14,17 @@ from functools import partial
 from time import monotonic, thread_time
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from service.asgi import ClientGoneError, Headers, Request, RequestError
-from service.classifier import Classifier, EncodedText, Prediction
+from service.classifier import Classifier, EncodedText, Prediction, RowAnswer
 from service.decisions import FloatArray, aggregate_windows
 from service.inference.admission import ClosedError, OverloadedError
 from service.inference.costs import TextCosts
 from service.inference.engine import Engine, TokenizingTask
 from service.inference.jobs import Failed, Job, Outcome
 from service.inference.prefixes import Beginning
-from service.model_package import Text
+from service.model_package import Aggregation, Text
 from service.schemas import Limits
 
 Result = TypeVar("Result")
@@ -36,10 +38,17 @@ WATCH_AFTER = 0.1
 
 
 class Answers(NamedTuple):
-    """One answer a text, in order, and logits of shape (texts, labels)."""
+    """One answer a text, in order; `rows` of all windows, and how many each text has."""
 
     predictions: list[Prediction]
-    logits: FloatArray
+    rows: list[RowAnswer]
+    windows: list[int]
+    how: Aggregation | None
+
+    def logits(self) -> FloatArray:
+        """Of shape (texts, labels): those of a text's windows together, as its probabilities."""
+        logits = np.array([row.logits for row in self.rows])
+        return aggregate_windows(logits, self.windows, "multi_label", self.how)
 
 
 class Asked(NamedTuple):
@@ -79,13 +88,12 @@ class Answering:
         encoded, since = await self._encode(request, asked)
         request.timing["tokenize"] = monotonic() - began
         self._check_windows(asked, encoded)
-        logits = await self._infer(request, encoded, since)
-        predictions = self._classifier.predictions(encoded, logits)
+        rows = await self._infer(request, encoded, since)
+        predictions = self._classifier.row_predictions(encoded, rows)
         request.texts = len(predictions)
         request.tokens = sum(prediction.tokens for prediction in predictions)
         how = self._classifier.manifest.window_aggregation
-        counts = [len(text.windows) for text in encoded]
-        return Answers(predictions, aggregate_windows(logits, counts, "multi_label", how))
+        return Answers(predictions, rows, [len(text.windows) for text in encoded], how)
 
     def _check_windows(self, asked: Asked, encoded: list[EncodedText]) -> None:
         """Refuse texts that are longer than the request or the operator allows."""
@@ -177,10 +185,10 @@ class Answering:
 
     async def _infer(
         self, request: Request, encoded: list[EncodedText], since: float | None
-    ) -> FloatArray:
-        """Logits of all windows, or the reason why there are none."""
+    ) -> list[RowAnswer]:
+        """The answers of all windows, or the reason why there are none."""
 
-        def begin(on_done: Callable[[Outcome[FloatArray]], object]) -> Job[FloatArray]:
+        def begin(on_done: Callable[[Outcome[list[RowAnswer]]], object]) -> Job[list[RowAnswer]]:
             return self._engine.submit(encoded, on_done, seconds=request.seconds_left, since=since)
 
         job, outcome = await self._wait(request, begin)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import onnxruntime
@@ -23,8 +23,10 @@ from tokenizers import Encoding, Tokenizer
 from service.decisions import (
     Decision,
     FloatArray,
+    calibrated,
     decide,
     margin,
+    probabilities,
     text_probabilities,
 )
 from service.inference.prefixes import Beginning, Prefixes
@@ -105,6 +107,17 @@ class EncodedText(NamedTuple):
 
     windows: tuple[Window, ...]
     truncated: bool
+
+
+class RowAnswer(NamedTuple):
+    """A window's logits and probabilities, each of shape (labels,).
+
+    `decision` is None where a text has several windows, which decide together.
+    """
+
+    logits: FloatArray
+    probs: FloatArray
+    decision: Decision | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +334,25 @@ class Classifier:
         feed = {name: columns[name] for name in self._input_names}
         return np.asarray(self._session.run(["logits"], feed)[0], dtype=np.float32)
 
+    def row_answers(self, logits: FloatArray) -> list[RowAnswer]:
+        """What each row of a batch's logits comes to, computed for all of them together."""
+        manifest = self.manifest
+        probs = probabilities(calibrated(logits, manifest), manifest.task)
+        if manifest.window_aggregation is not None:
+            return [RowAnswer(*row, None) for row in zip(logits, probs, strict=True)]
+        return list(map(RowAnswer, logits, probs, decide(probs, manifest)))
+
+    def row_predictions(
+        self, encoded: Sequence[EncodedText], rows: Sequence[RowAnswer]
+    ) -> list[Prediction]:
+        """Rows of all windows, one after another, as one answer a text, in order."""
+        if self.manifest.window_aggregation is not None:
+            return self.predictions(encoded, np.array([row.logits for row in rows]))
+        return [
+            _prediction(cast(Decision, row.decision), text)
+            for row, text in zip(rows, encoded, strict=True)
+        ]
+
     def predictions(self, encoded: Sequence[EncodedText], logits: FloatArray) -> list[Prediction]:
         """Logits of all windows, of shape (windows, labels), as one answer a text, in order."""
         return predictions(self.manifest, encoded, logits)
@@ -439,18 +471,22 @@ def predictions(
     """Logits of all windows, of shape (windows, labels), as one answer a text, in order."""
     probs = text_probabilities(logits, [len(text.windows) for text in encoded], behaviour)
     return [
-        Prediction(
-            decision.label,
-            decision.score,
-            decision.probs,
-            decision.labels,
-            decision.abstained,
-            tokens=sum(map(len, text.windows)),
-            windows=len(text.windows),
-            truncated=text.truncated,
-        )
+        _prediction(decision, text)
         for decision, text in zip(decide(probs, behaviour), encoded, strict=True)
     ]
+
+
+def _prediction(decision: Decision, text: EncodedText) -> Prediction:
+    return Prediction(
+        decision.label,
+        decision.score,
+        decision.probs,
+        decision.labels,
+        decision.abstained,
+        tokens=sum(map(len, text.windows)),
+        windows=len(text.windows),
+        truncated=text.truncated,
+    )
 
 
 def length_sorted_batches(

@@ -1,8 +1,9 @@
 """Prometheus metrics of our routes; BentoML's `/metrics` shows them, of all workers together.
 
-What a request does is counted when it is answered; what the engine holds is looked at once a second
-and whenever somebody asks. Every series is bounded: by routes, statuses, reasons, and labels of the
-model.
+What a request does is counted when it is answered, in this process, and written to the files that
+the workers share a few times a second; what the engine holds is looked at once a second. Both
+happen, too, whenever somebody asks. Every series is bounded: by routes, statuses, reasons, and
+labels of the model.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import os
 import threading
 import time
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -33,6 +36,8 @@ CONFIDENCES = tuple(step / 20 for step in range(1, 21))
 COUNTED_LABELS = 200
 OTHER = "other"
 SAMPLE_SECONDS = 1.0
+# What was counted is written so often: each time costs as much as answering a request does.
+WRITE_SECONDS = 0.25
 # Why a request is answered 429.
 REASONS = ("queue_full", "deadline", "too_long")
 
@@ -140,6 +145,28 @@ METRICS = (
 )
 
 
+Key = tuple[str, ...]
+
+
+class _Counted:
+    """What was counted since it was last written: the name of a metric and its labels → how much.
+
+    Of a histogram the first number is the sum of what was observed, the others count its buckets.
+    """
+
+    def __init__(self) -> None:
+        self.counters: dict[Key, float] = defaultdict(float)
+        self.histograms: dict[Key, list[float]] = {}
+
+    def observe(self, key: Key, bounds: tuple[float, ...], value: float) -> None:
+        """Count a value in the first bucket that has room for it; the last one has room for all."""
+        found = self.histograms.get(key)
+        if found is None:
+            found = self.histograms[key] = [0.0] * (len(bounds) + 2)
+        found[0] += value
+        found[1 + bisect_left(bounds, value)] += 1
+
+
 class Metrics:
     """Everything that is counted.
 
@@ -156,7 +183,7 @@ class Metrics:
         kinds: dict[Kind, Any] = {
             "counter": prometheus_client.Counter,
             "gauge": prometheus_client.Gauge,
-            "histogram": prometheus_client.Histogram,
+            "histogram": _histogram(),
         }
         self._made: dict[str, Any] = {}
         for metric in METRICS:
@@ -167,7 +194,9 @@ class Metrics:
                 more["multiprocess_mode"] = metric.workers
             make = kinds[metric.kind]
             self._made[metric.name] = make(metric.name, metric.about, metric.labels, **more)
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._children: dict[Key, Any] = {}
+        self._counting = threading.Lock()
+        self._counted = _Counted()
         self._label_series = {
             label: label if place < COUNTED_LABELS else OTHER
             for place, label in enumerate(manifest.labels)
@@ -197,28 +226,42 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; 499 stands for a caller who left."""
-        self._of("whetstone_requests_total", route, str(status)).inc()
-        self._of("whetstone_request_duration_seconds", route).observe(seconds)
+        with self._counting:
+            counted = self._counted
+            counted.counters["whetstone_requests_total", route, str(status)] += 1
+            counted.observe(("whetstone_request_duration_seconds", route), SECONDS, seconds)
 
     def refused(self, reason: str) -> None:
         """Count a 429."""
-        self._of("whetstone_refusals_total", reason).inc()
+        with self._counting:
+            self._counted.counters["whetstone_refusals_total", reason] += 1
 
     def answered(self, answers: Sequence[Prediction], timing: Mapping[str, float]) -> None:
         """Count the texts of a request, and the seconds of its stages."""
-        for stage, seconds in timing.items():
-            self._of("whetstone_stage_duration_seconds", stage).observe(seconds)
-        self._of("whetstone_texts_total").inc(len(answers))
-        self._of("whetstone_tokens_total").inc(sum(answer.tokens for answer in answers))
-        confidence = self._of("whetstone_confidence")
-        for answer in answers:
-            confidence.observe(answer.score)
-            for label in (answer.label,) if answer.labels is None else answer.labels:
-                self._of("whetstone_predictions_total", self._label_series[label]).inc()
-            if answer.truncated:
-                self._of("whetstone_truncated_texts_total").inc()
-            if answer.abstained:
-                self._of("whetstone_abstained_texts_total").inc()
+        with self._counting:
+            counted, counters = self._counted, self._counted.counters
+            for stage, seconds in timing.items():
+                counted.observe(("whetstone_stage_duration_seconds", stage), SECONDS, seconds)
+            counters["whetstone_texts_total",] += len(answers)
+            for answer in answers:
+                counters["whetstone_tokens_total",] += answer.tokens
+                counted.observe(("whetstone_confidence",), CONFIDENCES, answer.score)
+                for label in (answer.label,) if answer.labels is None else answer.labels:
+                    series = self._label_series[label]
+                    counters["whetstone_predictions_total", series] += 1
+                if answer.truncated:
+                    counters["whetstone_truncated_texts_total",] += 1
+                if answer.abstained:
+                    counters["whetstone_abstained_texts_total",] += 1
+
+    def write(self) -> None:
+        """Write what was counted to where all workers' metrics are read."""
+        with self._counting:
+            counted, self._counted = self._counted, _Counted()
+        for key, count in counted.counters.items():
+            self._of(*key).inc(count)
+        for key, (total, *counts) in counted.histograms.items():
+            self._of(*key).add(total, counts)
 
     def sample(self) -> None:
         """Look at the engine and at the process."""
@@ -243,20 +286,29 @@ class Metrics:
             self._of("whetstone_resident_memory_bytes").set(self._process.memory_info().rss)
 
     def look(self) -> None:
-        """`sample`, for those who have something else to do: a fault is a line in the log."""
+        """`write` and `sample`, for those who have something else to do: a fault is only logged."""
         try:
             _forget_dead_workers()
+            self.write()
             self.sample()
         except Exception as error:  # noqa: BLE001 - such as no file descriptor left
             logger.warning("metrics could not be sampled: %s", type(error).__name__)
 
     def close(self) -> None:
-        """Sample no more."""
+        """Sample no more; what was counted is written."""
         self._ended.set()
+        self.look()
 
     def _keep_sampling(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self.look()
+        sampled = time.monotonic()
+        while not self._ended.wait(WRITE_SECONDS):
+            if time.monotonic() - sampled >= SAMPLE_SECONDS:
+                sampled = time.monotonic()
+                self.look()
+            else:
+                # A full disk and the like are said by `look`.
+                with contextlib.suppress(Exception):
+                    self.write()
 
     def _of(self, name: str, *labels: str) -> Any:
         """The series of a metric; looking it up by its labels each time would cost more."""
@@ -266,6 +318,21 @@ class Metrics:
             child = metric.labels(*labels) if labels else metric
             self._children[name, *labels] = child
         return child
+
+
+def _histogram() -> type[Any]:
+    """prometheus_client's histogram, to which several values can be added at once."""
+    from prometheus_client import Histogram
+
+    class Added(Histogram):
+        def add(self, total: float, counts: Sequence[float]) -> None:
+            """Add the sum of values and how many fell into each bucket, the endless one last."""
+            self._sum.inc(total)
+            for bucket, count in zip(self._buckets, counts, strict=True):
+                if count:
+                    bucket.inc(count)
+
+    return Added
 
 
 def _forget_dead_workers() -> None:

@@ -32,7 +32,7 @@ from service.asgi import (
     send_answer,
     to_json,
 )
-from service.classifier import Classifier, Prediction
+from service.classifier import Classifier
 from service.decisions import FloatArray
 from service.draining import Draining
 from service.inference.engine import Engine
@@ -333,12 +333,14 @@ class Routes:
             truncate=parsed.truncate is not False,
             keep_end=parsed.truncation_direction.lower() == "left",
         )
-        answers, logits = await self._answer(request, asked)
+        answers = await self._answer(request, asked)
+        scored = (
+            answers.logits()
+            if parsed.raw_scores
+            else [answer.probs for answer in answers.predictions]
+        )
         labels = classifier.manifest.labels
-        found = [
-            _ranked(labels, scores if parsed.raw_scores else answer.probs)
-            for answer, scores in zip(answers, logits, strict=True)
-        ]
+        found = [_ranked(labels, scores) for scores in scored]
         batch = isinstance(parsed.inputs, list) and isinstance(parsed.inputs[0], list)
         return Answer(200, to_json(found if batch else found[0]))
 
@@ -397,8 +399,8 @@ class Routes:
     async def _classify_parsed(self, request: Request, parsed: ClassifyRequest) -> dict[str, Any]:
         """The content of a `ClassifyResponse`."""
         asked = Asked(parsed.texts, "input", truncate=parsed.truncate)
-        answers, logits = await self._answer(request, asked)
-        return _response(request, parsed, answers, logits, self._serving().classifier)
+        answers = await self._answer(request, asked)
+        return _response(request, parsed, answers, self._serving().classifier)
 
     async def _answer(self, request: Request, asked: Asked) -> Answers:
         """Answers, counted."""
@@ -514,14 +516,14 @@ async def _never() -> Message:
 def _response(
     request: Request,
     parsed: ClassifyRequest,
-    answers: list[Prediction],
-    logits: FloatArray,
+    answers: Answers,
     classifier: Classifier,
 ) -> dict[str, Any]:
     """The content of a `ClassifyResponse`; as plain values, which cost a tenth of the model's."""
     manifest = classifier.manifest
+    logits = answers.logits() if parsed.return_logits else None
     data = []
-    for index, (answer, row) in enumerate(zip(answers, logits, strict=True)):
+    for index, answer in enumerate(answers.predictions):
         item: dict[str, Any] = {
             "index": index,
             "label": answer.label,
@@ -540,8 +542,8 @@ def _response(
         if parsed.top_k:
             ranked = _ranked(manifest.labels, answer.probs)[: parsed.top_k]
             item["scores"] = {found["label"]: found["score"] for found in ranked}
-        if parsed.return_logits:
-            item["logits"] = row
+        if logits is not None:
+            item["logits"] = logits[index]
         data.append(item)
     return {
         "id": f"classify-{request.id}",

@@ -214,6 +214,7 @@ class TextClassifier:
             raise BentoMLException(str(error)) from None
         engine = Engine(
             classifier,
+            answers=classifier.row_answers,
             threads=threads,
             # A GPU need not wait for what cores do.
             tokenizer_threads=cores if on_gpu else 0,

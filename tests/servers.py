@@ -122,7 +122,11 @@ def routes_of(
     routes = Routes(chosen, keys)
     batch_tokens = chosen.batch_tokens or 128
     engine = Engine(
-        classifier, threads=threads, batch_tokens=batch_tokens, queue_tokens=chosen.queue_tokens
+        classifier,
+        answers=classifier.row_answers,
+        threads=threads,
+        batch_tokens=batch_tokens,
+        queue_tokens=chosen.queue_tokens,
     )
     routes.attach(classifier, engine)
     try:

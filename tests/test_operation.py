@@ -64,6 +64,7 @@ def metrics_of(package: Path, gate: Gate, **fields: object) -> Iterator[tuple[Me
 
 
 def shown(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    metrics.write()
     return samples(generate_latest(metrics.registry).decode())  # type: ignore[attr-defined]
 
 
@@ -134,13 +135,7 @@ def test_series_are_bounded_however_many_labels_a_model_has(tiny_package: Path) 
 def test_what_two_workers_count_is_one_sum_whoever_is_asked(
     tiny_package: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "bentoml.yaml"
-    config.write_text("services:\n  text-classifier:\n    workers: 2\n", "utf-8")
-    environment = {
-        "WHETSTONE_PACKAGE": str(tiny_package),
-        "WHETSTONE_THREADS": "1",
-        "BENTOML_CONFIG": str(config),
-    }
+    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_WORKERS": "2"}
     texts = [row["text"] for row in example_rows("test")][:60]
     log = tmp_path / "log"
     with serving(SERVICE, environment, log=log) as address, ThreadPoolExecutor(8) as callers:

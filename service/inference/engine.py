@@ -122,6 +122,8 @@ class Engine:
 
     Args:
         model: what runs a batch; called by several threads at once.
+        answers: what is made of a batch's logits, of shape (windows, labels), an item for each
+            window, and so what a request gets a list of; without it, the logits.
         threads: batches that run side by side.
         tokenizer_threads: threads of their own for tokenizing; with 0, those of the batches do it.
         batch_tokens: tokens of a batch at most, padding included; a longer text is a batch alone.
@@ -134,6 +136,7 @@ class Engine:
         self,
         model: Model,
         *,
+        answers: Callable[[FloatArray], Sequence[Any]] | None = None,
         threads: int,
         tokenizer_threads: int = 0,
         batch_tokens: int = BATCH_TOKENS["cpu"],
@@ -152,6 +155,8 @@ class Engine:
             seconds_per_token=seconds_per_token,
         )
         self._model = model
+        self._answers: Callable[[FloatArray], Sequence[Any]] = answers or list
+        self._assemble: Callable[[list[Any]], Any] = list if answers else _rows
         self._clock = clock
         self._lock = threading.Lock()
         self._queue = Queue(batch_tokens)
@@ -288,12 +293,12 @@ class Engine:
     def submit(
         self,
         texts: Sequence[EncodedText],
-        on_done: Callable[[Outcome[FloatArray]], object],
+        on_done: Callable[[Outcome[Any]], object],
         *,
         seconds: float | None = None,
         since: float | None = None,
-    ) -> Job[FloatArray]:
-        """Queue all windows of a request; the result has the shape (windows, labels).
+    ) -> Job[Any]:
+        """Queue all windows of a request; the result has an item for each.
 
         Args:
             texts: at least one.
@@ -320,7 +325,7 @@ class Engine:
                     self._measure_again(longest)
                 raise
             now = self._clock()
-            job = Job("inference", len(windows), _rows, on_done, now, since)
+            job = Job("inference", len(windows), self._assemble, on_done, now, since)
             # Seconds per token by which others may go before, as in `tokenize`.
             pace = min(rate * PATIENCE, max(0.0, place.spare - last) / tokens)
             self._push(job, windows, pace)
@@ -329,17 +334,17 @@ class Engine:
             job.expected = now + max(ready, pace * tokens + last)
         return job
 
-    def run(self, texts: Sequence[EncodedText]) -> FloatArray:
-        """Answer a request and wait for it: logits of shape (windows, labels).
+    def run(self, texts: Sequence[EncodedText]) -> Any:
+        """Answer a request and wait for it: the result, as `submit` has it.
 
         Raises:
             EngineError: as `submit`.
             Exception: whatever inference raised.
         """
         done = threading.Event()
-        outcomes: list[Outcome[FloatArray]] = []
+        outcomes: list[Outcome[Any]] = []
 
-        def keep(outcome: Outcome[FloatArray]) -> None:
+        def keep(outcome: Outcome[Any]) -> None:
             outcomes.append(outcome)
             done.set()
 
@@ -488,16 +493,18 @@ class Engine:
             logits = self._model.logits([entry.content for entry in batch.entries])
             if logits.ndim != 2 or len(logits) != size:
                 raise ValueError(f"logits of shape {logits.shape} for {size} windows")
+            finite = np.isfinite(logits)
+            if finite.all():
+                return list(self._answers(logits))
+            fine = [bool(row.all()) for row in finite]
+            answers = iter(self._answers(logits[fine]))
         except Exception as raised:  # noqa: BLE001 - whatever it was, the thread goes on
             # No message and no trace: either may hold a part of a text.
             logger.error("%s failed for a batch: %s", batch.stage, type(raised).__name__)
             return [Failed(raised)] * size
-        finite = [bool(np.isfinite(row).all()) for row in logits]
-        if all(finite):
-            return list(logits)
-        logger.error("the model computed no finite logits for %d windows", finite.count(False))
+        logger.error("the model computed no finite logits for %d windows", fine.count(False))
         failed = Failed(NotFiniteError())
-        return [row if fine else failed for row, fine in zip(logits, finite, strict=True)]
+        return [next(answers) if each else failed for each in fine]
 
     def _count(self, batch: Batch, took: float, parts: list[Any]) -> None:
         padded = batch.padded_tokens
