@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import json
 import re
-import uuid
 from dataclasses import dataclass, field
+from random import getrandbits
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
@@ -88,7 +88,9 @@ class Request:
         """The request of an ASGI scope; its id is the caller's where that is sane."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        name = given.decode() if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        # A name, no secret. `uuid4` asks the system and lets go of the interpreter's lock, which
+        # the inference threads then have first.
+        name = given.decode() if SANE_REQUEST_ID.fullmatch(given) else f"{getrandbits(128):032x}"
         unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         return cls(scope, receive, headers, name, monotonic(), unread)
 
