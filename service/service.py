@@ -46,6 +46,7 @@ from service.model_package import (
 from service.routes import BoundedPreflights, Routes, TracedRoutes, access_logger
 from service.schemas import ClassifyRequest, ClassifyResponse
 from service.settings import SettingsError, read_settings
+from service.upgrades import ignore_upgrades
 
 logger = logging.getLogger("bentoml.service")
 
@@ -135,6 +136,7 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """What the worker runs."""
+        ignore_upgrades()
         if settings.tracing_url:
             self.add_asgi_middleware(TracedRoutes, routes=routes)
         routes.bentoml = super().to_asgi(is_main=is_main)

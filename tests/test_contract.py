@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import json
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -17,7 +16,6 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import bentoml
 import pytest
@@ -29,49 +27,8 @@ from service.classifier import Classifier
 from service.model_package import read_manifest
 from service.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
 from tests.conftest import ROOT
-from tests.servers import serving
+from tests.servers import SECONDS, SERVICE, Server, serving
 from training import overlap
-
-SERVICE = "service.service:TextClassifier"
-# Far above what the tiny model takes; below what a person would wait.
-SECONDS = 30
-
-
-class Server:
-    """A running server and its log."""
-
-    def __init__(self, address: str, log: Path) -> None:
-        self.log = log
-        self.address = address
-        parts = urlsplit(address)
-        self.host, self.port = str(parts.hostname), int(parts.port or 0)
-
-    def ask(
-        self,
-        path: str,
-        body: Any = None,
-        *,
-        method: str = "POST",
-        headers: dict[str, str] | None = None,
-    ) -> tuple[int, Any, dict[str, str]]:
-        """Status, decoded body and headers; `body` is bytes, or is sent as JSON."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
-        try:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            given = {"Content-Type": "application/json", **(headers or {})}
-            connection.request(method, path, content if method == "POST" else None, given)
-            answer = connection.getresponse()
-            read = answer.read()
-            try:
-                decoded = json.loads(read)
-            except ValueError:
-                decoded = read.decode()
-            return answer.status, decoded, {k.lower(): v for k, v in answer.getheaders()}
-        finally:
-            connection.close()
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection((self.host, self.port), timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")
