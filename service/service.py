@@ -146,7 +146,13 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
             routes,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms"],
+            allow_headers=[
+                "Authorization",
+                "Content-Encoding",
+                "Content-Type",
+                "X-Request-Id",
+                "X-Request-Timeout-Ms",
+            ],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
         )
         return BoundedPreflights(with_cors)
