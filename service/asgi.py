@@ -73,7 +73,8 @@ class Answer(NamedTuple):
 class Request:
     """One HTTP request; `deadline` is on the clock of `time.monotonic`.
 
-    `unread` says that it has a body which nobody has asked for yet.
+    `unread` says that it has a body which nobody has asked for yet, `named` that `id` is the
+    caller's.
     """
 
     scope: Scope
@@ -82,6 +83,7 @@ class Request:
     id: str
     started: float
     unread: bool
+    named: bool = False
     deadline: float = 0.0
     # For the log and the Server-Timing header: counts, and seconds by name.
     texts: int = 0
@@ -93,9 +95,18 @@ class Request:
         """The request of an ASGI scope; its id is the caller's where that is sane."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        name = given.decode() if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        named = SANE_REQUEST_ID.fullmatch(given) is not None
+        name = given.decode() if named else uuid.uuid4().hex
         unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        return cls(scope, receive, headers, name, monotonic(), unread)
+        return cls(scope, receive, headers, name, monotonic(), unread, named)
+
+    def name(self, *given: object) -> None:
+        """Take the first name that the body gives, where it is sane and no header gives one."""
+        name = next((name for name in given if name is not None), None)
+        if self.named or not isinstance(name, str) or not name.isascii():
+            return
+        if SANE_REQUEST_ID.fullmatch(name.encode()):
+            self.id, self.named = name, True
 
     def set_deadline(self, limits: Limits) -> None:
         """The operator's time, or less where the caller asks for less.

@@ -78,6 +78,11 @@ METRICS = (
         "429: queue_full, deadline (not to be met), too_long (even alone), tokenizer_full",
         ("reason",),
     ),
+    Metric(
+        "whetstone_ignored_fields_total",
+        "counter",
+        "fields of requests that no server known here has: ignored",
+    ),
     Metric("whetstone_texts_total", "counter", "texts answered"),
     Metric("whetstone_tokens_total", "counter", "tokens of texts answered"),
     Metric("whetstone_truncated_texts_total", "counter", "texts of which only a part was read"),
@@ -189,6 +194,10 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """Count a 429."""
         self._of("whetstone_refusals_total", reason).inc()
+
+    def ignored(self, fields: int) -> None:
+        """Count fields of a request that were ignored; their names are strangers'."""
+        self._of("whetstone_ignored_fields_total").inc(fields)
 
     def answered(self, answers: Sequence[Prediction], timing: Mapping[str, float]) -> None:
         """Count the texts of a request, and the seconds of its stages."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import sys
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,7 +283,7 @@ def test_a_fault_of_ours_shows_neither_trace_nor_text(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Classifier):
-        def encode(self, texts: Any, **_: Any) -> Any:
+        def encode(self, texts: Any, *_: Any) -> Any:
             raise RuntimeError(f"cannot classify {texts}")
 
     broken = Broken.__new__(Broken)
@@ -346,6 +349,250 @@ def test_a_text_that_was_cut_off_says_so(client: TestClient) -> None:
     assert client.post("/predict", json={"inputs": "word " * 200}).status_code == 200
 
 
+LONG = "lovely " * 40 + "parcel " * 40
+
+
+def asked(client: TestClient, **body: Any) -> dict[str, Any]:
+    """The item that answers one text."""
+    answer = client.post("/classify", json={"input": LONG, **body})
+    assert answer.status_code == 200, answer.text
+    item = answer.json()["data"][0]
+    return {**item, "tokens": answer.json()["usage"]["prompt_tokens"]}
+
+
+def test_without_activation_probs_holds_logits(client: TestClient) -> None:
+    plain = asked(client, return_logits=True, top_k=3)
+    for value in (None, True):
+        assert asked(client, use_activation=value)["probs"] == plain["probs"]
+    bare = asked(client, use_activation=False, return_logits=True, top_k=3)
+    assert bare["probs"] == bare["logits"] == pytest.approx(plain["logits"], abs=1e-5)
+    # What is ours stays what it is.
+    for name in ("label", "score", "scores"):
+        assert bare[name] == plain[name]
+
+
+def test_so_many_tokens_are_read_as_are_asked_for(client: TestClient) -> None:
+    whole = asked(client)
+    for most in (-1, 32, 32.0, None):
+        assert asked(client, truncate_prompt_tokens=most) == whole
+    short = asked(client, truncate_prompt_tokens=10)
+    # [CLS] and [SEP] are two of them.
+    assert (short["tokens"], short["truncated"]) == (10, True)
+    assert short["probs"] == pytest.approx(asked(client, input="lovely " * 8)["probs"], abs=1e-5)
+    left = asked(client, truncate_prompt_tokens=10, truncation_side="left")
+    assert left["probs"] == pytest.approx(asked(client, input="parcel " * 8)["probs"], abs=1e-5)
+    assert asked(client, truncation_side="left")["probs"] == pytest.approx(
+        asked(client, input="parcel " * 30)["probs"], abs=1e-5
+    )
+    assert asked(client, truncation_side="right") == whole
+    bare = asked(client, input="parcel", add_special_tokens=False, truncate_prompt_tokens=1)
+    assert (bare["tokens"], bare["truncated"]) == (1, False)
+    assert asked(client, input="parcel", add_special_tokens=None)["tokens"] == 3
+    assert asked(client, add_special_tokens=False)["tokens"] == 32
+    # The next one is read as ever.
+    assert asked(client) == whole
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"truncate_prompt_tokens": 33}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 0, "add_special_tokens": False}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 10**30}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 2.5}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": "all"}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 9, "truncate": False}, "truncate_prompt_tokens"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"use_activation": "no"}, "use_activation"),
+        ({"add_special_tokens": 0}, "add_special_tokens"),
+        ({"request_id": 7}, "request_id"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ({"activation": False}, "activation"),
+        ({"softmax": False}, "softmax"),
+        ({"normalize": False}, "normalize"),
+        ({"raw_scores": True}, "raw_scores"),
+        ({"truncation_direction": "Left"}, "truncation_direction"),
+        ({"padding": "max_length"}, "padding"),
+        ({"mm_processor_kwargs": {"size": 7}}, "mm_processor_kwargs"),
+        ({"input": [101, 102]}, "input[0]"),
+        ({"input": [[101, 102]]}, "input[0]"),
+    ],
+)
+def test_what_would_change_the_answer_and_is_not_done_is_refused_by_name(
+    client: TestClient, body: dict[str, Any], param: str
+) -> None:
+    answer = client.post("/classify", json={"input": "a", **body})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["param"] == param and param in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_messages_are_refused_also_where_they_come_alone(client: TestClient) -> None:
+    answer = client.post("/classify", json={"messages": []})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "messages")
+
+
+HARMLESS_FIELDS = {
+    "user": "u",
+    "priority": 3,
+    "cache_salt": "salt",
+    "mm_processor_kwargs": None,
+    "padding": None,
+    "activation": True,
+    "raw_scores": False,
+    "messages": None,
+    "rid": ["a", "b"],
+}
+
+
+def counted(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where `routes` counts ignored fields."""
+    counts: list[int] = []
+    monkeypatch.setattr(
+        routes,
+        "_metrics",
+        SimpleNamespace(
+            ignored=counts.append,
+            request=lambda *_: None,
+            answered=lambda *_: None,
+            close=lambda: None,
+        ),
+    )
+    return counts
+
+
+def test_unknown_fields_are_ignored_and_counted(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with routes_of(classifier) as routes:
+        counts = counted(routes, monkeypatch)
+        client = TestClient(routes)
+        plain = asked(client)
+        assert asked(client, **HARMLESS_FIELDS) == plain
+        assert counts == []
+        strangers = {"top_p": 0.9, "mode": "fast", "metadata": {}, "encoding_format": "float"}
+        assert asked(client, **strangers) == plain
+        assert counts == [4]
+        body = {"inputs": "a", "model": "x", "options": {"use_cache": True}, "stream": False}
+        assert client.post("/predict", json=body).status_code == 200
+        assert counts == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "ours"),
+    [
+        ("/classify", "topk", "top_k"),
+        ("/classify", "top-k", "top_k"),
+        ("/classify", "inputs", "input"),
+        ("/classify", "truncationSide", "truncation_side"),
+        ("/classify", "truncate_prompt_token", "truncate_prompt_tokens"),
+        ("/classify", "return_logit", "return_logits"),
+        ("/classify", "use_activations", "use_activation"),
+        ("/predict", "raw_score", "raw_scores"),
+        ("/predict", "truncation_directions", "truncation_direction"),
+        ("/predict", "parameter", "parameters"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_right_name(
+    client: TestClient, path: str, field: str, ours: str
+) -> None:
+    text = {"inputs" if path == "/predict" else "input": "a"}
+    answer = client.post(path, json={**text, field: 1})
+    assert answer.status_code == 422
+    assert f"looks like {ours}: call it {ours}" in answer.text
+    assert ours == field or f" {field} " not in answer.text
+
+
+def test_a_hundred_thousand_unknown_fields_are_soon_passed_over(client: TestClient) -> None:
+    fields = {f"x{index}": 0 for index in range(80_000)}
+    began = time.monotonic()
+    assert client.post("/classify", json={"input": "a", **fields}).status_code == 200
+    # Each compared with the names of ours would take a minute.
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("field", ["request_id", "rid"])
+def test_a_request_is_named_by_its_body_where_no_header_does(
+    client: TestClient, field: str
+) -> None:
+    for given, kept in (("order-7", True), ("x" * 129, False), ("é", False)):
+        answer = client.post("/classify", json={"input": "a", field: given})
+        assert (answer.headers["x-request-id"] == given) == kept
+        assert answer.json()["id"] == f"classify-{answer.headers['x-request-id']}"
+    headers = {"X-Request-Id": "header"}
+    answer = client.post("/classify", json={"input": "a", field: "body"}, headers=headers)
+    assert answer.headers["x-request-id"] == "header"
+    surrogate = b'{"input": "a", "%s": "\\ud800"}' % field.encode()
+    assert post(client, surrogate).status_code in (200, 422)
+
+
+def scores_of(client: TestClient, path: str = "/predict", **body: Any) -> dict[str, float]:
+    answer = client.post(path, json={"inputs": "where is my parcel", **body})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()[0] if path == "/" else answer.json()
+    assert [item["score"] for item in found] == sorted((i["score"] for i in found), reverse=True)
+    return {item["label"]: item["score"] for item in found}
+
+
+@pytest.mark.parametrize("path", ["/", "/predict"])
+def test_the_parameters_of_hugging_faces_clients(client: TestClient, path: str) -> None:
+    plain = scores_of(client, path)
+    assert sum(plain.values()) == pytest.approx(1) and len(plain) == 3
+    for parameters in (None, {}, {"top_k": None, "candidate_labels": None}, {"truncation": True}):
+        assert scores_of(client, path, parameters=parameters) == plain
+    (first,) = scores_of(client, path, parameters={"top_k": 1}).items()
+    assert first == next(iter(plain.items()))
+    assert scores_of(client, path, parameters={"function_to_apply": "softmax"}) == plain
+    logits = scores_of(client, path, parameters={"function_to_apply": "none"})
+    assert logits == scores_of(client, path, raw_scores=True)
+    sigmoids = scores_of(client, path, parameters={"function_to_apply": "sigmoid"})
+    for label, score in sigmoids.items():
+        assert score == pytest.approx(1 / (1 + math.exp(-logits[label])), abs=1e-6)
+
+
+def test_the_hubs_route_answers_a_list_for_each_text(client: TestClient) -> None:
+    for inputs, count in (("a", 1), (["a"], 1), (["a", "b"], 2), ([["a"], ["b"], ["c"]], 3)):
+        answer = client.post("/", json={"inputs": inputs})
+        assert [len(found) for found in answer.json()] == [3] * count
+    refused = client.post("/", json={"inputs": ["a", ""]})
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "Empty")
+    assert client.put("/").headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, "parameters.candidate_labels"),
+        ({"inputs": {"question": "a", "context": "b"}}, "inputs.context"),
+        ({"inputs": {"source_sentence": "a", "sentences": []}}, "inputs.sentences"),
+        ({"query": "a", "texts": ["b"]}, "query"),
+        ({"inputs": "a", "parameters": {"max_new_tokens": 9}}, "parameters.max_new_tokens"),
+        ({"inputs": "a", "parameters": {"a-secret": 9}}, "parameters"),
+        ({"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
+        ({"inputs": "a", "parameters": {"function_to_apply": "relu"}}, "parameters.function_to"),
+        ({"inputs": "a", "parameters": {"truncation": False}}, "parameters.truncation"),
+        ({"inputs": "a", "parameters": [1]}, "parameters"),
+        (
+            {"inputs": "a", "raw_scores": True, "parameters": {"function_to_apply": "softmax"}},
+            "raw",
+        ),
+    ],
+)
+def test_what_asks_for_another_task_is_refused_by_name(
+    client: TestClient, body: dict[str, Any], named: str
+) -> None:
+    for path in ("/", "/predict"):
+        answer = client.post(path, json=body)
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "Validation")
+        assert answer.json()["error"].startswith(named)
+        assert "secret" not in answer.text
+
+
 def test_a_text_that_is_too_long_is_refused_where_truncation_is(client: TestClient) -> None:
     texts = ["short", "word " * 200]
     answer = client.post("/classify", json={"input": texts, "truncate": False})
@@ -383,10 +630,35 @@ def test_the_model_list_names_what_is_served(client: TestClient, classifier: Cla
     answer = client.get("/v1/models").json()
     (card,) = answer["data"]
     assert answer["object"] == "list"
-    assert (card["id"], card["object"]) == ("tiny", "model")
-    assert (card["version"], card["max_model_len"]) == (classifier.manifest.version, 32)
+    version = classifier.manifest.version
+    assert (card["id"], card["object"]) == (f"tiny:{version}", "model")
+    assert (card["version"], card["max_model_len"]) == (version, 32)
     made = datetime.fromisoformat(classifier.manifest.created_at)
     assert card["created"] == int(made.timestamp())
+
+
+def test_the_model_has_one_name(client: TestClient, classifier: Classifier) -> None:
+    (card,) = client.get("/v1/models").json()["data"]
+    info = client.get("/info").json()
+    assert card["id"] == info["model"] == f"{info['name']}:{info['version']}"
+    assert client.post("/classify", json={"input": "a"}).json()["model"] == card["id"]
+    for name in (card["id"], info["name"], card["id"].replace(":", "%3A")):
+        assert client.get(f"/v1/models/{name}").json() == card
+    for name in ("", "other", f"{info['name']}:0", f"{card['id']}/x", "{id}"):
+        answer = client.get(f"/v1/models/{name}")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found")
+        assert name == "" or name not in answer.text
+
+
+def test_health_is_readiness(classifier: Classifier) -> None:
+    starting = TestClient(Routes(Settings())).get("/health")
+    assert (starting.status_code, starting.json()["error"]["type"]) == (503, "unavailable")
+    with routes_of(classifier) as routes:
+        asked = TestClient(routes)
+        assert (asked.get("/health").status_code, asked.post("/health").status_code) == (200, 405)
+        assert asked.head("/health").status_code == 200
+        routes._draining.begun = True
+        assert asked.get("/health").status_code == 503
 
 
 @pytest.mark.parametrize(
@@ -518,7 +790,7 @@ def test_while_a_request_waits_its_decoded_body_is_gone(
 ) -> None:
     """Unknown fields are ignored: a megabyte of them must not be held as many megabytes."""
     slow = Slow(classifier)
-    content = {field: "a", "x": [{}] * 260_000}
+    content = {field: "a", "x": [{}] * 130_000, "rid": [{}] * 130_000}
 
     async def scenario(routes: Routes) -> int:
         before, _ = tracemalloc.get_traced_memory()
@@ -615,11 +887,11 @@ def test_who_leaves_while_his_texts_are_tokenized_leaves_the_rest(classifier: Cl
     class Counting(Slow):
         parts = 0
 
-        def encode(self, texts: Any, **options: Any) -> Any:
+        def encode(self, texts: Any, *options: Any) -> Any:
             self.parts += 1
             self.inside.release()
             assert self.gate.acquire(timeout=30)
-            return super().encode(texts, **options)
+            return super().encode(texts, *options)
 
     counting = Counting(classifier)
 
@@ -691,7 +963,9 @@ def test_limits_are_the_operators(classifier: Classifier) -> None:
 
 def test_the_openapi_document_is_that_of_the_model(client: TestClient) -> None:
     content = client.get("/docs.json").json()
-    assert set(ROUTES) <= set(content["paths"])
+    for name, route in ROUTES.items():
+        path = name.removeprefix("POST ")
+        assert route.method.lower() in content["paths"][path], name
     request = content["components"]["schemas"]["ClassifyRequest"]
     # This model reads single texts.
     assert set(request["properties"]) == {
@@ -700,6 +974,12 @@ def test_the_openapi_document_is_that_of_the_model(client: TestClient) -> None:
         "top_k",
         "return_logits",
         "truncate",
+        "use_activation",
+        "truncate_prompt_tokens",
+        "truncation_side",
+        "add_special_tokens",
+        "request_id",
+        "rid",
     }
     assert "429" in content["paths"]["/classify"]["post"]["responses"]
     assert "424" in content["paths"]["/predict"]["post"]["responses"]
