@@ -50,13 +50,25 @@ POST_REFUSALS = tuple(status for status in REFUSALS if status != 404)
 GET_REFUSALS = (401, 503)
 
 
-def document(manifest: Manifest, settings: Settings, *, with_keys: bool) -> dict[str, Any]:
-    """The document for a server of `manifest`, as JSON values."""
+def document(
+    manifest: Manifest, settings: Settings, *, with_keys: bool, special_tokens: int
+) -> dict[str, Any]:
+    """The document for a server of `manifest`, as JSON values.
+
+    Args:
+        manifest: what is served.
+        settings: the limits in force.
+        with_keys: whether requests need an API key.
+        special_tokens: how many tokens each text has besides its own.
+    """
     _, found = models_json_schema(
         [(model, "validation") for model in MODELS], ref_template="#/components/schemas/{model}"
     )
     schemas = found["$defs"]
     _state_limits(schemas, manifest, settings)
+    tokens = schemas["ClassifyRequest"]["properties"]["truncate_prompt_tokens"]
+    some = {"type": "integer", "minimum": special_tokens + 1, "maximum": manifest.max_length}
+    tokens["anyOf"] = [some, {"const": -1}, {"type": "null"}]
     components: dict[str, Any] = {"schemas": schemas}
     content: dict[str, Any] = {
         "openapi": "3.1.0",

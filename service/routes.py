@@ -181,7 +181,12 @@ class Routes:
         self._info = to_json(_describe(classifier, self.settings))
         self._models = to_json(_model_list(classifier.manifest))
         self._document = to_json(
-            document(classifier.manifest, self.settings, with_keys=self._keys is not None)
+            document(
+                classifier.manifest,
+                self.settings,
+                with_keys=self._keys is not None,
+                special_tokens=classifier.special_tokens,
+            )
         )
         self._metrics = metrics
         self._loaded = (classifier, engine)
@@ -463,11 +468,12 @@ class Routes:
         encoded = await self._encode(request, texts, options)
         request.timing["tokenize"] = monotonic() - began
         if not truncate:
+            limit = options.max_length or classifier.manifest.max_length
             for index, text in enumerate(encoded):
                 if text.truncated:
                     raise RequestError(
                         422,
-                        f"{field}[{index}] has more than {classifier.manifest.max_length} tokens: "
+                        f"{field}[{index}] has more than {limit} tokens: "
                         "shorten it, or leave truncate out",
                         f"{field}[{index}]",
                     )

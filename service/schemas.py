@@ -199,10 +199,12 @@ class PredictRequest(BaseModel):
 
     @property
     def function(self) -> str | None:
-        """What is to make scores of logits; the model's own function when None."""
-        if self.raw_scores:
-            return "none"
-        return self.parameters.function_to_apply if self.parameters else None
+        """What is to make scores of logits; the model's own function when None.
+
+        Of the two ways to ask for it, the one that names it counts.
+        """
+        named = self.parameters.function_to_apply if self.parameters else None
+        return named or ("none" if self.raw_scores else None)
 
 
 class PredictError(BaseModel):
@@ -354,15 +356,9 @@ def parse_request(content: Any, limits: Limits, *, has_pairs: bool) -> ClassifyR
             "this model reads single texts: leave text_pair out", "text_pair"
         )
     try:
-        parsed = ClassifyRequest.model_validate(content)
+        return ClassifyRequest.model_validate(content)
     except ValidationError as error:
         raise _first_problem(error) from None
-    if not parsed.truncate and parsed.truncate_prompt_tokens is not None:
-        raise UnacceptableRequestError(
-            "truncate_prompt_tokens cuts texts off and truncate: false refuses to: send one",
-            "truncate_prompt_tokens",
-        )
-    return parsed
 
 
 def parse_predict_request(
@@ -410,16 +406,9 @@ def parse_predict_request(
         texts.append((item[0], item[1]) if has_pairs else item[0])
     _check_parameters(content.get("parameters"))
     try:
-        parsed = PredictRequest.model_validate(content)
+        return PredictRequest.model_validate(content), texts
     except ValidationError as error:
         raise _first_problem(error) from None
-    wanted_function = parsed.parameters and parsed.parameters.function_to_apply
-    if parsed.raw_scores and wanted_function not in (None, "none"):
-        raise UnacceptableRequestError(
-            "raw_scores asks for logits and parameters.function_to_apply does not: send one",
-            "raw_scores",
-        )
-    return parsed, texts
 
 
 def _refuse_other_tasks(content: dict[str, Any], place: str) -> None:

@@ -393,6 +393,16 @@ def test_so_many_tokens_are_read_as_are_asked_for(client: TestClient) -> None:
     assert asked(client) == whole
 
 
+def test_more_tokens_than_are_asked_for_are_refused_where_truncation_is(
+    client: TestClient,
+) -> None:
+    body = {"input": "parcel " * 9, "truncate": False}
+    assert asked(client, **body, truncate_prompt_tokens=11)["tokens"] == 11
+    answer = client.post("/classify", json={**body, "truncate_prompt_tokens": 10})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[0]")
+    assert "more than 10 tokens" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -405,7 +415,6 @@ def test_so_many_tokens_are_read_as_are_asked_for(client: TestClient) -> None:
         ({"truncate_prompt_tokens": 2.5}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": "all"}, "truncate_prompt_tokens"),
-        ({"truncate_prompt_tokens": 9, "truncate": False}, "truncate_prompt_tokens"),
         ({"truncation_side": "middle"}, "truncation_side"),
         ({"use_activation": "no"}, "use_activation"),
         ({"add_special_tokens": 0}, "add_special_tokens"),
@@ -550,6 +559,8 @@ def test_the_parameters_of_hugging_faces_clients(client: TestClient, path: str) 
     assert scores_of(client, path, parameters={"function_to_apply": "softmax"}) == plain
     logits = scores_of(client, path, parameters={"function_to_apply": "none"})
     assert logits == scores_of(client, path, raw_scores=True)
+    softmax = {"function_to_apply": "softmax"}
+    assert scores_of(client, path, raw_scores=True, parameters=softmax) == plain
     sigmoids = scores_of(client, path, parameters={"function_to_apply": "sigmoid"})
     for label, score in sigmoids.items():
         assert score == pytest.approx(1 / (1 + math.exp(-logits[label])), abs=1e-6)
@@ -577,10 +588,6 @@ def test_the_hubs_route_answers_a_list_for_each_text(client: TestClient) -> None
         ({"inputs": "a", "parameters": {"function_to_apply": "relu"}}, "parameters.function_to"),
         ({"inputs": "a", "parameters": {"truncation": False}}, "parameters.truncation"),
         ({"inputs": "a", "parameters": [1]}, "parameters"),
-        (
-            {"inputs": "a", "raw_scores": True, "parameters": {"function_to_apply": "softmax"}},
-            "raw",
-        ),
     ],
 )
 def test_what_asks_for_another_task_is_refused_by_name(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from service.routes import BENTOML_ROUTES, HEALTH_ROUTE, HUB_ROUTE, MODEL_ROUTE, ROUTES
+from service.routes import BENTOML_ROUTES, HEALTH_ROUTE, MODEL_ROUTE, ROUTES
 from service.ui import PATH as UI
 from tests.manifests.pods import environment
 from tests.manifests.render import Manifests, Resource, label
@@ -190,10 +190,11 @@ def network(manifests: Manifests) -> Iterator[str]:
         yield f"egress is allowed to {sorted(ends['egress'])}, needed is {sorted(wanted)}"
 
 
-# By path, and how it is matched: what callers need, by its own name. A probe stays inside, and so
-# does what is at /, with BentoML's page; the models' cards are below their list.
+# By path, and how it is matched: what callers need, by its own name. A probe stays inside; the
+# models' cards are below their list.
 OUTSIDE = {
-    (path, "Exact") for path in {*ROUTES, UI} - {HUB_ROUTE, HEALTH_ROUTE, MODEL_ROUTE, "/v1/models"}
+    (path.removeprefix("POST "), "Exact")
+    for path in {*ROUTES, UI} - {HEALTH_ROUTE, MODEL_ROUTE, "/v1/models"}
 }
 
 
