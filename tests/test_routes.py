@@ -9,7 +9,6 @@ import math
 import re
 import sys
 import threading
-import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -517,12 +516,20 @@ def test_a_misspelt_field_is_refused_with_the_right_name(
     assert ours == field or f" {field} " not in answer.text
 
 
-def test_a_hundred_thousand_unknown_fields_are_soon_passed_over(client: TestClient) -> None:
+def test_of_a_hundred_thousand_unknown_fields_only_the_first_are_spelled_out(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each compared with the names of ours would take seconds."""
+    compared = []
+
+    def compare(name: str, *_: Any, **__: Any) -> list[str]:
+        compared.append(name)
+        return []
+
+    monkeypatch.setattr("service.schemas.difflib.get_close_matches", compare)
     fields = {f"x{index}": 0 for index in range(80_000)}
-    began = time.monotonic()
     assert client.post("/classify", json={"input": "a", **fields}).status_code == 200
-    # Each compared with the names of ours would take a minute.
-    assert time.monotonic() - began < 5
+    assert compared == [f"x{index}" for index in range(16)]
 
 
 @pytest.mark.parametrize("field", ["request_id", "rid"])
