@@ -17,7 +17,14 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from service.asgi import ClientGoneError, Headers, Request, RequestError
-from service.classifier import Classifier, EncodedText, Prediction, RowAnswer
+from service.classifier import (
+    AS_PACKAGED,
+    Classifier,
+    EncodedText,
+    Prediction,
+    RowAnswer,
+    TokenizationOptions,
+)
 from service.decisions import FloatArray, aggregate_windows
 from service.inference.admission import ClosedError, OverloadedError
 from service.inference.costs import TextCosts
@@ -57,7 +64,7 @@ class Asked(NamedTuple):
     texts: list[Text]
     field: str
     truncate: bool = True
-    keep_end: bool = False
+    options: TokenizationOptions = AS_PACKAGED
 
 
 class Answering:
@@ -96,15 +103,22 @@ class Answering:
         return Answers(predictions, rows, [len(text.windows) for text in encoded], how)
 
     def _check_windows(self, asked: Asked, encoded: list[EncodedText]) -> None:
-        """Refuse texts that are longer than the request or the operator allows."""
+        """Refuse texts of which nothing is left, or more than request or operator allow."""
         length = self._classifier.manifest.max_length
+        for index, text in enumerate(encoded):
+            if not len(text.windows[0]):
+                place = f"{asked.field}[{index}]"
+                raise RequestError(
+                    422, f"{place} has no tokens, such as a text of control characters", place
+                )
         if not asked.truncate:
+            limit = asked.options.max_length or length
             for index, text in enumerate(encoded):
                 if text.truncated:
                     place = f"{asked.field}[{index}]"
                     raise RequestError(
                         422,
-                        f"{place} has more than {length} tokens: shorten it, or leave truncate out",
+                        f"{place} has more than {limit} tokens: shorten it, or leave truncate out",
                         place,
                     )
         windows = sum(len(text.windows) for text in encoded)
@@ -120,17 +134,20 @@ class Answering:
         self, request: Request, asked: Asked
     ) -> tuple[list[EncodedText], float | None]:
         """Token ids; since when the request waits for them, where it had to wait in turn."""
-        classifier, texts = self._classifier, asked.texts
-        if asked.keep_end:
-            beginnings = [Beginning(text, True) for text in texts]
-        else:
+        classifier, texts, options = self._classifier, asked.texts, asked.options
+        by_beginnings = classifier.reads_beginnings(options)
+        if by_beginnings:
             beginnings = [classifier.beginning(text) for text in texts]
+        else:
+            beginnings = [Beginning(text, True) for text in texts]
         read = [beginning.text for beginning in beginnings]
-        if sum(self._costs.of(text).seconds for text in read) > INLINE_SECONDS:
+        seconds = sum(self._costs.of(text).seconds for text in read)
+        if seconds > INLINE_SECONDS or not classifier.is_prepared(options):
             return await self._encode_in_turn(request, asked, texts, read)
-        if asked.keep_end:
-            return self._measured(read, partial(classifier.encode, texts, keep_end=True)), None
-        encoded = self._measured(read, partial(classifier.encode_beginnings, beginnings))
+        if not by_beginnings:
+            return self._measured(read, partial(classifier.encode, texts, options), options), None
+        encode = partial(classifier.encode_beginnings, beginnings)
+        encoded = self._measured(read, encode, options)
         unsettled = classifier.unsettled(beginnings, encoded)
         if not unsettled:
             return encoded, None
@@ -146,8 +163,9 @@ class Answering:
         """Token ids, by the engine's threads; `read` is what is likely to be read of the texts."""
         tasks = []
         promised = 0.0
-        most = self._classifier.manifest.max_length
-        cuts_off = self._classifier.manifest.long_text == "truncate"
+        manifest, options = self._classifier.manifest, asked.options
+        most = options.max_length or manifest.max_length
+        cuts_off = manifest.long_text == "truncate" or options.max_length is not None
         start, seconds = 0, 0.0
         for end, text in enumerate(read, start=1):
             cost = self._costs.of(text)
@@ -155,8 +173,9 @@ class Answering:
             promised += min(cost.tokens, most) if cuts_off else cost.tokens
             if seconds < PART_SECONDS and end < len(read):
                 continue
-            encode = partial(self._classifier.encode, texts[start:end], keep_end=asked.keep_end)
-            tasks.append(TokenizingTask(partial(self._measured, read[start:end], encode), seconds))
+            encode = partial(self._classifier.encode, texts[start:end], options)
+            work = partial(self._measured, read[start:end], encode, options)
+            tasks.append(TokenizingTask(work, seconds))
             start, seconds = end, 0.0
 
         def begin(
@@ -173,9 +192,14 @@ class Answering:
         return outcome.result, job.submitted
 
     def _measured(
-        self, read: list[Text], encode: Callable[[], list[EncodedText]]
+        self,
+        read: list[Text],
+        encode: Callable[[], list[EncodedText]],
+        options: TokenizationOptions,
     ) -> list[EncodedText]:
         """Tokenize, and learn what it took the thread; called by several threads."""
+        # Not a part of what a text takes: it is done once.
+        self._classifier.prepare(options)
         began = thread_time()
         encoded = encode()
         took = thread_time() - began

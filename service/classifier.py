@@ -10,6 +10,7 @@ package, so what is measured is what ships.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,6 +122,24 @@ class RowAnswer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizationOptions:
+    """How a request wants its texts read, where that is not how the package reads them.
+
+    `keep_end` says whether the beginning of a text that is too long is cut off, or its end; None
+    leaves it to the package. `max_length` is in tokens, special ones included, and at most the
+    package's: of each text that many are read, in one window. Without `add_special_tokens` a text
+    has none.
+    """
+
+    keep_end: bool | None = None
+    max_length: int | None = None
+    add_special_tokens: bool = True
+
+
+AS_PACKAGED = TokenizationOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction(Decision):
     """The answer to one text, and how much of it was read.
 
@@ -185,7 +204,8 @@ class Classifier:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._prefixes = Prefixes(tokenizer)
-        self._left_tokenizer: Tokenizer | None = None
+        self._whole_tokenizer: Tokenizer | None = None
+        self._copying = threading.Lock()
 
     @classmethod
     def load(
@@ -240,22 +260,35 @@ class Classifier:
             )
         return cls(manifest, tokenizer, session, threads or available_cores())
 
-    def encode(self, texts: Sequence[Text], *, keep_end: bool = False) -> list[EncodedText]:
+    def encode(
+        self, texts: Sequence[Text], options: TokenizationOptions = AS_PACKAGED
+    ) -> list[EncodedText]:
         """Each text, or pair, as token ids.
 
         Threads may call this side by side: a tokenizer is never changed once it is made.
 
         Args:
             texts: texts, or pairs where the package was made for pairs.
-            keep_end: cut off the beginning of a text that is too long, not its end.
+            options: what is to be otherwise than in the package. The first call that cuts texts
+                otherwise copies the tokenizer, unless `prepare` has.
         """
-        if keep_end:
-            return self._encode_whole(self._keeping_end(), texts)
+        special = options.add_special_tokens
+        if self._cuts_otherwise(options):
+            limit = options.max_length or self.manifest.max_length
+            keep_end = self._keeps_end if options.keep_end is None else options.keep_end
+            encodings = self._whole().encode_batch_fast(list(texts), add_special_tokens=special)
+            return [cut(encoding, limit, keep_end=keep_end) for encoding in encodings]
+        if not special:
+            return self._encode_whole(texts, special=False)
         beginnings = [self.beginning(text) for text in texts]
         encoded = self.encode_beginnings(beginnings)
         for index in self.unsettled(beginnings, encoded):
             encoded[index] = self._encode_more(texts[index])
         return encoded
+
+    def reads_beginnings(self, options: TokenizationOptions) -> bool:
+        """Whether the beginning of a text may decide how it is read."""
+        return options.add_special_tokens and not self._cuts_otherwise(options)
 
     def beginning(self, text: Text, *, tokens: int | None = None) -> Beginning:
         """As much of a text as is likely to decide how it is read; often all of it.
@@ -279,7 +312,7 @@ class Classifier:
 
     def encode_beginnings(self, beginnings: Sequence[Beginning]) -> list[EncodedText]:
         """The same as token ids; of those that are `unsettled`, the answer is still to come."""
-        return self._encode_whole(self._tokenizer, [beginning.text for beginning in beginnings])
+        return self._encode_whole([beginning.text for beginning in beginnings])
 
     def _encode_more(self, text: Text) -> EncodedText:
         """A text whose beginning was too short: twice as much each time, so twice the work."""
@@ -291,9 +324,36 @@ class Classifier:
                 return encoded
             tokens *= 2
 
-    def _encode_whole(self, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[EncodedText]:
-        encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
+    def _encode_whole(self, texts: Sequence[Text], *, special: bool = True) -> list[EncodedText]:
+        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=special
+        )
         return [self._windows(encoding) for encoding in encodings]
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens each text, or pair, has besides its own."""
+        return int(self._tokenizer.num_special_tokens_to_add(self.manifest.has_pairs))
+
+    def is_prepared(self, options: TokenizationOptions) -> bool:
+        """Whether `encode` with these options does its own work only."""
+        return self._whole_tokenizer is not None or not self._cuts_otherwise(options)
+
+    def prepare(self, options: TokenizationOptions) -> None:
+        """Do what the first call with such options would have to: 0.1 s for a large vocabulary."""
+        if self._cuts_otherwise(options):
+            self._whole()
+
+    @property
+    def _keeps_end(self) -> bool:
+        return bool(self._tokenizer.truncation["direction"] == "left")
+
+    def _cuts_otherwise(self, options: TokenizationOptions) -> bool:
+        if options.max_length is not None:
+            return True
+        # By windows nothing is cut off, on whichever side.
+        by_windows = self.manifest.long_text == "window"
+        return not by_windows and options.keep_end not in (None, self._keeps_end)
 
     def _windows(self, encoding: Encoding) -> EncodedText:
         """What is read of a text, and nothing of it that is not."""
@@ -305,13 +365,14 @@ class Classifier:
             return EncodedText(windows, truncated=False)
         return EncodedText((TokenIds(encoding.ids, encoding.type_ids),), truncated=True)
 
-    def _keeping_end(self) -> Tokenizer:
-        """A copy of the tokenizer that truncates on the left."""
-        if self._left_tokenizer is None:
-            copy = Tokenizer.from_str(self._tokenizer.to_str())
-            copy.enable_truncation(**{**self._tokenizer.truncation, "direction": "left"})
-            self._left_tokenizer = copy
-        return self._left_tokenizer
+    def _whole(self) -> Tokenizer:
+        """A copy of the tokenizer that cuts nothing off: a limit cannot be given with a call."""
+        with self._copying:
+            if self._whole_tokenizer is None:
+                copy = Tokenizer.from_str(self._tokenizer.to_str())
+                copy.no_truncation()
+                self._whole_tokenizer = copy
+        return self._whole_tokenizer
 
     def logits(self, encodings: Sequence[Window]) -> FloatArray:
         """Run one batch of windows, padded to its longest: shape (windows, labels), float32."""
@@ -436,6 +497,44 @@ class Classifier:
             raise GoldenMismatchError(f"{folder}: {error}") from None
         compare_golden(golden, answers, self.manifest, str(folder))
         return len(golden)
+
+
+def cut(encoding: Encoding, limit: int, *, keep_end: bool) -> EncodedText:
+    """At most `limit` tokens of a text or pair, special ones included, as `tokenizers` cuts them.
+
+    Args:
+        encoding: the text or pair whole.
+        limit: at least its special tokens.
+        keep_end: cut off the beginning, not the end.
+    """
+    if len(encoding) <= limit:
+        return EncodedText((encoding,), truncated=False)
+    # For each token 0 or 1, its text's place in the pair, or None: a special one.
+    places = encoding.sequence_ids
+    lengths = places.count(0), places.count(1)
+    kept = longest_first(*lengths, limit - places.count(None))
+    spans = []
+    for place in (0, 1):
+        first = places.index(place) if lengths[place] else 0
+        first += lengths[place] - kept[place] if keep_end else 0
+        spans.append(range(first, first + kept[place]))
+    chosen = [index for index, place in enumerate(places) if place is None or index in spans[place]]
+    ids, type_ids = encoding.ids, encoding.type_ids
+    window = TokenIds([ids[index] for index in chosen], [type_ids[index] for index in chosen])
+    return EncodedText((window,), truncated=True)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair are kept where `room` are: the longer one gives way.
+
+    By the strategy that every package states; a single text is a pair with nothing.
+    """
+    shorter, longer = sorted((first, second))
+    longer = shorter if shorter > room else max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter = room // 2
+        longer = shorter + room % 2
+    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def compare_golden(

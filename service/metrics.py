@@ -89,6 +89,11 @@ METRICS = (
         "requests whose computation failed: error, not_finite (NaN or infinity for a logit)",
         ("reason",),
     ),
+    Metric(
+        "whetstone_ignored_fields_total",
+        "counter",
+        "fields of requests that no server known here has: ignored",
+    ),
     Metric("whetstone_texts_total", "counter", "texts answered"),
     Metric("whetstone_tokens_total", "counter", "tokens of texts answered"),
     Metric("whetstone_truncated_texts_total", "counter", "texts of which only a part was read"),
@@ -235,6 +240,10 @@ class Metrics:
         """Count a 429."""
         with self._counting:
             self._counted.counters["whetstone_refusals_total", reason] += 1
+
+    def ignored(self, fields: int) -> None:
+        """Count fields of a request that were ignored; their names are strangers'."""
+        self._of("whetstone_ignored_fields_total").inc(fields)
 
     def answered(self, answers: Sequence[Prediction], timing: Mapping[str, float]) -> None:
         """Count the texts of a request, and the seconds of its stages."""

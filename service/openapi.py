@@ -31,11 +31,12 @@ MODELS: tuple[type[BaseModel], ...] = (
     PredictRequest,
 )
 REFUSALS = {
-    400: "the body is not UTF-8 or not JSON",
+    400: "the body is not UTF-8, not JSON, or not in the coding that its header says",
     401: "no API key, or a wrong one",
+    404: "there is no such model",
     408: "the body did not come in time",
     413: "the body is too large",
-    415: "another content type than application/json",
+    415: "another content type than application/json, or a coding that is not read",
     422: "JSON that cannot be classified; `param` names field and index",
     429: "more work than can be done in time; `Retry-After` says when to come again",
     500: "a fault of the server",
@@ -44,17 +45,30 @@ REFUSALS = {
 }
 # Something besides what `str.strip` takes for white space: \s differs from engine to engine.
 NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
-# Of a request without a body and without work.
+# Of a request with a body, and of one without a body and without work.
+POST_REFUSALS = tuple(status for status in REFUSALS if status != 404)
 GET_REFUSALS = (401, 503)
 
 
-def document(manifest: Manifest, settings: Settings, *, with_keys: bool) -> dict[str, Any]:
-    """The document for a server of `manifest`, as JSON values."""
+def document(
+    manifest: Manifest, settings: Settings, *, with_keys: bool, special_tokens: int
+) -> dict[str, Any]:
+    """The document for a server of `manifest`, as JSON values.
+
+    Args:
+        manifest: what is served.
+        settings: the limits in force.
+        with_keys: whether requests need an API key.
+        special_tokens: how many tokens each text has besides its own.
+    """
     _, found = models_json_schema(
         [(model, "validation") for model in MODELS], ref_template="#/components/schemas/{model}"
     )
     schemas = found["$defs"]
     _state_limits(schemas, manifest, settings)
+    tokens = schemas["ClassifyRequest"]["properties"]["truncate_prompt_tokens"]
+    some = {"type": "integer", "minimum": special_tokens + 1, "maximum": manifest.max_length}
+    tokens["anyOf"] = [some, {"const": -1}, {"type": "null"}]
     components: dict[str, Any] = {"schemas": schemas}
     content: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -68,11 +82,14 @@ def document(manifest: Manifest, settings: Settings, *, with_keys: bool) -> dict
             "/classify": {"post": _classify("classify")},
             "/v1/classify": {"post": _classify("classify_v1")},
             "/predict": {"post": _predict()},
+            "/": {"post": _hub()},
             "/v1/models": {"get": _get("models", "The model that is served", "ModelList")},
+            "/v1/models/{id}": {"get": _model()},
             "/info": {"get": _get("info", "What is served, and within which limits", None)},
             "/docs.json": {"get": _get("docs", "This document", None)},
             "/livez": {"get": _probe("livez", "Whether the process lives")},
             "/readyz": {"get": _probe("readyz", "Whether requests are answered")},
+            "/health": {"get": _get("health", "Whether requests are answered, in JSON", None)},
             "/metrics": {"get": _probe("metrics", "Metrics for Prometheus")},
         },
         "components": components,
@@ -80,8 +97,11 @@ def document(manifest: Manifest, settings: Settings, *, with_keys: bool) -> dict
     if with_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in content["paths"].items():
-            if path not in settings.open_routes:
-                next(iter(operations.values()))["security"] = [{"key": []}]
+            for method, operation in operations.items():
+                # The name of a route that has its path in common with another one.
+                name = "POST /" if (path, method) == ("/", "post") else path
+                if name not in settings.open_routes:
+                    operation["security"] = [{"key": []}]
     if settings.ui:
         html = {"text/html": {"schema": {"type": "string"}}}
         answer = {"200": {"description": "the page", "content": html}}
@@ -124,17 +144,33 @@ def _classify(name: str) -> dict[str, Any]:
 
 def _predict() -> dict[str, Any]:
     answer = {"type": "array", "items": _reference("LabelScore")}
-    operation = _post(
-        "predict",
-        "Classify texts, in the schema of text-embeddings-inference",
-        "PredictRequest",
-        {"anyOf": [answer, {"type": "array", "items": answer}]},
-    )
+    summary = "Classify texts, in the schema of text-embeddings-inference"
+    either = {"anyOf": [answer, {"type": "array", "items": answer}]}
+    return _with_predict_errors(_post("predict", summary, "PredictRequest", either))
+
+
+def _hub() -> dict[str, Any]:
+    answer = {"type": "array", "items": _reference("LabelScore")}
+    summary = "The same for Hugging Face's clients: always a list for each text"
+    several = {"type": "array", "items": answer}
+    return _with_predict_errors(_post("hub", summary, "PredictRequest", several))
+
+
+def _with_predict_errors(operation: dict[str, Any]) -> dict[str, Any]:
+    """An operation whose refusals are those of text-embeddings-inference."""
     responses = operation["responses"]
     responses[str(PREDICT_FAULT)] = responses.pop("500")
     for status, response in responses.items():
         if status != "200":
             response["content"] = _json(_reference("PredictError"))
+    return operation
+
+
+def _model() -> dict[str, Any]:
+    operation = _get("model", "The model, by its id or by its name without version", "ModelCard")
+    place = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    operation["parameters"] = [place]
+    operation["responses"] |= _refusals((404,))
     return operation
 
 
@@ -147,7 +183,7 @@ def _post(name: str, summary: str, request: str, answer: dict[str, Any]) -> dict
         "description": "The header `X-Request-Timeout-Ms` asks for an earlier deadline, "
         "`X-Request-Id` names the request.",
         "requestBody": {"required": True, "content": _json(_reference(request))},
-        "responses": {"200": _success(answer), **_refusals(tuple(REFUSALS))},
+        "responses": {"200": _success(answer), **_refusals(POST_REFUSALS)},
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import bentoml
 import numpy as np
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answering import Answering, Answers, Asked
@@ -32,19 +33,22 @@ from service.asgi import (
     send_answer,
     to_json,
 )
-from service.classifier import Classifier
-from service.decisions import FloatArray
+from service.classifier import AS_PACKAGED, Classifier, TokenizationOptions
+from service.decisions import FloatArray, probabilities
 from service.draining import Draining
 from service.inference.engine import Engine
 from service.metrics import Metrics
-from service.model_package import Manifest
+from service.model_package import Manifest, Task, Text
 from service.openapi import document
 from service.schemas import (
+    HARMLESS,
     PREDICT_FAULT,
     ClassifyRequest,
     ClassifyResponse,
     EmptyTextError,
+    PredictRequest,
     UnacceptableRequestError,
+    ignored_fields,
     parse_predict_request,
     parse_request,
 )
@@ -178,7 +182,12 @@ class Routes:
         self._info = to_json(_describe(classifier, self.settings))
         self._models = to_json(_model_list(classifier.manifest))
         self._document = to_json(
-            document(classifier.manifest, self.settings, with_keys=self._keys is not None)
+            document(
+                classifier.manifest,
+                self.settings,
+                with_keys=self._keys is not None,
+                special_tokens=classifier.special_tokens,
+            )
         )
         self._metrics = metrics
         self._loaded = Loaded(classifier, engine, Answering(classifier, engine, self.settings))
@@ -238,21 +247,22 @@ class Routes:
                 self._turn()
             await self._bentoml(scope, receive, send)
             return
-        path: str = scope["path"]
-        if path in self.ours and self.settings.tracing_url is None:
-            await self.serve(scope, receive, send)
+        ours = self.name_of(scope)
+        if ours is not None and self.settings.tracing_url is None:
+            await self.serve(ours, scope, receive, send)
             return
-        if path in self.ours:
+        if ours is not None:
             # With tracing on, by way of BentoML's middlewares.
             await self._bentoml(scope, receive, send)
             return
+        path: str = scope["path"]
         request = Request.of(scope, receive)
         route = path if path in BENTOML_ROUTES else OTHER
         try:
             if path not in BENTOML_ROUTES and path not in BENTOML_FILES:
                 raise RequestError(404, "there is no such route: GET /docs.json lists them")
             self._check_method(scope, "GET")
-            self._check_key(request)
+            self._check_key(request, path)
         except RequestError as error:
             await self._finish(send, request, route, error_answer(error))
             return
@@ -262,14 +272,22 @@ class Routes:
         record = partial(self._record, request, route)
         await self._bentoml(scope, receive, _with_headers(send, headers, record))
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request to one of our routes."""
+    def name_of(self, scope: Scope) -> str | None:
+        """The name, in log and metrics too, of our route that is asked; None where it is none."""
         path: str = scope["path"]
+        if path == "/" and scope["method"] == "POST":
+            return HUB_ROUTE
+        if path.startswith(MODEL_ROUTE.partition("{")[0]):
+            return MODEL_ROUTE
+        return path if path in self.ours else None
+
+    async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request to the route of ours that `name_of` has named."""
         route = self.ours[path]
         request = Request.of(scope, receive)
         try:
             self._check_method(scope, route.method)
-            self._check_key(request)
+            self._check_key(request, path)
             request.set_deadline(self.settings)
             answer = await route.answer(self, request)
         except RequestError as error:
@@ -306,7 +324,7 @@ class Routes:
         self._serving()
         # The decoded body is held by no name: it may be 26 times as large as its bytes, and this
         # request may wait.
-        parsed = self._parse(parse_request, await request.json(self.settings))
+        parsed = self._parse(parse_request, ClassifyRequest, await request.json(self.settings))
         return Answer(200, to_json(await self._classify_parsed(request, parsed)))
 
     async def classify_here(self, content: dict[str, Any]) -> ClassifyResponse:
@@ -318,31 +336,52 @@ class Routes:
         scope = {"path": "/classify", "headers": []}
         request = Request.of(scope, _never)
         request.set_deadline(self.settings)
-        parsed = self._parse(parse_request, content)
+        parsed = self._parse(parse_request, ClassifyRequest, content)
         answer = to_json(await self._classify_parsed(request, parsed))
         return ClassifyResponse.model_validate_json(answer)
 
     async def predict(self, request: Request) -> Answer:
         """`POST /predict`: see `PredictRequest`; every label, the highest score first."""
-        classifier = self._serving().classifier
         # By no name, as in `classify`.
-        parsed, texts = self._parse(parse_predict_request, await request.json(self.settings))
+        parsed, texts = self._parse(
+            parse_predict_request, PredictRequest, await request.json(self.settings)
+        )
+        found = await self._label_scores(request, parsed, texts)
+        batch = isinstance(parsed.inputs, list) and isinstance(parsed.inputs[0], list)
+        return Answer(200, to_json(found if batch else found[0]))
+
+    async def hub(self, request: Request) -> Answer:
+        """`POST /`: the same as Hugging Face's clients want it, always a list for each text."""
+        has_pairs = self._serving().classifier.manifest.has_pairs
+        parsed, texts = self._parse(
+            parse_predict_request,
+            PredictRequest,
+            _as_several(await request.json(self.settings), has_pairs=has_pairs),
+        )
+        return Answer(200, to_json(await self._label_scores(request, parsed, texts)))
+
+    async def _label_scores(
+        self, request: Request, parsed: PredictRequest, texts: list[Text]
+    ) -> list[list[dict[str, Any]]]:
+        """For each text its labels and their scores."""
+        manifest = self._serving().classifier.manifest
+        left = parsed.truncation_direction.lower() == "left"
         asked = Asked(
             texts,
             "inputs",
             truncate=parsed.truncate is not False,
-            keep_end=parsed.truncation_direction.lower() == "left",
+            options=TokenizationOptions(keep_end=True) if left else AS_PACKAGED,
         )
         answers = await self._answer(request, asked)
-        scored = (
-            answers.logits()
-            if parsed.raw_scores
-            else [answer.probs for answer in answers.predictions]
-        )
-        labels = classifier.manifest.labels
-        found = [_ranked(labels, scores) for scores in scored]
-        batch = isinstance(parsed.inputs, list) and isinstance(parsed.inputs[0], list)
-        return Answer(200, to_json(found if batch else found[0]))
+        function = parsed.function
+        if function in (None, OWN_FUNCTIONS[manifest.task]):
+            scores: Iterable[FloatArray] = (answer.probs for answer in answers.predictions)
+        elif function == "none":
+            scores = answers.logits()
+        else:
+            other: Task = "single_label" if function == "softmax" else "multi_label"
+            scores = probabilities(answers.logits(), other)
+        return [_ranked(manifest.labels, row)[: parsed.top_k] for row in scores]
 
     async def info(self, _request: Request) -> Answer:
         """`GET /info`: what is served, and within which limits."""
@@ -353,6 +392,20 @@ class Routes:
         """`GET /v1/models`: see `ModelList`."""
         self._serving()
         return Answer(200, self._models)
+
+    async def model(self, request: Request) -> Answer:
+        """`GET /v1/models/{id}`: the card of the model, also by its name without the version."""
+        manifest = self._serving().classifier.manifest
+        asked = request.scope["path"].removeprefix(MODEL_ROUTE.partition("{")[0])
+        if asked not in (manifest.name, _model_name(manifest)):
+            raise RequestError(404, "there is no such model: GET /v1/models names the one here")
+        return Answer(200, to_json(_model_card(manifest)))
+
+    async def health(self, _request: Request) -> Answer:
+        """`GET /health`: as other servers have it; what `/readyz` says."""
+        if not self.ready:
+            raise RequestError(503, "the server is starting or shutting down")
+        return Answer(200, to_json({"status": "ok"}))
 
     async def docs(self, _request: Request) -> Answer:
         """`GET /docs.json`: the OpenAPI document."""
@@ -369,13 +422,15 @@ class Routes:
         return self._loaded
 
     def _check_method(self, scope: Scope, method: str) -> None:
-        allowed = ("GET", "HEAD") if method == "GET" else (method,)
+        allowed: tuple[str, ...] = ("GET", "HEAD") if method == "GET" else (method,)
+        if scope["path"] == "/":
+            allowed = ("GET", "HEAD", "POST")
         if scope["method"] not in allowed:
             headers = ((b"allow", ", ".join(allowed).encode()),)
             raise RequestError(405, f"this route is called by {method}", headers=headers)
 
-    def _check_key(self, request: Request) -> None:
-        if self._keys is None or request.scope["path"] in self._open_routes:
+    def _check_key(self, request: Request, route: str) -> None:
+        if self._keys is None or route in self._open_routes:
             return
         if not self._keys.accept(request.headers.get(b"authorization")):
             raise RequestError(
@@ -384,23 +439,31 @@ class Routes:
                 headers=((b"www-authenticate", b"Bearer"),),
             )
 
-    def _parse(self, parse: Callable[..., Parsed], content: Any) -> Parsed:
-        """A decoded body as one of `service.schemas` parses it.
+    def _parse(self, parse: Callable[..., Parsed], model: type[BaseModel], content: Any) -> Parsed:
+        """A decoded body as one of `service.schemas` parses it, whose fields `model` has.
 
         Raises:
             RequestError: it is not acceptable.
         """
         classifier = self._serving().classifier
+        harmless = HARMLESS if model is ClassifyRequest else frozenset({"model", "options"})
         try:
-            return parse(content, self.settings, has_pairs=classifier.manifest.has_pairs)
+            ignored = ignored_fields(content, model, harmless)
+            parsed = parse(content, self.settings, has_pairs=classifier.manifest.has_pairs)
         except UnacceptableRequestError as error:
             raise RequestError(422, error.message, error.param) from error
+        if ignored and self._metrics is not None:
+            self._metrics.ignored(ignored)
+        return parsed
 
     async def _classify_parsed(self, request: Request, parsed: ClassifyRequest) -> dict[str, Any]:
         """The content of a `ClassifyResponse`."""
-        asked = Asked(parsed.texts, "input", truncate=parsed.truncate)
+        classifier = self._serving().classifier
+        request.name(parsed.request_id, parsed.rid)
+        options = _tokenization(parsed, classifier)
+        asked = Asked(parsed.texts, "input", truncate=parsed.truncate, options=options)
         answers = await self._answer(request, asked)
-        return _response(request, parsed, answers, self._serving().classifier)
+        return _response(request, parsed, answers, classifier)
 
     async def _answer(self, request: Request, asked: Asked) -> Answers:
         """Answers, counted."""
@@ -412,12 +475,14 @@ class Routes:
     def _record(self, request: Request, path: str, status: int) -> None:
         """Count and, by switch, log a request.
 
-        Of those to BentoML's routes only what went wrong is logged: probes would drown the rest.
+        Of those to BentoML's routes and to `/health` only what went wrong is logged: probes would
+        drown the rest.
         """
         seconds = monotonic() - request.started
         if self._metrics is not None:
             self._metrics.request(path, status, seconds)
-        if self.settings.access_log and (path in self.ours or status >= 400):
+        logged = path in self.ours and path != HEALTH_ROUTE
+        if self.settings.access_log and (logged or status >= 400):
             line = {
                 "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                 "request_id": request.id,
@@ -445,8 +510,9 @@ class TracedRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is ours."""
-        if scope["type"] == "http" and scope["path"] in self._routes.ours:
-            await self._routes.serve(scope, receive, send)
+        ours = self._routes.name_of(scope) if scope["type"] == "http" else None
+        if ours is not None:
+            await self._routes.serve(ours, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -470,12 +536,19 @@ class BoundedPreflights:
         await self._app(scope, receive, send)
 
 
+HEALTH_ROUTE = "/health"
+# Beside BentoML's page, which answers GET; `open_routes` tells the two apart, too.
+HUB_ROUTE = "POST /"
+MODEL_ROUTE = "/v1/models/{id}"
 ROUTES = {
     "/classify": Route("POST", Routes.classify),
     "/v1/classify": Route("POST", Routes.classify),
     "/predict": Route("POST", Routes.predict, predict_error_answer),
+    HUB_ROUTE: Route("POST", Routes.hub, predict_error_answer),
     "/info": Route("GET", Routes.info),
     "/v1/models": Route("GET", Routes.models),
+    MODEL_ROUTE: Route("GET", Routes.model),
+    HEALTH_ROUTE: Route("GET", Routes.health),
     "/docs.json": Route("GET", Routes.docs),
 }
 BENTOML_ROUTES = frozenset({"/", "/livez", "/readyz", "/healthz", "/metrics", "/schema.json"})
@@ -484,6 +557,8 @@ BENTOML_FILES = frozenset(
     f"/static_content/{file.name}"
     for file in Path(bentoml.__file__).parent.glob("_internal/server/static_content/*")
 )
+# What makes probabilities of a model's logits, by its task.
+OWN_FUNCTIONS: dict[Task, str] = {"single_label": "softmax", "multi_label": "sigmoid"}
 # What a route that is none is called in metrics and log: its own name is a stranger's.
 OTHER = "other"
 # Keeps BentoML's page to what this server sends: it would load a tracker of Google's.
@@ -521,7 +596,8 @@ def _response(
 ) -> dict[str, Any]:
     """The content of a `ClassifyResponse`; as plain values, which cost a tenth of the model's."""
     manifest = classifier.manifest
-    logits = answers.logits() if parsed.return_logits else None
+    plain = parsed.use_activation is False
+    logits = answers.logits() if parsed.return_logits or plain else None
     data = []
     for index, answer in enumerate(answers.predictions):
         item: dict[str, Any] = {
@@ -533,23 +609,25 @@ def _response(
             item["labels"] = answer.labels
         if answer.abstained is not None:
             item["abstained"] = answer.abstained
-        if manifest.long_text == "window":
+        by_windows = manifest.long_text == "window"
+        if by_windows:
             item["windows"] = answer.windows
-        else:
+        if answer.truncated or not by_windows:
             item["truncated"] = answer.truncated
-        item["probs"] = answer.probs
+        # As vLLM has it: the same field, other numbers.
+        item["probs"] = logits[index] if plain and logits is not None else answer.probs
         item["num_classes"] = len(manifest.labels)
         if parsed.top_k:
             ranked = _ranked(manifest.labels, answer.probs)[: parsed.top_k]
             item["scores"] = {found["label"]: found["score"] for found in ranked}
-        if logits is not None:
+        if parsed.return_logits and logits is not None:
             item["logits"] = logits[index]
         data.append(item)
     return {
         "id": f"classify-{request.id}",
         "object": "list",
         "created": int(time()),
-        "model": f"{manifest.name}:{manifest.version}",
+        "model": _model_name(manifest),
         "data": data,
         "usage": {"prompt_tokens": request.tokens, "total_tokens": request.tokens},
     }
@@ -565,6 +643,7 @@ def _describe(classifier: Classifier, settings: Settings) -> dict[str, Any]:
     """The content of `/info`."""
     manifest = classifier.manifest
     return {
+        "model": _model_name(manifest),
         "name": manifest.name,
         "version": manifest.version,
         "created_at": manifest.created_at,
@@ -591,15 +670,57 @@ def _describe(classifier: Classifier, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _model_list(manifest: Manifest) -> dict[str, Any]:
-    """The content of a `ModelList`."""
-    created = datetime.fromisoformat(manifest.created_at)
-    card = {
-        "id": manifest.name,
+def _model_name(manifest: Manifest) -> str:
+    """What the model is called wherever it is named by one word."""
+    return f"{manifest.name}:{manifest.version}"
+
+
+def _model_card(manifest: Manifest) -> dict[str, Any]:
+    """The content of a `ModelCard`."""
+    return {
+        "id": _model_name(manifest),
         "object": "model",
-        "created": int(created.timestamp()),
+        "created": int(datetime.fromisoformat(manifest.created_at).timestamp()),
         "owned_by": "whetstone",
         "version": manifest.version,
         "max_model_len": manifest.max_length,
     }
-    return {"object": "list", "data": [card]}
+
+
+def _model_list(manifest: Manifest) -> dict[str, Any]:
+    """The content of a `ModelList`."""
+    return {"object": "list", "data": [_model_card(manifest)]}
+
+
+def _as_several(content: Any, *, has_pairs: bool) -> Any:
+    """The decoded body of `POST /`: where no pairs are read, a list of texts is several of them."""
+    inputs = content.get("inputs") if isinstance(content, dict) else None
+    if isinstance(inputs, list) and not has_pairs:
+        content["inputs"] = [[text] if isinstance(text, str) else text for text in inputs]
+    return content
+
+
+def _tokenization(parsed: ClassifyRequest, classifier: Classifier) -> TokenizationOptions:
+    """How the texts of a request are to be read.
+
+    Raises:
+        RequestError: more or fewer tokens are asked for than the model can read.
+    """
+    longest = classifier.manifest.max_length
+    special = parsed.add_special_tokens is not False
+    least = 1 + classifier.special_tokens if special else 1
+    asked = parsed.truncate_prompt_tokens
+    if asked == -1:
+        asked = longest
+    if asked is not None and not least <= asked <= longest:
+        raise RequestError(
+            422,
+            f"truncate_prompt_tokens must be from {least} to {longest} here, or -1: "
+            f"the model reads no more than {longest} tokens, special ones included",
+            "truncate_prompt_tokens",
+        )
+    side = parsed.truncation_side
+    if asked == longest and classifier.manifest.long_text != "window":
+        # That is what it reads anyway.
+        asked = None
+    return TokenizationOptions(None if side is None else side == "left", asked, special)

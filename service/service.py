@@ -47,6 +47,7 @@ from service.probes import Probes, ProbesError, listen
 from service.routes import BoundedPreflights, Routes, TracedRoutes, access_logger
 from service.schemas import ClassifyRequest, ClassifyResponse
 from service.settings import SettingsError, read_settings
+from service.upgrades import ignore_upgrades
 
 logger = logging.getLogger("bentoml.service")
 
@@ -136,6 +137,7 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """What the worker runs."""
+        ignore_upgrades()
         if settings.tracing_url:
             self.add_asgi_middleware(TracedRoutes, routes=routes)
         routes.bentoml = super().to_asgi(is_main=is_main)
@@ -145,7 +147,13 @@ class ThinService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
             routes,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms"],
+            allow_headers=[
+                "Authorization",
+                "Content-Encoding",
+                "Content-Type",
+                "X-Request-Id",
+                "X-Request-Timeout-Ms",
+            ],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
         )
         return BoundedPreflights(with_cors)

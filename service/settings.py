@@ -92,7 +92,7 @@ class Settings(Limits):
         None, title="no key needed", description="file with the SHA-256 of every API key"
     )
     open_routes: CommaList = Field(
-        ("/livez", "/readyz", "/healthz", "/metrics"),
+        ("/livez", "/readyz", "/healthz", "/health", "/metrics"),
         description="routes that need no API key, separated by commas; empty: none",
     )
     cors_origins: CommaList = Field(
@@ -106,8 +106,8 @@ class Settings(Limits):
     )
     access_log: bool = Field(
         False,
-        description="write a JSON line for every request, of BentoML's own routes only where the "
-        "status is 400 or more; never text",
+        description="write a JSON line for every request, of BentoML's own routes and `/health` "
+        "only where the status is 400 or more; never text",
     )
     tracing_url: str | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from service.api_keys import ApiKeys
 from service.classifier import Classifier
@@ -22,8 +24,48 @@ from service.routes import Routes
 from service.settings import Settings
 from tests.conftest import ROOT
 
+SERVICE = "service.service:TextClassifier"
 BENTOML = str(Path(sys.executable).with_name("bentoml"))
 START_SECONDS = 120
+# Far above what the tiny model takes; below what a person would wait.
+SECONDS = 30
+
+
+class Server:
+    """A running server and its log."""
+
+    def __init__(self, address: str, log: Path) -> None:
+        self.log = log
+        self.address = address
+        parts = urlsplit(address)
+        self.host, self.port = str(parts.hostname), int(parts.port or 0)
+
+    def ask(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, decoded body and headers; `body` is bytes, or is sent as JSON."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
+        try:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            given = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, content if method == "POST" else None, given)
+            answer = connection.getresponse()
+            read = answer.read()
+            try:
+                decoded = json.loads(read)
+            except ValueError:
+                decoded = read.decode()
+            return answer.status, decoded, {k.lower(): v for k, v in answer.getheaders()}
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=SECONDS)
 
 
 def free_port() -> int:

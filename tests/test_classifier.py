@@ -20,6 +20,7 @@ from service.classifier import (
     DeviceError,
     GoldenMismatchError,
     NotFiniteError,
+    TokenizationOptions,
     available_cores,
     length_sorted_batches,
 )
@@ -200,7 +201,8 @@ def test_a_device_that_is_not_there_is_refused_before_and_after_loading(
 
 def test_of_a_long_text_only_what_is_read_is_kept(classifier: Classifier) -> None:
     texts = ["word " * 20_000, "parcel " * 20_000]
-    for encoded in classifier.encode(texts) + classifier.encode(texts, keep_end=True):
+    left = TokenizationOptions(keep_end=True)
+    for encoded in classifier.encode(texts) + classifier.encode(texts, left):
         assert encoded.truncated
         (window,) = encoded.windows
         # As an `Encoding` it would weigh two megabytes.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import sys
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,6 +155,112 @@ def test_a_charset_beside_the_content_type_is_fine(client: TestClient) -> None:
     assert post(client, b'{"input": "a"}', "application/json; charset=utf-8").status_code == 200
 
 
+def deflate(body: bytes, window_bits: int) -> bytes:
+    packer = zlib.compressobj(wbits=window_bits)
+    return packer.compress(body) + packer.flush()
+
+
+CODINGS = {
+    "gzip": lambda body: deflate(body, 31),
+    "X-GZip": lambda body: deflate(body, 31),
+    "deflate": lambda body: deflate(body, 15),
+    "Deflate ": lambda body: deflate(body, -15),
+    "identity": bytes,
+    "": bytes,
+}
+
+
+def coded(client: TestClient, coding: str, body: bytes, path: str = "/classify") -> Any:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    return client.post(path, content=body, headers=headers)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_coded_body_is_decoded(client: TestClient, coding: str) -> None:
+    body = b'{"input": "where is my parcel"}'
+    expected = post(client, body).json()["data"]
+    assert coded(client, coding, CODINGS[coding](body)).json()["data"] == expected
+    # A body at the limit on what comes out, and one beyond it.
+    for size, status in ((LIMITS.max_body_bytes, 200), (LIMITS.max_body_bytes + 1, 413)):
+        answer = coded(client, coding, CODINGS[coding](body.ljust(size)))
+        assert answer.status_code == status
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda body: b"",
+        lambda body: b"{}",
+        lambda body: body[:-1],
+        lambda body: body[: len(body) // 2],
+        lambda body: body + b"x",
+        lambda body: body[:-6] + b"\0" * 6,
+    ],
+)
+def test_a_broken_coding_is_400(client: TestClient, coding: str, spoil: Any) -> None:
+    for path in ("/classify", "/predict"):
+        answer = coded(client, coding, spoil(CODINGS[coding](b'{"input": "a"}')), path)
+        assert answer.status_code == 400
+        assert f"not whole {coding}" in answer.text
+
+
+def test_a_bomb_is_refused_without_its_room(client: TestClient) -> None:
+    bomb = deflate(b" " * (300 << 20), 31)
+    assert len(bomb) < LIMITS.max_body_bytes
+    tracemalloc.start()
+    try:
+        answer = coded(client, "gzip", bomb)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
+    assert most < 10 * LIMITS.max_body_bytes
+
+
+@pytest.mark.parametrize(
+    ("coding", "named"),
+    [("br", "br"), ("gzip, gzip", "of this kind"), ("zstd", "zstd"), ("é" * 9, "of this kind")],
+)
+def test_another_coding_is_415_and_says_which_are_read(
+    client: TestClient, coding: str, named: str
+) -> None:
+    headers = {"Content-Type": b"application/json", "Content-Encoding": coding.encode()}
+    answer = client.post("/classify", content=b"{}", headers=headers)
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (
+        415,
+        "gzip, deflate, identity",
+    )
+    assert f"a Content-Encoding {named} is not read" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "the body is not JSON"),
+        (b"\xff{}", "the body is not UTF-8"),
+        (b'{"input": -Infinity}', "-Infinity is no number"),
+        (b'{"input": "a", "x": ' + b"1" * 5000 + b"}", "a number in the body has too many digits"),
+        (b"[" * 1100 + b"]" * 1100, "the body is nested too deeply"),
+        ('{"input": "a"}'.encode("utf-16"), "the body is UTF-16"),
+        ('{"input": "a"}'.encode("utf-16-be"), "the body is UTF-16"),
+        ('{"input": "a"}'.encode("utf-32-le"), "the body is UTF-32"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_why(client: TestClient, body: bytes, said: str) -> None:
+    answer = post(client, body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(("the body", "a number"))
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_byte_order_mark_and_depth_below_the_limit_are_fine(client: TestClient) -> None:
+    assert post(client, b'\xef\xbb\xbf{"input": "a"}').status_code == 200
+    assert post(client, b'{"input": "a", "x": ' + b"[" * 899 + b"]" * 899 + b"}").status_code == 200
+    # The way of what orjson does not take.
+    assert post(client, b'{"input": "a", "x": "\\ud800"}').status_code == 200
+
+
 def test_another_method_is_refused_in_the_same_schema(client: TestClient) -> None:
     answer = client.get("/classify")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, 405)
@@ -240,6 +349,265 @@ def test_a_text_that_was_cut_off_says_so(client: TestClient) -> None:
     assert client.post("/predict", json={"inputs": "word " * 200}).status_code == 200
 
 
+LONG = "lovely " * 40 + "parcel " * 40
+
+
+def asked(client: TestClient, **body: Any) -> dict[str, Any]:
+    """The item that answers one text."""
+    answer = client.post("/classify", json={"input": LONG, **body})
+    assert answer.status_code == 200, answer.text
+    item = answer.json()["data"][0]
+    return {**item, "tokens": answer.json()["usage"]["prompt_tokens"]}
+
+
+def test_without_activation_probs_holds_logits(client: TestClient) -> None:
+    plain = asked(client, return_logits=True, top_k=3)
+    for value in (None, True):
+        assert asked(client, use_activation=value)["probs"] == plain["probs"]
+    bare = asked(client, use_activation=False, return_logits=True, top_k=3)
+    assert bare["probs"] == bare["logits"] == pytest.approx(plain["logits"], abs=1e-5)
+    # What is ours stays what it is.
+    for name in ("label", "score", "scores"):
+        assert bare[name] == plain[name]
+
+
+def test_so_many_tokens_are_read_as_are_asked_for(client: TestClient) -> None:
+    whole = asked(client)
+    for most in (-1, 32, 32.0, None):
+        assert asked(client, truncate_prompt_tokens=most) == whole
+    short = asked(client, truncate_prompt_tokens=10)
+    # [CLS] and [SEP] are two of them.
+    assert (short["tokens"], short["truncated"]) == (10, True)
+    assert short["probs"] == pytest.approx(asked(client, input="lovely " * 8)["probs"], abs=1e-5)
+    left = asked(client, truncate_prompt_tokens=10, truncation_side="left")
+    assert left["probs"] == pytest.approx(asked(client, input="parcel " * 8)["probs"], abs=1e-5)
+    assert asked(client, truncation_side="left")["probs"] == pytest.approx(
+        asked(client, input="parcel " * 30)["probs"], abs=1e-5
+    )
+    assert asked(client, truncation_side="right") == whole
+    bare = asked(client, input="parcel", add_special_tokens=False, truncate_prompt_tokens=1)
+    assert (bare["tokens"], bare["truncated"]) == (1, False)
+    assert asked(client, input="parcel", add_special_tokens=None)["tokens"] == 3
+    assert asked(client, add_special_tokens=False)["tokens"] == 32
+    # The next one is read as ever.
+    assert asked(client) == whole
+
+
+def test_more_tokens_than_are_asked_for_are_refused_where_truncation_is(
+    client: TestClient,
+) -> None:
+    body = {"input": "parcel " * 9, "truncate": False}
+    assert asked(client, **body, truncate_prompt_tokens=11)["tokens"] == 11
+    answer = client.post("/classify", json={**body, "truncate_prompt_tokens": 10})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[0]")
+    assert "more than 10 tokens" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"truncate_prompt_tokens": 33}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 0, "add_special_tokens": False}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 10**30}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 2.5}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": "all"}, "truncate_prompt_tokens"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"use_activation": "no"}, "use_activation"),
+        ({"add_special_tokens": 0}, "add_special_tokens"),
+        ({"request_id": 7}, "request_id"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ({"activation": False}, "activation"),
+        ({"softmax": False}, "softmax"),
+        ({"normalize": False}, "normalize"),
+        ({"raw_scores": True}, "raw_scores"),
+        ({"truncation_direction": "Left"}, "truncation_direction"),
+        ({"padding": "max_length"}, "padding"),
+        ({"mm_processor_kwargs": {"size": 7}}, "mm_processor_kwargs"),
+        ({"input": [101, 102]}, "input[0]"),
+        ({"input": [[101, 102]]}, "input[0]"),
+    ],
+)
+def test_what_would_change_the_answer_and_is_not_done_is_refused_by_name(
+    client: TestClient, body: dict[str, Any], param: str
+) -> None:
+    answer = client.post("/classify", json={"input": "a", **body})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["param"] == param and param in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_messages_are_refused_also_where_they_come_alone(client: TestClient) -> None:
+    answer = client.post("/classify", json={"messages": []})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "messages")
+
+
+HARMLESS_FIELDS = {
+    "user": "u",
+    "priority": 3,
+    "cache_salt": "salt",
+    "mm_processor_kwargs": None,
+    "padding": None,
+    "activation": True,
+    "raw_scores": False,
+    "messages": None,
+    "rid": ["a", "b"],
+}
+
+
+def counted(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where `routes` counts ignored fields."""
+    counts: list[int] = []
+    monkeypatch.setattr(
+        routes,
+        "_metrics",
+        SimpleNamespace(
+            ignored=counts.append,
+            request=lambda *_: None,
+            answered=lambda *_: None,
+            close=lambda: None,
+        ),
+    )
+    return counts
+
+
+def test_unknown_fields_are_ignored_and_counted(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with routes_of(classifier) as routes:
+        counts = counted(routes, monkeypatch)
+        client = TestClient(routes)
+        plain = asked(client)
+        assert asked(client, **HARMLESS_FIELDS) == plain
+        assert counts == []
+        strangers = {"top_p": 0.9, "mode": "fast", "metadata": {}, "encoding_format": "float"}
+        assert asked(client, **strangers) == plain
+        assert counts == [4]
+        body = {"inputs": "a", "model": "x", "options": {"use_cache": True}, "stream": False}
+        assert client.post("/predict", json=body).status_code == 200
+        assert counts == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "ours"),
+    [
+        ("/classify", "topk", "top_k"),
+        ("/classify", "top-k", "top_k"),
+        ("/classify", "inputs", "input"),
+        ("/classify", "truncationSide", "truncation_side"),
+        ("/classify", "truncate_prompt_token", "truncate_prompt_tokens"),
+        ("/classify", "return_logit", "return_logits"),
+        ("/classify", "use_activations", "use_activation"),
+        ("/predict", "raw_score", "raw_scores"),
+        ("/predict", "truncation_directions", "truncation_direction"),
+        ("/predict", "parameter", "parameters"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_right_name(
+    client: TestClient, path: str, field: str, ours: str
+) -> None:
+    text = {"inputs" if path == "/predict" else "input": "a"}
+    answer = client.post(path, json={**text, field: 1})
+    assert answer.status_code == 422
+    assert f"looks like {ours}: call it {ours}" in answer.text
+    assert ours == field or f" {field} " not in answer.text
+
+
+def test_of_a_hundred_thousand_unknown_fields_only_the_first_are_spelled_out(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each compared with the names of ours would take seconds."""
+    compared = []
+
+    def compare(name: str, *_: Any, **__: Any) -> list[str]:
+        compared.append(name)
+        return []
+
+    monkeypatch.setattr("service.schemas.difflib.get_close_matches", compare)
+    fields = {f"x{index}": 0 for index in range(80_000)}
+    assert client.post("/classify", json={"input": "a", **fields}).status_code == 200
+    assert compared == [f"x{index}" for index in range(16)]
+
+
+@pytest.mark.parametrize("field", ["request_id", "rid"])
+def test_a_request_is_named_by_its_body_where_no_header_does(
+    client: TestClient, field: str
+) -> None:
+    for given, kept in (("order-7", True), ("x" * 129, False), ("é", False)):
+        answer = client.post("/classify", json={"input": "a", field: given})
+        assert (answer.headers["x-request-id"] == given) == kept
+        assert answer.json()["id"] == f"classify-{answer.headers['x-request-id']}"
+    headers = {"X-Request-Id": "header"}
+    answer = client.post("/classify", json={"input": "a", field: "body"}, headers=headers)
+    assert answer.headers["x-request-id"] == "header"
+    surrogate = b'{"input": "a", "%s": "\\ud800"}' % field.encode()
+    assert post(client, surrogate).status_code in (200, 422)
+
+
+def scores_of(client: TestClient, path: str = "/predict", **body: Any) -> dict[str, float]:
+    answer = client.post(path, json={"inputs": "where is my parcel", **body})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()[0] if path == "/" else answer.json()
+    assert [item["score"] for item in found] == sorted((i["score"] for i in found), reverse=True)
+    return {item["label"]: item["score"] for item in found}
+
+
+@pytest.mark.parametrize("path", ["/", "/predict"])
+def test_the_parameters_of_hugging_faces_clients(client: TestClient, path: str) -> None:
+    plain = scores_of(client, path)
+    assert sum(plain.values()) == pytest.approx(1) and len(plain) == 3
+    for parameters in (None, {}, {"top_k": None, "candidate_labels": None}, {"truncation": True}):
+        assert scores_of(client, path, parameters=parameters) == plain
+    (first,) = scores_of(client, path, parameters={"top_k": 1}).items()
+    assert first == next(iter(plain.items()))
+    assert scores_of(client, path, parameters={"function_to_apply": "softmax"}) == plain
+    logits = scores_of(client, path, parameters={"function_to_apply": "none"})
+    assert logits == scores_of(client, path, raw_scores=True)
+    softmax = {"function_to_apply": "softmax"}
+    assert scores_of(client, path, raw_scores=True, parameters=softmax) == plain
+    sigmoids = scores_of(client, path, parameters={"function_to_apply": "sigmoid"})
+    for label, score in sigmoids.items():
+        assert score == pytest.approx(1 / (1 + math.exp(-logits[label])), abs=1e-6)
+
+
+def test_the_hubs_route_answers_a_list_for_each_text(client: TestClient) -> None:
+    for inputs, count in (("a", 1), (["a"], 1), (["a", "b"], 2), ([["a"], ["b"], ["c"]], 3)):
+        answer = client.post("/", json={"inputs": inputs})
+        assert [len(found) for found in answer.json()] == [3] * count
+    refused = client.post("/", json={"inputs": ["a", ""]})
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "Empty")
+    assert client.put("/").headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, "parameters.candidate_labels"),
+        ({"inputs": {"question": "a", "context": "b"}}, "inputs.context"),
+        ({"inputs": {"source_sentence": "a", "sentences": []}}, "inputs.sentences"),
+        ({"query": "a", "texts": ["b"]}, "query"),
+        ({"inputs": "a", "parameters": {"max_new_tokens": 9}}, "parameters.max_new_tokens"),
+        ({"inputs": "a", "parameters": {"a-secret": 9}}, "parameters"),
+        ({"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
+        ({"inputs": "a", "parameters": {"function_to_apply": "relu"}}, "parameters.function_to"),
+        ({"inputs": "a", "parameters": {"truncation": False}}, "parameters.truncation"),
+        ({"inputs": "a", "parameters": [1]}, "parameters"),
+    ],
+)
+def test_what_asks_for_another_task_is_refused_by_name(
+    client: TestClient, body: dict[str, Any], named: str
+) -> None:
+    for path in ("/", "/predict"):
+        answer = client.post(path, json=body)
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "Validation")
+        assert answer.json()["error"].startswith(named)
+        assert "secret" not in answer.text
+
+
 def test_a_text_that_is_too_long_is_refused_where_truncation_is(client: TestClient) -> None:
     texts = ["short", "word " * 200]
     answer = client.post("/classify", json={"input": texts, "truncate": False})
@@ -248,6 +616,14 @@ def test_a_text_that_is_too_long_is_refused_where_truncation_is(client: TestClie
     assert "word" not in answer.text
     short = client.post("/classify", json={"input": texts[:1], "truncate": False})
     assert short.status_code == 200
+
+
+def test_a_text_of_which_no_token_is_left_is_refused(client: TestClient) -> None:
+    """A tokenizer drops control characters; with the special tokens there are always some."""
+    body = {"input": ["short", "\u008c"], "add_special_tokens": False}
+    answer = client.post("/classify", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[1]")
+    assert client.post("/classify", json={"input": body["input"]}).status_code == 200
 
 
 def test_one_requests_truncation_is_not_the_next_ones(
@@ -277,10 +653,35 @@ def test_the_model_list_names_what_is_served(client: TestClient, classifier: Cla
     answer = client.get("/v1/models").json()
     (card,) = answer["data"]
     assert answer["object"] == "list"
-    assert (card["id"], card["object"]) == ("tiny", "model")
-    assert (card["version"], card["max_model_len"]) == (classifier.manifest.version, 32)
+    version = classifier.manifest.version
+    assert (card["id"], card["object"]) == (f"tiny:{version}", "model")
+    assert (card["version"], card["max_model_len"]) == (version, 32)
     made = datetime.fromisoformat(classifier.manifest.created_at)
     assert card["created"] == int(made.timestamp())
+
+
+def test_the_model_has_one_name(client: TestClient, classifier: Classifier) -> None:
+    (card,) = client.get("/v1/models").json()["data"]
+    info = client.get("/info").json()
+    assert card["id"] == info["model"] == f"{info['name']}:{info['version']}"
+    assert client.post("/classify", json={"input": "a"}).json()["model"] == card["id"]
+    for name in (card["id"], info["name"], card["id"].replace(":", "%3A")):
+        assert client.get(f"/v1/models/{name}").json() == card
+    for name in ("", "other", f"{info['name']}:0", f"{card['id']}/x", "{id}"):
+        answer = client.get(f"/v1/models/{name}")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found")
+        assert name == "" or name not in answer.text
+
+
+def test_health_is_readiness(classifier: Classifier) -> None:
+    starting = TestClient(Routes(Settings())).get("/health")
+    assert (starting.status_code, starting.json()["error"]["type"]) == (503, "unavailable")
+    with routes_of(classifier) as routes:
+        asked = TestClient(routes)
+        assert (asked.get("/health").status_code, asked.post("/health").status_code) == (200, 405)
+        assert asked.head("/health").status_code == 200
+        routes._draining.begun = True
+        assert asked.get("/health").status_code == 503
 
 
 @pytest.mark.parametrize(
@@ -306,7 +707,9 @@ def test_the_answer_tells_where_its_time_went(client: TestClient) -> None:
     assert all(float(milliseconds) >= 0 for milliseconds in parts.values())
 
 
-@pytest.mark.parametrize("asked", ["0", "-1", "1.5", "soon", "", "9" * 100])
+@pytest.mark.parametrize(
+    "asked", ["0", "000", "-1", "+1", "1.5", "1e3", "0x1", "1_0", "soon", "", "9" * 60 + "x"]
+)
 def test_a_deadline_that_is_none_is_refused(client: TestClient, asked: str) -> None:
     headers = {"X-Request-Timeout-Ms": asked}
     answer = client.post("/classify", json={"input": "a"}, headers=headers)
@@ -410,7 +813,7 @@ def test_while_a_request_waits_its_decoded_body_is_gone(
 ) -> None:
     """Unknown fields are ignored: a megabyte of them must not be held as many megabytes."""
     slow = Slow(classifier)
-    content = {field: "a", "x": [{}] * 260_000}
+    content = {field: "a", "x": [{}] * 130_000, "rid": [{}] * 130_000}
 
     async def scenario(routes: Routes) -> int:
         before, _ = tracemalloc.get_traced_memory()
@@ -432,12 +835,13 @@ def test_while_a_request_waits_its_decoded_body_is_gone(
     assert held < 1.5 * body_bytes
 
 
-def test_nobody_gets_more_time_than_the_operator_gives(classifier: Classifier) -> None:
+@pytest.mark.parametrize("most", ["600000", "9" * 18, "9" * 1_000_000, "0" * 100 + "151"])
+def test_nobody_gets_more_time_than_the_operator_gives(classifier: Classifier, most: str) -> None:
     slow = Slow(classifier)
 
     async def scenario(routes: Routes) -> None:
         asked = asyncio.create_task(
-            ask(routes, {"input": "a"}, headers={"x-request-timeout-ms": "600000"})
+            ask(routes, {"input": "a"}, headers={"x-request-timeout-ms": most})
         )
         assert (await asyncio.wait_for(asked, 30))[0] == 504
         slow.gate.release()
@@ -506,11 +910,11 @@ def test_who_leaves_while_his_texts_are_tokenized_leaves_the_rest(classifier: Cl
     class Counting(Slow):
         parts = 0
 
-        def encode(self, texts: Any, **options: Any) -> Any:
+        def encode(self, texts: Any, *options: Any) -> Any:
             self.parts += 1
             self.inside.release()
             assert self.gate.acquire(timeout=30)
-            return super().encode(texts, **options)
+            return super().encode(texts, *options)
 
     counting = Counting(classifier)
 
@@ -578,11 +982,11 @@ class StuckTokenizer(Slow):
         super().__init__(classifier)
         self.parts = 0
 
-    def encode(self, texts: Any, **options: Any) -> Any:
+    def encode(self, texts: Any, *options: Any) -> Any:
         self.parts += 1
         self.inside.release()
         assert self.gate.acquire(timeout=30)
-        return super().encode(texts, **options)
+        return super().encode(texts, *options)
 
     def logits(self, encodings: Any) -> Any:
         return Classifier.logits(self, encodings)
@@ -640,7 +1044,7 @@ def test_a_tokenizer_that_fails_is_a_fault_of_ours(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Slow):
-        def encode(self, texts: Any, **_: Any) -> Any:
+        def encode(self, texts: Any, *_: Any) -> Any:
             raise RuntimeError(f"cannot read {texts}")
 
     with routes_of(Broken(classifier)) as routes:
@@ -697,7 +1101,9 @@ def test_limits_are_the_operators(classifier: Classifier) -> None:
 
 def test_the_openapi_document_is_that_of_the_model(client: TestClient) -> None:
     content = client.get("/docs.json").json()
-    assert set(ROUTES) <= set(content["paths"])
+    for name, route in ROUTES.items():
+        path = name.removeprefix("POST ")
+        assert route.method.lower() in content["paths"][path], name
     request = content["components"]["schemas"]["ClassifyRequest"]
     # This model reads single texts.
     assert set(request["properties"]) == {
@@ -706,6 +1112,12 @@ def test_the_openapi_document_is_that_of_the_model(client: TestClient) -> None:
         "top_k",
         "return_logits",
         "truncate",
+        "use_activation",
+        "truncate_prompt_tokens",
+        "truncation_side",
+        "add_special_tokens",
+        "request_id",
+        "rid",
     }
     assert "429" in content["paths"]["/classify"]["post"]["responses"]
     assert "424" in content["paths"]["/predict"]["post"]["responses"]

@@ -66,7 +66,7 @@ class Prefixes:
     """Cuts texts for one tokenizer, where that is certain to change nothing.
 
     Args:
-        tokenizer: it truncates on the right.
+        tokenizer: it says how it truncates.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -86,7 +86,8 @@ class Prefixes:
 def _is_certain(parts: dict[str, Any]) -> bool:
     """Whether a text that is cut between two words keeps the tokens before the cut."""
     return (
-        parts["model"]["type"] in MODELS
+        (parts["truncation"] or {}).get("direction") == "Right"
+        and parts["model"]["type"] in MODELS
         # Dropout draws anew for every word.
         and not parts["model"].get("dropout")
         and all(map(_is_local_normalizer, _steps(parts["normalizer"], "normalizers")))

@@ -139,6 +139,7 @@ def test_a_beginning_has_the_tokens_that_the_whole_begins_with(
 ) -> None:
     tokenizer = tokenizers[kind]
     text = before + near + after
+    tokenizer.enable_truncation(MAX_LENGTH)
     beginning = Prefixes(tokenizer).of(text, tokens)
     assert isinstance(beginning.text, str) and text.startswith(beginning.text)
     assert beginning.is_whole == (beginning.text == text)
@@ -152,6 +153,7 @@ def test_a_beginning_has_the_tokens_that_the_whole_begins_with(
 def test_of_a_long_text_only_the_beginning_is_read(
     tokenizers: dict[str, Tokenizer], kind: str
 ) -> None:
+    tokenizers[kind].enable_truncation(MAX_LENGTH)
     beginning = Prefixes(tokenizers[kind]).of("where is my parcel " * 5000, MAX_LENGTH)
     least = CHARACTERS_PER_TOKEN * MAX_LENGTH
     assert least <= len(beginning.text) < least + 20
@@ -177,6 +179,7 @@ def uncertain() -> dict[str, Tokenizer]:
         "no pre-tokenizer": make("byte-level BPE"),
         "spaces that become bytes": make("WordPiece"),
         "dropout": make("byte-level BPE"),
+        "the end is kept": make("WordPiece"),
     }
     found["a pattern with a space"].normalizer = normalizers.Replace("e m", "x")
     found["no split"].pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)
@@ -185,6 +188,7 @@ def uncertain() -> dict[str, Tokenizer]:
     found["no pre-tokenizer"].pre_tokenizer = None
     found["spaces that become bytes"].normalizer = normalizers.ByteLevel()
     found["dropout"].model.dropout = 0.1
+    found["the end is kept"].enable_truncation(MAX_LENGTH, direction="left")
     return found
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from service.routes import BENTOML_ROUTES, ROUTES
+from service.routes import BENTOML_ROUTES, HEALTH_ROUTE, MODEL_ROUTE, ROUTES
 from service.ui import PATH as UI
 from tests.manifests.pods import environment
 from tests.manifests.render import Manifests, Resource, label
@@ -190,20 +190,33 @@ def network(manifests: Manifests) -> Iterator[str]:
         yield f"egress is allowed to {sorted(ends['egress'])}, needed is {sorted(wanted)}"
 
 
+# By path, and how it is matched: what callers need, by its own name. A probe stays inside; the
+# models' cards are below their list.
+OUTSIDE = {
+    (path.removeprefix("POST "), "Exact")
+    for path in {*ROUTES, UI} - {HEALTH_ROUTE, MODEL_ROUTE, "/v1/models"}
+}
+
+
 def exposed(manifests: Manifests) -> Iterator[str]:
     """Routes that callers outside should reach and do not, or the other way round."""
     for ingress in manifests.of("Ingress"):
         paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
-        yield from _same(ingress, [path["path"] for path in paths], {p["pathType"] for p in paths})
+        found = [(path["path"], path["pathType"]) for path in paths]
+        yield from _same(ingress, {*OUTSIDE, ("/v1/models", "Prefix")}, found)
     for route in manifests.of("HTTPRoute"):
         paths = [match["path"] for rule in route["spec"]["rules"] for match in rule["matches"]]
-        yield from _same(route, [path["value"] for path in paths], {p["type"] for p in paths})
+        found = [(path["value"], path["type"]) for path in paths]
+        yield from _same(route, {*OUTSIDE, ("/v1/models", "PathPrefix")}, found)
     for monitor in manifests.of("ServiceMonitor"):
         for endpoint in monitor["spec"]["endpoints"]:
             if endpoint.get("path", "/metrics") not in BENTOML_ROUTES:
                 yield f"{label(monitor)} asks for {endpoint['path']}, which is no route"
 
 
-def _same(resource: Resource, paths: list[str], kinds: set[str]) -> Iterator[str]:
-    if sorted(paths) != sorted({*ROUTES, UI}) or kinds != {"Exact"}:
+def _same(
+    resource: Resource, wanted: set[tuple[str, str]], found: list[tuple[str, str]]
+) -> Iterator[str]:
+    if sorted(found) != sorted(wanted):
+        paths = [path for path, _ in found]
         yield f"{label(resource)} exposes {paths}, and the service's own routes are others"

@@ -1,0 +1,164 @@
+"""`Upgrade` headers over raw sockets: ignored, the body read, and never taken for a request."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from tests.servers import SERVICE, Server, serving
+
+BODY = b'{"input": "where is my parcel"}'
+JAVA = (
+    "Connection: Upgrade, HTTP2-Settings",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+)
+UPGRADES = [
+    JAVA,
+    ("connection: upgrade", "upgrade: websocket"),
+    ("CONNECTION: UPGRADE", "UPGRADE: h2c"),
+    ("Upgrade: TLS/1.0, h2c", "Connection: keep-alive", "Connection: Upgrade"),
+    ("Upgrade: h2c", "Upgrade: websocket", "Connection: upgrade,keep-alive"),
+    ("Upgrade:", "Connection: Upgrade"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with serving(SERVICE, {"WHETSTONE_PACKAGE": str(tiny_package)}, log=log) as address:
+        yield Server(address, log)
+
+
+def post(headers: Sequence[str], body: bytes = BODY, *, chunked: bool = False) -> bytes:
+    """A request to /classify as it goes over the wire."""
+    size = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    lines = ("POST /classify HTTP/1.1", "Host: x", "Content-Type: application/json", *headers, size)
+    return "\r\n".join([*lines, "", ""]).encode() + sent
+
+
+def answers(stream: BinaryIO, count: int) -> list[tuple[int, bytes]]:
+    """Status and body of the next answers."""
+    found = []
+    for _ in range(count):
+        status = int(stream.readline().split()[1])
+        size = 0
+        while (line := stream.readline().strip()) != b"":
+            if line.lower().startswith(b"content-length:"):
+                size = int(line.split(b":")[1])
+        found.append((status, stream.read(size)))
+    return found
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    """A connection that sends at once, and what is read from it."""
+    with closing(server.connect()) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # One reader: a second one would not see what the first holds back.
+        with closing(connection.makefile("rb")) as stream:
+            yield connection, stream
+
+
+def talk(server: Server, parts: Sequence[bytes], count: int) -> list[tuple[int, bytes]]:
+    """Send parts in packets of their own; then there are so many answers, and no other."""
+    with connected(server) as (connection, stream):
+        for part in parts:
+            connection.sendall(part)
+            if len(parts) > 1:
+                time.sleep(0.002)
+        found = answers(stream, count)
+        connection.settimeout(0.3)
+        with suppress(TimeoutError):
+            assert stream.read(1) == b""
+    return found
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("headers", UPGRADES)
+def test_an_upgrade_is_ignored_and_the_body_read(
+    server: Server, headers: Sequence[str], chunked: bool
+) -> None:
+    whole = post(headers, chunked=chunked)
+    end = whole.index(b"\r\n\r\n") + 4
+    for parts in ((whole,), (whole[:end], whole[end:]), (whole[: end + 5], whole[end + 5 :])):
+        # On one connection with another request behind it, which has no such header.
+        found = talk(server, [*parts, post(())], 2)
+        assert [status for status, _ in found] == [200, 200]
+        first, second = (json.loads(body)["data"] for _, body in found)
+        assert first == second
+
+
+def test_a_request_may_be_cut_anywhere(server: Server) -> None:
+    whole = post(JAVA)
+    with connected(server) as (connection, stream):
+        for cut in range(1, len(whole)):
+            connection.sendall(whole[:cut])
+            time.sleep(0.001)
+            connection.sendall(whole[cut:])
+            assert [status for status, _ in answers(stream, 1)] == [200], cut
+    found = talk(server, [bytes([byte]) for byte in whole], 1)
+    assert [status for status, _ in found] == [200]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("headers", [(), *UPGRADES])
+def test_a_body_is_never_a_request(server: Server, headers: Sequence[str], chunked: bool) -> None:
+    inner = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    whole = post(headers, inner, chunked=chunked)
+    end = whole.index(b"\r\n\r\n") + 4
+    for parts in ((whole,), (whole[:end], whole[end:])):
+        ((status, body),) = talk(server, parts, 1)
+        assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_json")
+
+
+def test_many_may_come_at_once(server: Server) -> None:
+    parts = [post(headers, chunked=number % 2 == 0) for number, headers in enumerate(UPGRADES)]
+    get = b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    found = talk(server, [b"".join([*parts, get, *parts])], 13)
+    assert [status for status, _ in found] == [200] * 13
+    assert b'"labels"' in found[6][1]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "CONNECT x:443 HTTP/1.1\r\nHost: x\r\n",
+        # What two readers could read differently.
+        "POST /classify HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        "POST /classify HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n",
+        "POST /classify HTTP/1.1\r\nX: a\r\n Content-Length: 9\r\nContent-Length: 3\r\n",
+        "POST /classify HTTP/1.1\r\nX: a\rContent-Length: 9\r\nContent-Length: 3\r\n",
+        "POST /classify HTTP/1.1\r\nContent-Length : 3\r\n",
+        "PRI * HTTP/2.0\r\n",
+    ],
+)
+def test_what_is_no_request_stays_none(server: Server, head: str) -> None:
+    for more in ("", "Connection: Upgrade\r\nUpgrade: h2c\r\n"):
+        lines = head.split("\r\n", 1)
+        whole = f"{lines[0]}\r\n{more}{lines[1]}\r\nabc"
+        with closing(server.connect()) as connection:
+            connection.sendall(whole.encode())
+            read = connection.recv(65_536)
+            assert read.startswith(b"HTTP/1.1 400")
+            assert len(re.findall(b"HTTP/1.1", read)) == 1
+            assert connection.recv(1) == b""
+
+
+def test_the_client_is_told_to_go_on_before_it_sends_the_body(server: Server) -> None:
+    whole = post((*JAVA, "Expect: 100-continue"))
+    end = whole.index(b"\r\n\r\n") + 4
+    with connected(server) as (connection, stream):
+        connection.sendall(whole[:end])
+        assert stream.readline() + stream.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(whole[end:])
+        assert [status for status, _ in answers(stream, 1)] == [200]
