@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
-.PHONY: help setup demo test test-all test-browser-setup test-promtool-setup screenshots image test-image lint clean \
+.PHONY: help setup demo test test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality
 
@@ -13,6 +13,7 @@ help:
 	@echo "make demo      labelled text -> trained, exported, built, served, three answers"
 	@echo "make test      style, types and the fast tests"
 	@echo "make test-all  every test, the whole chain on real weights too"
+	@echo "make test-faults  a real server and what may happen to it: half an hour"
 	@echo "make image     the newest bento as a container image; BENTO=, ENGINE=, PLATFORM=, REPOSITORY="
 	@echo "make test-image  an image built and run for real, by podman or docker"
 	@echo "make screenshots  take the README's pictures again      -> docs/"
@@ -48,6 +49,9 @@ test: lint
 
 test-all: lint test-browser-setup test-promtool-setup
 	$(BIN)/pytest -q
+
+test-faults: setup
+	$(BIN)/pytest -q -m faults
 
 # Debian's browser, for the tests of pages; where it is there already nothing is done.
 test-browser-setup:

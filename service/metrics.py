@@ -221,6 +221,7 @@ class Metrics:
             manifest.task,
             str(len(manifest.labels)),
         ).set(1)
+        _reserve_room()
         self.ready = True
         self._engine = engine
         self._process = psutil.Process()
@@ -342,6 +343,23 @@ def _histogram() -> type[Any]:
                     bucket.inc(count)
 
     return Added
+
+
+def _reserve_room() -> None:
+    """Let this worker's files have their room on the disk now.
+
+    prometheus_client makes files with holes and maps them. A write to a hole when the disk is full
+    is no error but a signal, which ends the process.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None or not hasattr(os, "posix_fallocate"):
+        return
+    for path in Path(folder).glob(f"*_{os.getpid()}.db"):
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            logger.warning("%s has no room reserved: %s", path, error.strerror)
 
 
 def _forget_dead_workers() -> None:

@@ -41,11 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs a container engine runs only where it is asked for: `-m image`."""
-    if "image" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("image")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """What needs an engine of containers, or half an hour, runs only where it is asked for."""
+    for marker in ("image", "faults"):
+        if marker not in config.option.markexpr:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -453,7 +453,7 @@ def test_any_body_is_answered(server: Server) -> None:
     fuzz(server, 500)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_hundred_thousand_bodies_are_answered(server: Server) -> None:
     # Hypothesis keeps what it tried: in one run a collection of garbage comes to take seconds, as
     # long as a server leaves an idle connection open.

@@ -1,0 +1,113 @@
+"""Clients that hang, vanish, come in crowds, or ask for too much at once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import resource
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.servers import SECONDS, SERVICE, Server, serving
+from tests.test_operation import samples
+
+pytestmark = pytest.mark.faults
+
+HEAD = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def server(tiny_package: Path, tmp_path: Path) -> Iterator[Server]:
+    log = tmp_path / "log"
+    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_BODY_TIMEOUT_MS": "3000"}
+    with serving(SERVICE, environment, log=log) as address:
+        made = Server(address, log)
+        yield made
+        # Whatever happened: the next one is answered, and nothing was said of anybody's text.
+        for path, body in (("/classify", {"input": "hello"}), ("/predict", {"inputs": "hello"})):
+            assert made.ask(path, body)[0] == 200
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert made.ask(path, method="GET")[0] == 200
+    said = log.read_text("utf-8")
+    assert "Traceback" not in said and "secret" not in said
+
+
+def test_heads_that_never_end(server: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(server.connect()).sendall(HEAD + b"X-Half: ")
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
+
+
+def test_thousands_of_idle_connections(server: Server) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = 3000 if hard < 0 else min(3000, hard - 500)
+    if count < 1000:
+        pytest.skip(f"this process may have {hard} files open: raise the limit")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 500), hard))
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(server.connect())
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
+
+
+def test_bodies_that_trickle_in_are_given_up(server: Server) -> None:
+    with ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(100)]
+        for connection in slow:
+            connection.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"input":')
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
+        for connection in slow:
+            assert connection.recv(12) == b"HTTP/1.1 408"
+
+
+def test_clients_that_vanish(server: Server) -> None:
+    body = json.dumps({"input": ["secret word " * 30] * 20}).encode()
+    for number in range(400):
+        with server.connect() as connection:
+            sent = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            # In the middle of the head, of the body, or right after it.
+            connection.sendall(sent[: (20, 200, len(sent))[number % 3]])
+
+
+def test_routes_that_nobody_has_make_no_series(server: Server) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=SECONDS)
+    for number in range(2000):
+        connection.request("GET", f"/secret/{number}")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 404
+    connection.close()
+    found = samples(server.ask("/metrics", method="GET")[1])
+    routes = {key[1] for key in found if key[0] == "whetstone_requests_total"}
+    assert len(routes) < 10
+    assert found["whetstone_requests_total", "other", "404"] == 2000
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "中" * 100_000, ("w" * 99 + "\n") * 1000])
+def test_a_crowd_of_long_texts_and_bystanders_in_a_hurry(server: Server, text: str) -> None:
+    """Everybody gets an answer: the work, a refusal, or that it is too late."""
+    statuses: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def ask(body: dict[str, object], headers: dict[str, str]) -> None:
+        status = server.ask("/classify", body, headers=headers)[0]
+        with lock:
+            statuses[status] += 1
+
+    crowd = [({"input": text}, {}) for _ in range(80)]
+    hurried = {"X-Request-Timeout-Ms": "300"}
+    crowd += [({"input": "where is my parcel"}, hurried) for _ in range(20)]
+    threads = [threading.Thread(target=ask, args=each) for each in crowd]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert set(statuses) <= {200, 429, 504}
+    assert statuses.total() == len(crowd)

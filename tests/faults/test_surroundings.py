@@ -1,0 +1,196 @@
+"""What a server stands on: its home, the clock, the file of API keys."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.servers import SERVICE, Server, free_port, serving
+
+pytestmark = pytest.mark.faults
+
+SECONDS = 60
+# Moves the clock of the day of one process by what a file says, and no other clock.
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+
+static long shift(void) {
+    long seconds = 0;
+    FILE *file = fopen(getenv("CLOCK_SHIFT"), "r");
+    if (file) { if (fscanf(file, "%ld", &seconds) != 1) seconds = 0; fclose(file); }
+    return seconds;
+}
+int clock_gettime(clockid_t id, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int found = real(id, now);
+    if (id == CLOCK_REALTIME) now->tv_sec += shift();
+    return found;
+}
+time_t time(time_t *where) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (where) *where = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+def line_of(key: str) -> str:
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()} somebody\n"
+
+
+def replace(path: Path, content: str) -> None:
+    """As Kubernetes does it: whole, by another name."""
+    new = path.with_name("new")
+    new.write_text(content, "utf-8")
+    new.replace(path)
+
+
+def test_keys_that_are_replaced_under_load(tiny_package: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    replace(keys, line_of("first") + line_of("second"))
+    environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_API_KEYS_FILE": str(keys)}
+    statuses: dict[str, Counter[int]] = {key: Counter() for key in ("first", "second")}
+    ended = threading.Event()
+    with serving(SERVICE, environment, log=tmp_path / "log") as address:
+        server = Server(address, tmp_path / "log")
+
+        def ask(key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            return server.ask("/classify", {"input": "hello"}, headers=headers)[0]
+
+        def keep_asking(key: str) -> None:
+            while not ended.is_set():
+                statuses[key][ask(key)] += 1
+
+        callers = [threading.Thread(target=keep_asking, args=("second",)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        try:
+            replace(keys, line_of("second"))
+            wait_for(lambda: ask("first") == 401)
+            replace(keys, "the key itself\n")
+            time.sleep(2.5)
+            assert ask("second") == 200
+            replace(keys, line_of("second") + line_of("third"))
+            wait_for(lambda: ask("third") == 200)
+        finally:
+            ended.set()
+            for caller in callers:
+                caller.join(SECONDS)
+    assert set(statuses["second"]) == {200}
+    log = (tmp_path / "log").read_text("utf-8")
+    assert "the API keys stay as they were" in log and "the key itself" not in log
+
+
+def wait_for(holds: object) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "shim.c").write_text(SHIM, "utf-8")
+    shim = tmp_path / "shim.so"
+    command = ["gcc", "-shared", "-fPIC", "-o", str(shim), str(tmp_path / "shim.c"), "-ldl"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no gcc to make the clock with")
+    shift = tmp_path / "shift"
+    shift.write_text("0")
+    keys = tmp_path / "keys"
+    keys.write_text(line_of("first"))
+    port = free_port()
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "WHETSTONE_API_KEYS_FILE": str(keys),
+        "WHETSTONE_PROBE_PORT": str(port),
+        "WHETSTONE_WORKERS": "2",
+        "LD_PRELOAD": str(shim),
+        "CLOCK_SHIFT": str(shift),
+    }
+    with serving(SERVICE, environment, log=tmp_path / "log") as address:
+        server = Server(address, tmp_path / "log")
+        for number, seconds in enumerate((0, 86_400 * 400, -86_400 * 400, 3600, 0)):
+            shift.write_text(str(seconds))
+            headers = {"Authorization": f"Bearer {'first' if number < 3 else 'other'}"}
+            if number == 3:
+                replace(keys, line_of("other"))
+                wait_for(
+                    lambda: server.ask("/classify", {"input": "a"}, headers=headers)[0] == 200  # noqa: B023
+                )
+                # The other worker looks at the file at a time of its own.
+                time.sleep(2.5)
+            for _ in range(10):
+                status, answer, _ = server.ask("/classify", {"input": "hello"}, headers=headers)
+                assert status == 200
+            # The clock is really another one.
+            assert abs(answer["created"] - (time.time() + seconds)) < 60
+            for asked in (server, Server(f"http://127.0.0.1:{port}", tmp_path / "log")):
+                for path in ("/livez", "/readyz"):
+                    assert asked.ask(path, method="GET")[0] == 200
+    assert "Traceback" not in (tmp_path / "log").read_text("utf-8")
+
+
+def test_a_home_that_nobody_can_write_to(tiny_package: Path, tmp_path: Path) -> None:
+    """A file where the home should be: also the superuser cannot write there."""
+    home = tmp_path / "home"
+    home.write_text("")
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "HOME": str(home),
+        "BENTOML_HOME": str(tmp_path / "bentoml"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+    }
+    with serving(SERVICE, environment, log=tmp_path / "log") as address:
+        server = Server(address, tmp_path / "log")
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
+        assert server.ask("/metrics", method="GET")[0] == 200
+    assert home.read_text() == ""
+
+
+def test_a_disk_that_is_full(tiny_package: Path, tmp_path: Path) -> None:
+    """BentoML's folder, where the metrics are, has no room left."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)]
+    try:
+        mounted = subprocess.run(mounting, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a small disk cannot be mounted here: run this as root")
+    try:
+        environment = {"WHETSTONE_PACKAGE": str(tiny_package), "BENTOML_HOME": str(small)}
+        with serving(SERVICE, environment, log=tmp_path / "log") as address:
+            server = Server(address, tmp_path / "log")
+            assert server.ask("/classify", {"input": "hello"})[0] == 200
+            with (small / "filling").open("wb", buffering=0) as filling:
+                while True:
+                    try:
+                        filling.write(b"x" * 65_536)
+                    except OSError:
+                        break
+            for number in range(200):
+                # New routes and statuses want new room for their series.
+                server.ask(("/info", "/nowhere", "/predict")[number % 3], {})
+                assert server.ask("/classify", {"input": "hello"})[0] == 200
+            assert server.ask("/livez", method="GET")[0] == 200
+            (small / "filling").unlink()
+            assert server.ask("/metrics", method="GET")[0] == 200
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=False)
