@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
-	bench-http bench-batching bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
+	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test-image  an image built and run for real, by podman or docker"
 	@echo "make screenshots  take the README's pictures again      -> docs/"
 	@echo "make bench-http      what HTTP costs the server       -> benchmarks/results/http.json"
+	@echo "make bench-scale     one process and two, by connections -> benchmarks/results/scale.json"
 	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
 	@echo "make bench-serve     the service beside other servers -> benchmarks/results/serve.{json,md,png}"
 	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
@@ -87,6 +88,9 @@ runs/bench/package/manifest.json: | setup
 
 bench-http: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.bench_http
+
+bench-scale: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.scale
 
 bench-batching: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.bench_batching

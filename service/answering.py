@@ -40,6 +40,8 @@ Result = TypeVar("Result")
 # to a thread would cost more. The others go to threads, in parts of about so many seconds.
 INLINE_SECONDS = 0.001
 PART_SECONDS = 0.005
+# What takes less says little of how long characters take, and to measure it costs more than it.
+MEASURED_SECONDS = 0.0001
 # Look whether the caller is still there only of a request that takes so long, in seconds.
 WATCH_AFTER = 0.1
 
@@ -145,9 +147,11 @@ class Answering:
         if seconds > INLINE_SECONDS or not classifier.is_prepared(options):
             return await self._encode_in_turn(request, asked, texts, read)
         if not by_beginnings:
-            return self._measured(read, partial(classifier.encode, texts, options), options), None
+            return self._measured(
+                read, partial(classifier.encode, texts, options), options, seconds
+            ), None
         encode = partial(classifier.encode_beginnings, beginnings)
-        encoded = self._measured(read, encode, options)
+        encoded = self._measured(read, encode, options, seconds)
         unsettled = classifier.unsettled(beginnings, encoded)
         if not unsettled:
             return encoded, None
@@ -174,7 +178,7 @@ class Answering:
             if seconds < PART_SECONDS and end < len(read):
                 continue
             encode = partial(self._classifier.encode, texts[start:end], options)
-            work = partial(self._measured, read[start:end], encode, options)
+            work = partial(self._measured, read[start:end], encode, options, seconds)
             tasks.append(TokenizingTask(work, seconds))
             start, seconds = end, 0.0
 
@@ -196,10 +200,13 @@ class Answering:
         read: list[Text],
         encode: Callable[[], list[EncodedText]],
         options: TokenizationOptions,
+        seconds: float,
     ) -> list[EncodedText]:
-        """Tokenize, and learn what it took the thread; called by several threads."""
+        """Tokenize what is likely to take so long, and learn what it did; by several threads."""
         # Not a part of what a text takes: it is done once.
         self._classifier.prepare(options)
+        if seconds < MEASURED_SECONDS:
+            return encode()
         began = thread_time()
         encoded = encode()
         took = thread_time() - began
@@ -232,7 +239,7 @@ class Answering:
         """Begin work in the engine and wait for its outcome, the deadline, or the caller's end."""
         if request.seconds_left <= 0:
             raise _late()
-        waiting = _Waiting[Result](request)
+        waiting: _Waiting[Result] = _Waiting(request)
         with _refusing():
             job = begin(waiting.tell)
         try:

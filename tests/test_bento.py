@@ -126,7 +126,7 @@ def test_a_bento_holds_what_serving_needs_and_nothing_else(tiny_package: Path) -
     tag, _ = register(tiny_package)
     bento = build("--arg", f"model={tag}")
     inside = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*.py")}
-    assert inside == {f"service/{path.name}" for path in (ROOT / "service").glob("*.py")}
+    assert inside == {str(path.relative_to(ROOT)) for path in (ROOT / "service").rglob("*.py")}
     assert {path.name for path in (bento / "src" / "service").glob("ui.*")} == {
         *("ui.py", "ui.html", "ui.css", "ui.js"),
     }
