@@ -29,6 +29,22 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
+def workers_of(server: int) -> list[psutil.Process]:
+    """The workers of the server that has this process id."""
+    found = []
+    for child in psutil.Process(server).children(recursive=True):
+        # One that has just died is no worker any more.
+        with suppress(psutil.NoSuchProcess):
+            if "_bentoml_impl.worker.service" in child.cmdline():
+                found.append(child)
+    return found
+
+
+def pids_of_workers(server: int) -> set[int]:
+    """Whether one was replaced shows in these."""
+    return {worker.pid for worker in workers_of(server)}
+
+
 class Two:
     """A server of two workers, and its port for probes."""
 
@@ -38,13 +54,7 @@ class Two:
         self._probe_port = probe_port
 
     def workers(self) -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process(self.pid).children(recursive=True):
-            # One that has just died is no worker any more.
-            with suppress(psutil.NoSuchProcess):
-                if "_bentoml_impl.worker.service" in child.cmdline():
-                    found.append(child)
-        return found
+        return workers_of(self.pid)
 
     def probe(self, path: str) -> int:
         """What is answered on the port for probes; 0 where nobody does."""

@@ -7,11 +7,16 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.servers import SERVICE, Server, free_port, serving
+from service.routes import BENTOML_ROUTES, HUB_ROUTE, MODEL_ROUTE, ROUTES
+from tests.faults.test_processes import pids_of_workers
+from tests.servers import SERVICE, Server, free_port, serving, serving_process
+from tests.test_operation import samples
 
 pytestmark = pytest.mark.faults
 
@@ -163,34 +168,75 @@ def test_a_home_that_nobody_can_write_to(tiny_package: Path, tmp_path: Path) -> 
     assert home.read_text() == ""
 
 
-def test_a_disk_that_is_full(tiny_package: Path, tmp_path: Path) -> None:
-    """BentoML's folder, where the metrics are, has no room left."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)]
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of 16 MiB."""
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     try:
-        mounted = subprocess.run(mounting, capture_output=True).returncode == 0
+        mounted = subprocess.run(mounting, capture_output=True, timeout=SECONDS).returncode == 0
     except FileNotFoundError:
         mounted = False
     if not mounted:
         pytest.skip("a small disk cannot be mounted here: run this as root")
     try:
-        environment = {"WHETSTONE_PACKAGE": str(tiny_package), "BENTOML_HOME": str(small)}
-        with serving(SERVICE, environment, log=tmp_path / "log") as address:
-            server = Server(address, tmp_path / "log")
-            assert server.ask("/classify", {"input": "hello"})[0] == 200
-            with (small / "filling").open("wb", buffering=0) as filling:
-                while True:
-                    try:
-                        filling.write(b"x" * 65_536)
-                    except OSError:
-                        break
-            for number in range(200):
-                # New routes and statuses want new room for their series.
-                server.ask(("/info", "/nowhere", "/predict")[number % 3], {})
-                assert server.ask("/classify", {"input": "hello"})[0] == 200
-            assert server.ask("/livez", method="GET")[0] == 200
-            (small / "filling").unlink()
-            assert server.ask("/metrics", method="GET")[0] == 200
+        yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(small)], check=False)
+        subprocess.run(["umount", "--lazy", str(folder)], check=False, timeout=SECONDS)
+
+
+def fill(path: Path) -> None:
+    """Write to `path` until not a page is left."""
+    with path.open("wb", buffering=0) as filling:
+        for size in (65_536, 512):
+            with suppress(OSError):
+                while True:
+                    filling.write(b"x" * size)
+
+
+def ask_everything(server: Server) -> None:
+    """Every route with several statuses: each wants room of its own for its series."""
+    names = {HUB_ROUTE: "/", MODEL_ROUTE: "/v1/models/tiny"}
+    good = {"inputs": "hello"}
+    for route in (*ROUTES, *sorted(BENTOML_ROUTES), "/nowhere"):
+        path = names.get(route, route)
+        server.ask(path, method="GET")
+        for body in ({"input": "hello"}, good, {}, b"{"):
+            server.ask(path, body)
+        server.ask(path, good, headers={"Content-Type": "text/plain"})
+        server.ask(path, good, headers={"X-Request-Timeout-Ms": "1"})
+
+
+@pytest.mark.parametrize("workers", [1])
+def test_a_disk_that_is_full(tiny_package: Path, tmp_path: Path, workers: int) -> None:
+    """BentoML's folder, where the metrics are and what workers say, has no room left."""
+    log = tmp_path / "log"
+    port = free_port()
+    with small_disk(tmp_path / "small") as small:
+        environment = {
+            "WHETSTONE_PACKAGE": str(tiny_package),
+            "WHETSTONE_WORKERS": str(workers),
+            "WHETSTONE_STALL_MS": "3000",
+            "WHETSTONE_PROBE_PORT": str(port),
+            "BENTOML_HOME": str(small),
+        }
+        with serving_process(SERVICE, environment, log=log) as (address, process):
+            server, probes = Server(address, log), Server(f"http://127.0.0.1:{port}", log)
+            before = pids_of_workers(process.pid)
+            assert len(before) == workers
+            fill(small / "filling")
+            ask_everything(server)
+            # Longer than one that says nothing is borne with.
+            until = time.monotonic() + 6
+            while time.monotonic() < until:
+                for asked in (server, probes):
+                    for path in ("/livez", "/readyz"):
+                        assert asked.ask(path, method="GET")[0] == 200
+                assert server.ask("/classify", {"input": "hello"})[0] == 200
+                time.sleep(0.2)
+            assert pids_of_workers(process.pid) == before
+            (small / "filling").unlink()
+            found = samples(server.ask("/metrics", method="GET")[1])
+            assert found["whetstone_ready",] == workers
+            assert found["whetstone_requests_total", "/predict", "200"] >= 1
+    assert "Traceback" not in log.read_text("utf-8")
