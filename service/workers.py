@@ -23,6 +23,8 @@ logger = logging.getLogger("bentoml.service")
 
 # A worker says something at least so often, in seconds.
 SAY_SECONDS = 1.0
+# What is said always takes as many bytes, so that it fits where it stands.
+SAID_BYTES = 96
 
 
 class Workers:
@@ -54,15 +56,26 @@ class Workers:
         self._were_all_ready = False
         self._ended = threading.Event()
         if self._folder is not None:
-            self.say()
+            write_text(self._file, self._state())
             threading.Thread(target=self._keep_saying, name="workers", daemon=True).start()
 
     def say(self) -> None:
-        """Tell the others about this worker."""
-        if self._folder is not None:
-            ready, alive = self._ask()
-            said = {"ready": ready, "alive": alive, "at": self._clock()}
-            write_text(self._folder / f"{self._prefix}{os.getpid()}.json", json.dumps(said))
+        """Tell the others about this worker; where that cannot be, they see that nothing is said.
+
+        On a full disk a new file has no room, but what stands there already has: a server that
+        answers must not fail its probes for that.
+        """
+        if self._folder is None:
+            return
+        said = self._state()
+        try:
+            try:
+                write_text(self._file, said)
+            except OSError:
+                with self._file.open("r+b") as file:
+                    file.write(said.encode())
+        except OSError as error:
+            logger.warning("a worker could not say how it is: %s", error.strerror)
 
     def close(self) -> None:
         """Say no more."""
@@ -84,6 +97,16 @@ class Workers:
         self._were_all_ready |= ready and len(others) + 1 >= self._count
         return ready and self._were_all_ready
 
+    @property
+    def _file(self) -> Path:
+        assert self._folder is not None  # noqa: S101
+        return self._folder / f"{self._prefix}{os.getpid()}.json"
+
+    def _state(self) -> str:
+        ready, alive = self._ask()
+        said = {"ready": ready, "alive": alive, "at": self._clock()}
+        return json.dumps(said).ljust(SAID_BYTES)
+
     def _others(self) -> Iterator[dict[str, float]]:
         if self._folder is None:
             return
@@ -100,8 +123,4 @@ class Workers:
 
     def _keep_saying(self) -> None:
         while not self._ended.wait(SAY_SECONDS):
-            try:
-                self.say()
-            except OSError as error:
-                # Such as a full disk: the others see that nothing is said.
-                logger.warning("a worker could not say how it is: %s", error.strerror)
+            self.say()

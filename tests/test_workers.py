@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -103,3 +104,32 @@ def test_what_a_worker_says_is_what_the_others_read(tmp_path: Path) -> None:
     assert file.name == f"worker_{os.getppid()}_{os.getpid()}.json"
     assert json.loads(file.read_text()) == {"ready": False, "alive": True, "at": clock.now}
     workers.close()
+
+
+def test_a_full_disk_silences_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, state = Clock(), [(True, True)]
+    workers = Workers(2, tmp_path, SILENCE, lambda: state[-1], clock)
+    workers.close()
+
+    def no_room(_path: Path, _content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("service.workers.write_text", no_room)
+    clock.now += SILENCE
+    # Shorter and longer than what was said before: nothing of that is left.
+    for said in ((False, False), (True, True)):
+        state.append(said)
+        workers.say()
+        (file,) = tmp_path.iterdir()
+        assert json.loads(file.read_text()) == {
+            "ready": said[0],
+            "alive": said[1],
+            "at": clock.now,
+        }
+    assert not caplog.records
+    # Where it cannot be said at all, the worker goes on, and drains when it is told to end.
+    file.unlink()
+    workers.say()
+    assert "a worker could not say how it is" in caplog.text
