@@ -252,7 +252,10 @@ class Routes:
             await self.serve(ours, scope, receive, send)
             return
         if ours is not None:
-            # With tracing on, by way of BentoML's middlewares.
+            # With tracing on, by way of BentoML's middlewares. They have a series for every path,
+            # and the end of this one is a stranger's.
+            if ours == MODEL_ROUTE:
+                scope = {**scope, "path": MODEL_ROUTE, ASKED_PATH: scope["path"]}
             await self._bentoml(scope, receive, send)
             return
         path: str = scope["path"]
@@ -396,7 +399,8 @@ class Routes:
     async def model(self, request: Request) -> Answer:
         """`GET /v1/models/{id}`: the card of the model, also by its name without the version."""
         manifest = self._serving().classifier.manifest
-        asked = request.scope["path"].removeprefix(MODEL_ROUTE.partition("{")[0])
+        path = request.scope.get(ASKED_PATH, request.scope["path"])
+        asked = path.removeprefix(MODEL_ROUTE.partition("{")[0])
         if asked not in (manifest.name, _model_name(manifest)):
             raise RequestError(404, "there is no such model: GET /v1/models names the one here")
         return Answer(200, to_json(_model_card(manifest)))
@@ -540,6 +544,8 @@ HEALTH_ROUTE = "/health"
 # Beside BentoML's page, which answers GET; `open_routes` tells the two apart, too.
 HUB_ROUTE = "POST /"
 MODEL_ROUTE = "/v1/models/{id}"
+# Where a scope has the path that was asked when it says the name of the route instead.
+ASKED_PATH = "whetstone.path"
 ROUTES = {
     "/classify": Route("POST", Routes.classify),
     "/v1/classify": Route("POST", Routes.classify),

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.servers import SECONDS, SERVICE, Server, serving
+from tests.servers import SECONDS, SERVICE, Server, free_port, serving
 from tests.test_operation import samples
 
 pytestmark = pytest.mark.faults
@@ -88,6 +88,32 @@ def test_routes_that_nobody_has_make_no_series(server: Server) -> None:
     routes = {key[1] for key in found if key[0] == "whetstone_requests_total"}
     assert len(routes) < 10
     assert found["whetstone_requests_total", "other", "404"] == 2000
+
+
+def test_with_tracing_neither_do_models_that_nobody_has(tiny_package: Path, tmp_path: Path) -> None:
+    """Every request passes BentoML's middlewares then, and their metrics go by path."""
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "WHETSTONE_TRACING_URL": f"http://127.0.0.1:{free_port()}/v1/traces",
+    }
+    with serving(SERVICE, environment, log=tmp_path / "log") as address:
+        server = Server(address, tmp_path / "log")
+
+        def ask(suffix: str) -> None:
+            assert server.ask("/v1/models/tiny", method="GET")[0] == 200
+            for path in ("/v1/models/secret", "/secret/"):
+                assert server.ask(path + suffix, method="GET")[0] == 404
+
+        ask("")
+        # Asking is counted, too: the second answer has a series for the first.
+        server.ask("/metrics", method="GET")
+        before = server.ask("/metrics", method="GET")[1]
+        for number in range(200):
+            ask(str(number))
+        after = server.ask("/metrics", method="GET")[1]
+        assert "secret" not in after
+        assert len(after.splitlines()) < len(before.splitlines()) + 10
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "中" * 100_000, ("w" * 99 + "\n") * 1000])
