@@ -99,12 +99,13 @@ def serving_process(
     arguments: Sequence[str] = (),
     *,
     log: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The same, for tests that end the process themselves."""
+    """The same, for tests that end the process themselves; `prefix` is a command that starts it."""
     port = free_port()
     output = log.open("w", encoding="utf-8") if log else None
     server = subprocess.Popen(
-        [BENTOML, "serve", target, "--host", "127.0.0.1", "--port", str(port), *arguments],
+        [*prefix, BENTOML, "serve", target, "--host", "127.0.0.1", "--port", str(port), *arguments],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdout=output or subprocess.PIPE,

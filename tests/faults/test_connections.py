@@ -14,11 +14,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.servers import SECONDS, SERVICE, Server, free_port, serving
+from tests.faults.test_processes import wait_until, workers_of
+from tests.servers import SECONDS, SERVICE, Server, free_port, serving, serving_process
 from tests.test_operation import samples
 
 pytestmark = pytest.mark.faults
 
+# Far above what any of this takes, and below what a leak would.
+MOST_MEMORY = 256 * 1024**2
+BYSTANDERS = 20
 HEAD = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
@@ -26,16 +30,43 @@ HEAD = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\
 def server(tiny_package: Path, tmp_path: Path) -> Iterator[Server]:
     log = tmp_path / "log"
     environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_BODY_TIMEOUT_MS": "3000"}
-    with serving(SERVICE, environment, log=log) as address:
+    with serving_process(SERVICE, environment, log=log) as (address, process):
         made = Server(address, log)
+        (worker,) = workers_of(process.pid)
+        files, memory = worker.num_fds(), worker.memory_info().rss
         yield made
         # Whatever happened: the next one is answered, and nothing was said of anybody's text.
         for path, body in (("/classify", {"input": "hello"}), ("/predict", {"inputs": "hello"})):
             assert made.ask(path, body)[0] == 200
         for path in ("/livez", "/readyz", "/metrics"):
             assert made.ask(path, method="GET")[0] == 200
+        # The same worker, with what the connections took given back.
+        assert workers_of(process.pid) == [worker]
+        wait_until(lambda: worker.num_fds() <= files + 20, "connections that are closed")
+        assert worker.memory_info().rss < memory + MOST_MEMORY
     said = log.read_text("utf-8")
     assert "Traceback" not in said and "secret" not in said
+
+
+def crowd_of(server: Server, text: str, count: int = 80) -> Counter[int]:
+    """Statuses of a crowd with a long text each, and of bystanders in a hurry."""
+    statuses: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def ask(body: dict[str, object], headers: dict[str, str]) -> None:
+        status = server.ask("/classify", body, headers=headers)[0]
+        with lock:
+            statuses[status] += 1
+
+    hurried = {"X-Request-Timeout-Ms": "300"}
+    bystander = ({"input": "where is my parcel"}, hurried)
+    crowd = [({"input": text}, {})] * count + [bystander] * BYSTANDERS
+    threads = [threading.Thread(target=ask, args=each) for each in crowd]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    return statuses
 
 
 def test_heads_that_never_end(server: Server) -> None:
@@ -119,21 +150,6 @@ def test_with_tracing_neither_do_models_that_nobody_has(tiny_package: Path, tmp_
 @pytest.mark.parametrize("text", ["x" * 100_000, "中" * 100_000, ("w" * 99 + "\n") * 1000])
 def test_a_crowd_of_long_texts_and_bystanders_in_a_hurry(server: Server, text: str) -> None:
     """Everybody gets an answer: the work, a refusal, or that it is too late."""
-    statuses: Counter[int] = Counter()
-    lock = threading.Lock()
-
-    def ask(body: dict[str, object], headers: dict[str, str]) -> None:
-        status = server.ask("/classify", body, headers=headers)[0]
-        with lock:
-            statuses[status] += 1
-
-    crowd = [({"input": text}, {}) for _ in range(80)]
-    hurried = {"X-Request-Timeout-Ms": "300"}
-    crowd += [({"input": "where is my parcel"}, hurried) for _ in range(20)]
-    threads = [threading.Thread(target=ask, args=each) for each in crowd]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
+    statuses = crowd_of(server, text)
     assert set(statuses) <= {200, 429, 504}
-    assert statuses.total() == len(crowd)
+    assert statuses.total() == 80 + BYSTANDERS

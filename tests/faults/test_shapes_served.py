@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.test_connections import BYSTANDERS, crowd_of
 from tests.servers import SERVICE, Server, serving
 from tests.test_shapes import SAME_SCORE, Shape, request_of, shape
 
@@ -44,3 +45,25 @@ def test_every_answer_is_that_of_the_classifier(shape: Shape, tmp_path: Path) ->
 
         with ThreadPoolExecutor(8) as callers:
             list(callers.map(check, list(range(len(shape.texts))) * 4))
+
+
+@pytest.mark.parametrize("shape", ["windows"], indirect=True)
+@pytest.mark.parametrize("text", ["parcel " * 14_000, "x" * 100_000])
+def test_a_crowd_of_texts_of_a_thousand_windows(shape: Shape, text: str, tmp_path: Path) -> None:
+    """Read to their end, all of them would take far longer than anybody waits."""
+    environment = {
+        "WHETSTONE_PACKAGE": str(shape.folder / "package"),
+        # As many as such a text has: by default it would only be refused.
+        "WHETSTONE_MAX_WINDOWS": "20000",
+    }
+    log = tmp_path / "log"
+    with serving(SERVICE, environment, log=log) as address:
+        server = Server(address, log)
+        statuses = crowd_of(server, text, 40)
+        assert set(statuses) <= {200, 429, 504}
+        assert statuses.total() == 40 + BYSTANDERS
+        # What nobody waits for any more is not computed.
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
+        for path in ("/livez", "/readyz"):
+            assert server.ask(path, method="GET")[0] == 200
+    assert "Traceback" not in log.read_text("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import subprocess
 import threading
 import time
@@ -107,14 +108,43 @@ def wait_for(holds: object) -> None:
         time.sleep(0.2)
 
 
-def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) -> None:
-    (tmp_path / "shim.c").write_text(SHIM, "utf-8")
-    shim = tmp_path / "shim.so"
-    command = ["gcc", "-shared", "-fPIC", "-o", str(shim), str(tmp_path / "shim.c"), "-ldl"]
+BODY = b'{"input": "hello"}'
+
+
+def half_sent(server: Server, key: str) -> socket.socket:
+    """The connection of a request of which the first ten bytes of the body are sent."""
+    connection = server.connect()
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    kind = f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    connection.sendall((head + kind).encode() + BODY[:10])
+    # The server has begun to read it before the clock is set.
+    time.sleep(0.2)
+    return connection
+
+
+def made_shim(folder: Path) -> Path:
+    """The library that moves the clock."""
+    (folder / "shim.c").write_text(SHIM, "utf-8")
+    shim = folder / "shim.so"
+    command = ["gcc", "-shared", "-fPIC", "-o", str(shim), str(folder / "shim.c"), "-ldl"]
     try:
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
     except FileNotFoundError:
         pytest.skip("there is no gcc to make the clock with")
+    return shim
+
+
+def check_requests_under_way(server: Server, key: str, shift: Path, seconds: int) -> None:
+    """Set the clock while bodies come: one that goes on is in time, one that does not is late."""
+    with half_sent(server, key) as goes_on, half_sent(server, key) as does_not:
+        shift.write_text(str(seconds))
+        goes_on.sendall(BODY[10:])
+        assert goes_on.recv(12) == b"HTTP/1.1 200"
+        assert does_not.recv(12) == b"HTTP/1.1 408"
+
+
+def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) -> None:
+    shim = made_shim(tmp_path)
     shift = tmp_path / "shift"
     shift.write_text("0")
     keys = tmp_path / "keys"
@@ -125,14 +155,17 @@ def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) 
         "WHETSTONE_API_KEYS_FILE": str(keys),
         "WHETSTONE_PROBE_PORT": str(port),
         "WHETSTONE_WORKERS": "2",
+        "WHETSTONE_BODY_TIMEOUT_MS": "3000",
         "LD_PRELOAD": str(shim),
         "CLOCK_SHIFT": str(shift),
     }
     with serving(SERVICE, environment, log=tmp_path / "log") as address:
         server = Server(address, tmp_path / "log")
         for number, seconds in enumerate((0, 86_400 * 400, -86_400 * 400, 3600, 0)):
-            shift.write_text(str(seconds))
-            headers = {"Authorization": f"Bearer {'first' if number < 3 else 'other'}"}
+            held = "first" if number < 4 else "other"
+            check_requests_under_way(server, held, shift, seconds)
+            key = "first" if number < 3 else "other"
+            headers = {"Authorization": f"Bearer {key}"}
             if number == 3:
                 replace(keys, line_of("other"))
                 wait_for(
@@ -166,6 +199,50 @@ def test_a_home_that_nobody_can_write_to(tiny_package: Path, tmp_path: Path) -> 
         assert server.ask("/classify", {"input": "hello"})[0] == 200
         assert server.ask("/metrics", method="GET")[0] == 200
     assert home.read_text() == ""
+
+
+# Without capabilities also the superuser writes only where the mode says so.
+WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+# As a pod with readOnlyRootFilesystem: one folder can be written to, nothing else can.
+READ_ONLY_ROOT = [
+    *["unshare", "--mount", "sh", "-c"],
+    'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"',
+]
+
+
+@pytest.mark.parametrize("kind", ["home", "root"])
+def test_one_folder_that_can_be_written_to_is_enough(
+    tiny_package: Path, tmp_path: Path, kind: str
+) -> None:
+    home, writable = tmp_path / "home", tmp_path / "writable"
+    home.mkdir()
+    home.chmod(0o555)
+    writable.mkdir()
+    prefix = WITHOUT_RIGHTS if kind == "home" else [*READ_ONLY_ROOT, str(writable)]
+    asked = 'touch "$1"/ours && ! touch "$0"/strange'
+    tried = [*prefix, "sh", "-c", asked, str(home), str(writable)]
+    try:
+        found = subprocess.run(tried, capture_output=True, timeout=SECONDS)
+    except FileNotFoundError:
+        pytest.skip(f"there is no {prefix[0]} here")
+    if found.returncode:
+        pytest.skip("rights cannot be taken away here: run this as root")
+    environment = {
+        "WHETSTONE_PACKAGE": str(tiny_package),
+        "WHETSTONE_WORKERS": "2",
+        "HOME": str(home),
+        "BENTOML_HOME": str(writable / "bentoml"),
+        "TMPDIR": str(writable),
+    }
+    log = tmp_path / "log"
+    with serving_process(SERVICE, environment, log=log, prefix=prefix) as (address, _):
+        server = Server(address, log)
+        assert server.ask("/classify", {"input": "hello"})[0] == 200
+        for path in ("/livez", "/readyz"):
+            assert server.ask(path, method="GET")[0] == 200
+        wait_for(lambda: ready_workers(server) == 2)
+    assert list(home.iterdir()) == []
+    assert "Traceback" not in log.read_text("utf-8")
 
 
 @contextmanager
