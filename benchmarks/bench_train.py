@@ -133,8 +133,8 @@ def trained_as_in_the_tutorial(recipe: Recipe, callbacks: list[Any]) -> tuple[Pa
     from transformers import Trainer, TrainingArguments
 
     from training.base_models import resolve_base_model
-    from training.data import load_data
-    from training.encoding import make_targets
+    from training.data.dataset import load_data
+    from training.data.encoding import make_targets
 
     data = load_data(recipe.data, 42)
     # With the head that transformers gives it.
@@ -168,8 +168,8 @@ def macro_f1(checkpoint: Path, recipe: Recipe) -> float:
     from transformers import AutoTokenizer
 
     from service.decisions import probabilities
-    from training.data import load_data
-    from training.encoding import by_length, make_targets
+    from training.data.dataset import load_data
+    from training.data.encoding import by_length, make_targets
     from training.heads import load_checkpoint
     from training.metrics import validation_metrics
 
@@ -247,7 +247,7 @@ def in_a_process(
 def tokens_of(recipe: Recipe) -> tuple[int, float]:
     """Training rows, and their tokens on average, padding not counted."""
     from training.base_models import resolve_base_model
-    from training.data import load_data
+    from training.data.dataset import load_data
 
     data = load_data(recipe.data, 42)
     tokenizer = resolve_base_model(recipe.model).tokenizer()

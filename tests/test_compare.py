@@ -21,10 +21,10 @@ from tests.test_report import ATTACK, WIDTHS, Page
 from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
 from training.compare import Comparison, compare
 from training.compare_output import as_json, changed_most, write_comparison
+from training.data.leakage import fingerprint
+from training.data.readers import read_table
 from training.errors import CompareError
-from training.overlap import fingerprint
 from training.report.comparison import write_comparison_page
-from training.tables import read_table
 
 Captured = pytest.CaptureFixture[str]
 

@@ -28,7 +28,7 @@ from service.model_package import read_manifest
 from service.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
 from tests.conftest import ROOT
 from tests.servers import SECONDS, SERVICE, Server, serving
-from training import overlap
+from training.data import leakage
 
 
 @pytest.fixture(scope="module")
@@ -342,8 +342,8 @@ def test_info_names_the_version(server: Server, tiny_package: Path) -> None:
     status, answer, _ = server.ask("/info", method="GET")
     assert (status, answer["version"]) == (200, read_manifest(tiny_package).version)
     # Hashes of training texts would let any caller find out what was trained on.
-    assert read_manifest(tiny_package).provenance[overlap.KEY]["hashes"]
-    assert overlap.KEY not in answer["provenance"]
+    assert read_manifest(tiny_package).provenance[leakage.KEY]["hashes"]
+    assert leakage.KEY not in answer["provenance"]
     assert "hashes" not in json.dumps(answer)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import write_csv
 from training.config import DataArguments
-from training.data import (
+from training.data.dataset import (
     LabelledData,
     Split,
     load_data,
@@ -24,9 +24,9 @@ from training.data import (
     stratified_split,
     usable_rows,
 )
+from training.data.findings import find_errors
+from training.data.readers import read_table
 from training.errors import DataError
-from training.findings import find_errors
-from training.tables import read_table
 
 Rows = list[dict[str, Any]]
 

@@ -16,7 +16,7 @@ from service.classifier import Classifier, Prediction
 from tests.conftest import example_rows, write_csv
 from training.config import DataArguments
 from training.errors import DataError
-from training.predict import added_columns, predict
+from training.scoring.predict import added_columns, predict
 
 Rows = list[dict[str, Any]]
 
@@ -73,7 +73,7 @@ def asked(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(texts))
         return classify(texts, **options)
 
-    monkeypatch.setattr("training.predict.CHUNK_ROWS", 2)
+    monkeypatch.setattr("training.scoring.predict.CHUNK_ROWS", 2)
     monkeypatch.setattr(classifier, "classify", counted)
     return sizes
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tests.conftest import ROOT, write_csv
-from training import near_duplicates
 from training.base_models import embedded_folder
 from training.cli import main
-from training.findings import Rows, find_errors
-from training.near_duplicates import find_near_duplicates
-from training.preflight import Preflight, preflight
-from training.preflight_report import draw_data, write_findings
+from training.data import near_duplicates
+from training.data.findings import Rows, find_errors
+from training.data.near_duplicates import find_near_duplicates
+from training.data.preflight import Preflight, preflight
+from training.data.preflight_report import draw_data, write_findings
 
 DATA = ROOT.parent / "shared" / "data"
 WARNINGS = {

@@ -79,7 +79,7 @@ def test_imports_go_from_training_to_service_only() -> None:
 def test_only_the_exporter_knows_optimum() -> None:
     knowing = [
         path.name
-        for path in (ROOT / "training").glob("*.py")
+        for path in (ROOT / "training").rglob("*.py")
         if "from optimum" in path.read_text("utf-8")
     ]
     assert knowing == ["exporter.py"]

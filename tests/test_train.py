@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from tests.conftest import example_rows, write_csv
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe, parse_training_arguments
-from training.data import load_data
+from training.data.dataset import load_data
 from training.defaults import batch_size, careful_defaults, learning_rate, warnings_about
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.layout import CHECKPOINT, LOCK_FILE, RECORD, RESOLVED_RECIPE

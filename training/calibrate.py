@@ -15,7 +15,7 @@ from service.classifier import EncodedText, Prediction, predictions
 from service.decisions import FloatArray, text_probabilities
 from service.model_package import Manifest
 from training.config import ExportArguments
-from training.data import LabelledData
+from training.data.dataset import LabelledData
 from training.errors import ExportError, RecipeError
 from training.metrics import calibration_metrics, label_matrix
 

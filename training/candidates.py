@@ -29,7 +29,7 @@ from service.model_package import (
 from training.calibrate import finish
 from training.config import ExportArguments
 from training.costs import cpu_milliseconds, neighbour_effect
-from training.data import Split
+from training.data.dataset import Split
 from training.errors import ExportError
 from training.exporter import optimise
 from training.gates import Answers, Gates, Rule, Verdict, evidence, judge

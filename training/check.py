@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from training.base_models import resolve_base_model
 from training.config import Recipe
-from training.data import read_rows
-from training.findings import Errors, Rows, find_errors
-from training.preflight import Preflight, preflight
-from training.preflight_report import draw_data, print_findings, write_findings
+from training.data.dataset import read_rows
+from training.data.findings import Errors, Rows, find_errors
+from training.data.preflight import Preflight, preflight
+from training.data.preflight_report import draw_data, print_findings, write_findings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -111,7 +111,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from service.classifier import Classifier
     from training.behaviour import print_behaviour, run_behaviour
     from training.config import columns_of
-    from training.data import read_labelled
+    from training.data.dataset import read_labelled
     from training.evaluate import draw_metrics, print_metrics, write_metrics
     from training.evaluate import evaluate as evaluate_split
     from training.layout import METRICS_FILE, REPORT, REPORT_FILE
@@ -279,7 +279,7 @@ def predict(parsed: argparse.Namespace) -> None:
     """`whetstone predict PACKAGE FILE --out FILE`"""
     from service.classifier import Classifier
     from training.config import columns_of
-    from training.predict import predict as predict_file
+    from training.scoring.predict import predict as predict_file
 
     classifier = Classifier.load(parsed.package)
     rows, failures = predict_file(

@@ -33,12 +33,12 @@ from service.model_package import (
     write_golden,
     write_text,
 )
-from training import overlap
 from training.calibrate import DEFAULT_THRESHOLD, warn_of_low_precision
 from training.candidates import FP32_SCORE_TOLERANCE, Trial, choose
 from training.card import model_card
-from training.data import chosen_golden_texts
-from training.encoding import make_targets
+from training.data import leakage
+from training.data.dataset import chosen_golden_texts
+from training.data.encoding import make_targets
 from training.errors import ExportError
 from training.evaluate import headline
 from training.exporter import export_graph
@@ -313,7 +313,7 @@ def _provenance(run: TrainedRun) -> dict[str, Any]:
             "dropped_rows": data.dropped,
         },
         # Whoever compares it later can tell what it has seen: by training, or by what was chosen.
-        overlap.KEY: overlap.fingerprint([*data.train.texts, *data.validation.texts]),
+        leakage.KEY: leakage.fingerprint([*data.train.texts, *data.validation.texts]),
         "recipe": run.recipe.as_dict(),
         "training_arguments": record["training_arguments"],
         "evaluations": record["evaluations"],

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from service.model_package import Task
 from training.config import parse_class_weights
-from training.data import LabelledData
+from training.data.dataset import LabelledData
 from training.errors import RecipeError
 
 Loss = Callable[..., torch.Tensor]

@@ -28,7 +28,7 @@ def validation_metrics(probs: FloatArray, targets: np.ndarray, task: Task) -> di
 
     Args:
         probs: shape (rows, labels).
-        targets: as `training.encoding.make_targets` makes them.
+        targets: as `training.data.encoding.make_targets` makes them.
     """
     from sklearn.metrics import f1_score
 

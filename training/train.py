@@ -56,19 +56,20 @@ from training.config import (
     Recipe,
     parse_training_arguments,
 )
-from training.data import (
+from training.data.dataset import (
     LabelledData,
     chosen_golden_texts,
     load_data,
     read_rows,
     usable_data,
 )
+from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.data.findings import find_errors
+from training.data.preflight_report import draw_data, print_findings, write_findings
 from training.defaults import Default, careful_defaults, warnings_about
 from training.distributed import first_then_others, is_first, of_all, processes, wait_for_all
-from training.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.exporter import refuse_unexportable_family
-from training.findings import find_errors
 from training.layers import freeze, parameter_groups
 from training.layout import (
     CHECKPOINT,
@@ -84,7 +85,6 @@ from training.layout import (
 )
 from training.losses import label_odds, label_weights, weighted_loss
 from training.metrics import validation_metrics
-from training.preflight_report import draw_data, print_findings, write_findings
 from training.run_lock import alone_in
 
 if TYPE_CHECKING:

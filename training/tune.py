@@ -22,9 +22,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from service.model_package import write_text
 from training.base_models import resolve_base_model, start_at_priors
 from training.config import Recipe
-from training.data import load_data
+from training.data.dataset import load_data
+from training.data.encoding import usable_reading
 from training.distributed import processes
-from training.encoding import usable_reading
 from training.errors import InterruptedRunError, RecipeError, RunError
 from training.layers import freeze
 from training.layout import TRACKING

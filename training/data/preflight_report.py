@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from service.model_package import write_text
+from training.data.preflight import Preflight
 from training.pictures import plain, save_figure
-from training.preflight import Preflight
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,10 +18,16 @@ from typing import Any
 from service.classifier import Classifier, NotFiniteError, Prediction
 from service.model_package import Manifest, Text
 from training.config import DataArguments, columns_of
+from training.data.findings import text_problem
+from training.data.readers import (
+    csv_header,
+    marked,
+    plain,
+    refuse_doubled,
+    refuse_undecodable,
+)
 from training.errors import DataError
-from training.findings import text_problem
 from training.progress import progress
-from training.tables import csv_header, marked, plain, refuse_doubled, refuse_undecodable
 
 CHUNK_ROWS = 1024
 # A lone surrogate cannot be written as UTF-8; escaped, it is what JSON had.

@@ -1,6 +1,6 @@
 """What is wrong with labelled rows, and which of it stops training.
 
-`find_errors` finds what cannot be learned from; `training.preflight` adds the warnings.
+`find_errors` finds what cannot be learned from; `training.data.preflight` adds the warnings.
 """
 
 from __future__ import annotations

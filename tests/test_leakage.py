@@ -8,7 +8,7 @@ import pytest
 
 from service.model_package import Manifest, read_manifest
 from tests.conftest import example_rows
-from training.overlap import HASH_BYTES, KEY, MOST_HASHES, fingerprint, overlap
+from training.data.leakage import HASH_BYTES, KEY, MOST_HASHES, fingerprint, overlap
 
 
 def with_texts(manifest: Manifest, kept: object) -> Manifest:

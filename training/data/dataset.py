@@ -18,9 +18,9 @@ import numpy as np
 
 from service.model_package import Task, Text
 from training.config import DataArguments
+from training.data.findings import Errors, Rows, find_errors
+from training.data.readers import marked, plain, read_table
 from training.errors import DataError
-from training.findings import Errors, Rows, find_errors
-from training.tables import marked, plain, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -2,7 +2,7 @@
 
     whetstone check examples/support_tickets/recipe.yaml
 
-`training.findings` finds the errors; here are the warnings.
+`training.data.findings` finds the errors; here are the warnings.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from training.findings import MIN_ROWS_OF_A_LABEL, Errors, Finding, Rows, make_finding
-from training.near_duplicates import find_near_duplicates
+from training.data.findings import MIN_ROWS_OF_A_LABEL, Errors, Finding, Rows, make_finding
+from training.data.near_duplicates import find_near_duplicates
 from training.progress import progress
 
 FEW_ROWS_OF_A_LABEL = 10
