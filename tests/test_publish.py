@@ -36,7 +36,8 @@ from tests.conftest import ROOT, example_rows, write_csv
 from tests.servers import free_port
 from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
 from training.errors import PublishError
-from training.publish import Place, check_place, open_place, package_at, publish
+from training.publish import check_place, open_place, package_at, publish
+from training.storage import Place
 
 Captured = pytest.CaptureFixture[str]
 

@@ -9,13 +9,10 @@ what they should be: what a killed upload leaves is no version, and the next one
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,36 +26,17 @@ from service.model_package import (
     verify_package,
     write_text,
 )
-from training.errors import PublishError, WhetstoneError
+from training.errors import PublishError
 from training.progress import progress
+from training.storage import Place, file_system, one_sentence
 from training.verify import is_url, package_folder
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    pass
 
 VERDICTS = "verdicts"
 # What is sent at once; the parts of an S3 upload are 5 MiB at least.
 BLOCK_BYTES = 8 * 2**20
-# By name, as no driver but fsspec's own need be installed.
-NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
-LONGEST_REASON = 200
-
-
-@dataclass(frozen=True)
-class Place:
-    """A file or folder that fsspec reaches; people call it `url`, its file system `path`."""
-
-    fs: AbstractFileSystem
-    path: str
-    url: str
-
-    def __truediv__(self, name: str) -> Place:
-        return Place(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.url.rstrip('/')}/{name}")
-
-    @property
-    def is_version(self) -> bool:
-        """Whether this folder holds a published version."""
-        return bool(self.fs.exists((self / MANIFEST_FILE).path))
 
 
 def check_place(url: str) -> None:
@@ -68,7 +46,7 @@ def check_place(url: str) -> None:
         PublishError: it is no address, or cannot be written.
     """
     place = open_place(url)
-    with _one_sentence(place):
+    with one_sentence(place.url, PublishError):
         probe = (place / ".whetstone").path
         place.fs.pipe_file(probe, b"")
         # Who may write need not be allowed to delete, and another run may have been faster.
@@ -85,8 +63,8 @@ def publish(package: Path, url: str) -> tuple[str, bool]:
     """
     manifest = verify_package(package)
     place = open_place(url) / manifest.name / manifest.version
-    with _one_sentence(place):
-        if place.is_version:
+    with one_sentence(place.url, PublishError):
+        if _is_version(place):
             _refuse_other_content(place, manifest)
             return place.url, False
         others = [name for name in PACKAGE_FILES if name != MANIFEST_FILE]
@@ -104,8 +82,8 @@ def publish_verdict(url: str, challenger: Manifest, name: str, file: Path) -> st
         PublishError: the challenger is not there, or the verdict cannot be written.
     """
     version = open_place(url) / challenger.name / challenger.version
-    with _one_sentence(version):
-        if not version.is_version:
+    with one_sentence(version.url, PublishError):
+        if not _is_version(version):
             raise PublishError(
                 f"{version.url} is no published version, and a verdict stands beside one: publish "
                 "the challenger first, with `whetstone run RECIPE --publish URL`"
@@ -130,7 +108,7 @@ def package_at(target: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
         place = open_place(target)
-        with _one_sentence(place):
+        with one_sentence(place.url, PublishError):
             _fetch(place, Path(folder))
         yield Path(folder)
 
@@ -141,7 +119,7 @@ def open_place(url: str) -> Place:
     Raises:
         PublishError: it is no address, holds a secret, or has no driver.
     """
-    protocol, separator, rest = url.partition("://")
+    _, separator, rest = url.partition("://")
     if (separator and ("@" in rest.partition("/")[0] or "?" in rest)) or "::" in url:
         # Not repeated: it may hold a password.
         raise PublishError(
@@ -154,22 +132,13 @@ def open_place(url: str) -> Place:
             f"{url or 'nothing'} is no place for packages: name a folder, or an address such as "
             "s3://bucket/folder"
         )
-    from fsspec.core import url_to_fs
-    from fsspec.registry import known_implementations
-
-    options = {"auto_mkdir": True} if protocol == "file" or not separator else {}
-    try:
-        # Somebody else may have written in the meantime: listings are not remembered.
-        fs, path = url_to_fs(url, use_listings_cache=False, **options)
-    except ImportError:
-        driver = known_implementations[protocol]["class"].partition(".")[0]
-        raise PublishError(
-            f"{url} needs the driver {driver}, which is not installed: "
-            f"pip install -c constraints.txt {driver}"
-        ) from None
-    except ValueError:
-        raise PublishError(f"{url}: no driver is known for {protocol}://") from None
+    fs, path = file_system(url, PublishError)
     return Place(fs, path, url)
+
+
+def _is_version(place: Place) -> bool:
+    """Whether this folder holds a published version."""
+    return bool(place.fs.exists((place / MANIFEST_FILE).path))
 
 
 def _refuse_other_content(place: Place, manifest: Manifest) -> None:
@@ -215,7 +184,7 @@ def _check_upload(package: Path, place: Place, names: Sequence[str]) -> None:
 
 def _fetch(place: Place, folder: Path) -> Manifest:
     """Copy the published version to `folder`, and verify it."""
-    if not place.is_version:
+    if not _is_version(place):
         versions = _versions(place)
         advice = (
             f"name one of its versions {', '.join(versions)}"
@@ -260,40 +229,3 @@ def _write(file: Place, content: str) -> None:
         write_text(path, content)
     else:
         file.fs.pipe_file(file.path, content.encode())
-
-
-@contextmanager
-def _one_sentence(place: Place) -> Iterator[None]:
-    """Whatever a driver raises is a `PublishError`; drivers share no class of error but OSError."""
-    try:
-        yield
-    except (WhetstoneError, PackageError):
-        raise
-    except Exception as error:
-        reason = _reason(error)
-        if reason is None:
-            raise
-        raise PublishError(f"{place.url}: {reason}") from error
-
-
-def _reason(error: Exception) -> str | None:
-    """What to tell the user; None for a fault of ours."""
-    kind = type(error)
-    if kind.__name__ in NO_CREDENTIALS:
-        return (
-            "there are no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "what its driver reads"
-        )
-    lines = str(error).splitlines() or [kind.__name__]
-    said = re.sub(r"//[^/@\s]*@", "//", lines[0])[:LONGEST_REASON]
-    if isinstance(error, FileNotFoundError):
-        return "there is no such bucket or folder: make it first"
-    if isinstance(error, PermissionError):
-        return f"it may not be listed, read or written with the credentials in force ({said})"
-    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return f"something else is in the way ({said})"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no room is left there: make some, then give the same command again"
-    if isinstance(error, OSError) or kind.__module__.partition(".")[0] != "builtins":
-        return said
-    return None
