@@ -157,7 +157,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
 ) -> None:
     out = labelled / "out.csv"
     line = error_line(capsys, "predict", tiny_package, labelled, "--out", out)
-    assert line.startswith(f"whetstone: cannot use {labelled}")
+    assert line.startswith(f"whetstone: {out}: something else is in the way")
 
 
 def test_a_malformed_file_is_one_line_whatever_the_libraries_log(
@@ -174,9 +174,10 @@ def test_a_malformed_file_is_one_line_whatever_the_libraries_log(
 def test_a_package_that_is_not_installed_is_one_line(
     tiny_package: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    line = error_line(capsys, "evaluate", tiny_package, labelled)
-    assert line == "whetstone: this needs the package datasets: pip install 'whetstone[train]'"
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = labelled.with_name("out.parquet")
+    line = error_line(capsys, "predict", tiny_package, labelled, "--out", out)
+    assert line == "whetstone: this needs the package pyarrow: pip install 'whetstone[train]'"
 
 
 def test_a_fault_of_ours_is_not_hidden(
@@ -309,7 +310,7 @@ def test_evaluate_leaves_out_unusable_rows_only_when_asked(
     rows = [{"text": "", "label": "praise"}, *example_rows("test")[:5]]
     path = write_csv(tmp_path / "rows.csv", rows)
     words = ["evaluate", str(tiny_package), str(path)]
-    assert "rows.csv, row 1: the text is empty" in error_line(capsys, *words)
+    assert "rows.csv, row 1 (line 2): the text is empty" in error_line(capsys, *words)
     assert main([*words, "--drop_invalid"]) == 0
     shown = capsys.readouterr().out
     assert "5 rows: accuracy" in shown
@@ -333,7 +334,7 @@ def test_evaluate_says_how_many_rows_it_left_out(
         {"text": "thank you", "label": "praise"},
     ]
     path = write_csv(tmp_path / "rows.csv", rows)
-    assert "row 1: the text is empty" in error_line(capsys, "evaluate", tiny_package, path)
+    assert "row 1 (line 2): the text is empty" in error_line(capsys, "evaluate", tiny_package, path)
     assert main(["evaluate", str(tiny_package), str(path), "--drop_invalid"]) == 0
     assert "2 rows could not be used" in capsys.readouterr().out
     path = write_csv(tmp_path / "rows.csv", rows[:2])

@@ -179,7 +179,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"name: caf\xe9\n")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml cannot be read"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml, line 1: it is not UTF-8"):
         load_recipe(path, {})
 
 
@@ -212,9 +212,9 @@ def test_paths_in_a_recipe_are_relative_to_the_recipe(
     monkeypatch.chdir(tmp_path / "data")
     text = "name: tiny\ntrain_file: data/a.csv\nvalidation_file: b.csv\ntest_file: ../c.csv\n"
     recipe = load(tmp_path, text + "output_dir: out\nmodel_name_or_path: base\n")
-    assert recipe.data.train_file == str(tmp_path / "data" / "a.csv")
-    assert recipe.data.validation_file == str(tmp_path / "b.csv")
-    assert Path(recipe.data.test_file or "").resolve() == tmp_path.parent / "c.csv"
+    assert recipe.data.train_file == [str(tmp_path / "data" / "a.csv")]
+    assert recipe.data.validation_file == [str(tmp_path / "b.csv")]
+    assert Path((recipe.data.test_file or [""])[0]).resolve() == tmp_path.parent / "c.csv"
     assert recipe.output_dir == tmp_path / "out"
     assert recipe.model.model_name_or_path == str(tmp_path / "base")
 
@@ -222,7 +222,7 @@ def test_paths_in_a_recipe_are_relative_to_the_recipe(
 def test_an_absolute_path_and_a_hub_name_in_a_recipe_stay(tmp_path: Path) -> None:
     text = "name: tiny\ntrain_file: /data/a.csv\nmodel_name_or_path: owner/model\n"
     recipe = load(tmp_path, text)
-    assert recipe.data.train_file == "/data/a.csv"
+    assert recipe.data.train_file == ["/data/a.csv"]
     assert recipe.model.model_name_or_path == "owner/model"
 
 
@@ -233,7 +233,7 @@ def test_paths_on_the_command_line_are_relative_to_the_working_folder(
     here.mkdir()
     monkeypatch.chdir(here)
     recipe = load(tmp_path, FILES, "--train_file", "mine.csv", "--output_dir", "out")
-    assert Path(recipe.data.train_file or "").resolve() == here / "mine.csv"
+    assert Path((recipe.data.train_file or [""])[0]).resolve() == here / "mine.csv"
     assert recipe.output_dir.resolve() == here / "out"
 
 
@@ -241,7 +241,11 @@ def test_files_on_the_command_line_replace_the_hub_data_set_and_its_columns(
     tmp_path: Path,
 ) -> None:
     data = load(tmp_path, HUB, "--train_file", "train.csv").data
-    assert (data.train_file, data.text_column, data.label_column) == ("train.csv", "text", "label")
+    assert (data.train_file, data.text_column, data.label_column) == (
+        ["train.csv"],
+        "text",
+        "label",
+    )
     assert (data.dataset_name, data.dataset_config_name, data.dataset_revision) == (None,) * 3
 
 
@@ -252,7 +256,7 @@ def test_columns_on_the_command_line_stay_beside_files(tmp_path: Path) -> None:
 
 def test_columns_of_a_recipe_with_files_stay_beside_other_files(tmp_path: Path) -> None:
     data = load(tmp_path, FILES + "text_column: body\n", "--train_file", "other.csv").data
-    assert (data.train_file, data.text_column) == ("other.csv", "body")
+    assert (data.train_file, data.text_column) == (["other.csv"], "body")
 
 
 def test_a_hub_recipe_keeps_its_columns(tmp_path: Path) -> None:

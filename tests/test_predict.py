@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.classifier import Classifier, Prediction
+from service.classifier import Classifier
 from tests.conftest import example_rows, write_csv
 from training.config import DataArguments
+from training.data.readers import read_blocks
 from training.errors import DataError
 from training.scoring.predict import added_columns, predict
 
@@ -64,18 +64,10 @@ def classifier(tiny_package: Path) -> Classifier:
 
 
 @pytest.fixture
-def asked(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts each call of `classify` got, with two rows in a chunk."""
-    sizes: list[int] = []
-    classify = classifier.classify
-
-    def counted(texts: Sequence[str], **options: Any) -> list[Prediction]:
-        sizes.append(len(texts))
-        return classify(texts, **options)
-
-    monkeypatch.setattr("training.scoring.predict.CHUNK_ROWS", 2)
-    monkeypatch.setattr(classifier, "classify", counted)
-    return sizes
+def in_twos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows in a part."""
+    for module in ("arrow_files", "csv_files", "json_files"):
+        monkeypatch.setattr(f"training.data.{module}.BLOCK_ROWS", 2)
 
 
 def refused(classifier: Classifier, source: Path, target: Path, **options: Any) -> str:
@@ -178,7 +170,7 @@ def test_parquet_columns_of_every_type_come_through(classifier: Classifier, tmp_
     assert found["error"].to_pylist() == [
         None,
         "the text is missing",
-        "the text holds bytes that are not UTF-8",
+        "the text holds bytes that cannot be decoded: save the file as UTF-8, or name its encoding",
     ]
 
 
@@ -274,14 +266,6 @@ def test_own_label_column_stays_beside_the_predicted_one(
     assert [row["predicted_label"] for row in found] == expected
 
 
-def test_a_label_column_that_only_a_later_row_has_is_not_lost(
-    classifier: Classifier, tmp_path: Path
-) -> None:
-    rows = [{"text": "late"}, {"text": "lovely", "label": "mine"}]
-    said = refused(classifier, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
-    assert "'label'" in said
-
-
 @pytest.mark.parametrize(
     ("columns", "labels", "expected"),
     [
@@ -352,32 +336,37 @@ def test_a_csv_row_that_ends_early_has_no_text(classifier: Classifier, tmp_path:
 # Streaming
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_rows_are_scored_a_chunk_at_a_time(
-    classifier: Classifier, tmp_path: Path, asked: list[int], ending: str
-) -> None:
-    path = WRITERS[ending](tmp_path / f"in{ending}", ROWS)
-    assert predict(classifier, path, tmp_path / f"out{ending}") == (7, 0)
-    assert asked == [2, 2, 2, 1]
-    assert [row["text"] for row in read(tmp_path / f"out{ending}")] == TEXTS
+ENDINGS = [".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".csv.gz", ".jsonl.zst"]
 
 
-def test_rows_are_scored_before_the_file_is_read_to_its_end(
-    classifier: Classifier, tmp_path: Path, asked: list[int]
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_parts_make_one_file_of_every_format(
+    classifier: Classifier, tmp_path: Path, in_twos: None, ending: str
 ) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", ROWS)
-    path.write_text(path.read_text("utf-8") + "{", encoding="utf-8")
-    assert "line 8: not JSON" in refused(classifier, path, tmp_path / "out.jsonl")
-    assert asked == [2, 2, 2]
+    out = tmp_path / f"out{ending}"
+    assert predict(classifier, path, out) == (7, 0)
+    blocks = list(read_blocks(str(out), None))
+    found = [record for block in blocks for record in block.records()]
+    assert [row["text"] for row in found] == TEXTS
+    assert [row["label"] for row in found] == [
+        answer.label for answer in classifier.classify(TEXTS)
+    ]
+    assert [row["note"] for row in found] == [ROWS[0]["note"]] * 7
+    assert set(tmp_path.iterdir()) == {path, out}
 
 
-def test_parquet_keeps_the_types_of_its_first_chunk(
-    classifier: Classifier, tmp_path: Path, asked: list[int]
+def test_columns_that_only_later_rows_have_are_columns(
+    classifier: Classifier, tmp_path: Path, in_twos: None
 ) -> None:
-    rows: Rows = [{"text": text, "n": number} for number, text in enumerate(TEXTS)]
-    rows[5]["n"] = None
-    predict(classifier, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
-    assert [row["n"] for row in read(tmp_path / "out.parquet")] == [0, 1, 2, 3, 4, None, 6]
+    rows: Rows = [{"text": text} for text in TEXTS]
+    rows[5] |= {"n": 5, "label": "mine"}
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    for ending in (".csv", ".parquet", ".jsonl"):
+        predict(classifier, path, tmp_path / f"out{ending}")
+        found = read(tmp_path / f"out{ending}")
+        assert str(found[5]["n"]) == "5" and found[5]["label"] == "mine"
+        assert {row["predicted_label"] for row in found} <= set(classifier.manifest.labels)
 
 
 # Refusals
@@ -395,18 +384,11 @@ def test_a_missing_column_names_the_columns_there_are(
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("in.csv", b"text\nlate\ncaf\xe9\n", "in.csv, line 3: byte 4 is not UTF-8"),
-        ("in.jsonl", b'{"text":"a"}\n{"text":"caf\xe9"}\n', "in.jsonl, line 2: byte 13"),
-        ("in.jsonl", b'{"text":"a"}\n{"text":\n{"text":"b"}\n', "in.jsonl, line 2: not JSON"),
-        ("in.jsonl", b'{"text":"a"}\n\n["b"]\n', "in.jsonl, line 3: not a JSON object"),
-        ("in.jsonl", b"\n", "in.jsonl is empty"),
+        ("in.jsonl", b"\n", "in.jsonl holds no rows"),
         ("in.csv", b"", "in.csv is empty"),
-        ("in.csv", b"id,text\n1,a\n2,b,c\n", "in.csv, line 3: more cells than columns"),
-        ("in.csv", b'text\na\n"b\nc\n', "in.csv, line "),
         ("in.csv", b"text,text\na,b\n", "two columns named 'text'"),
-        ("in.parquet", b"PAR1", "in.parquet is not a Parquet file"),
-        ("in.json", b'[{"text":"a"}]', "in.json: the file must end in .csv, .jsonl or .parquet"),
-        ("in", b"text\na\n", "in: the file must end in .csv, .jsonl or .parquet"),
+        ("in.parquet", b"PAR1", "in.parquet cannot be read as Parquet"),
+        ("in", b"text\na\n", "in: the names of files end in .csv"),
     ],
 )
 def test_a_file_that_cannot_be_read_leaves_the_old_answers(
@@ -416,23 +398,43 @@ def test_a_file_that_cannot_be_read_leaves_the_old_answers(
     assert part in refused(classifier, tmp_path / name, tmp_path / "out.csv")
 
 
-@pytest.mark.parametrize("target", ["out.csv", "out.jsonl", "out.parquet"])
-def test_a_fault_after_rows_were_written_leaves_the_old_answers(
-    classifier: Classifier, tmp_path: Path, asked: list[int], target: str
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("in.csv", b"text,n\na,1\ncaf\xe9,2\nb,3\n", "the text holds bytes that cannot be decoded"),
+        ("in.csv", b"text,n\na,1\nx,2,9\nb,3\n", "it has 3 cells, and there are 2 columns"),
+        ("in.csv", b'text,n\na,1\n"x,2\nb,3\n', "a quote opens in it that nothing closes"),
+        ("in.jsonl", b'{"text":"a"}\n{"text":\n{"text":"b"}\n', "the line is not JSON"),
+        ("in.jsonl", b'{"text":"a"}\n["x"]\n{"text":"b"}\n', "it is not a JSON object"),
+        ("in.jsonl", b'{"text":"a"}\n{"text":"\\ud83d"}\n{"text":"b"}\n', "a lone surrogate"),
+    ],
+)
+def test_a_row_that_cannot_be_read_gets_its_reason_and_the_others_their_labels(
+    classifier: Classifier, tmp_path: Path, name: str, content: bytes, problem: str
 ) -> None:
-    path = tmp_path / "in.csv"
-    path.write_text("text\na\nb\nc\nd\ne,f\n", encoding="utf-8")
-    assert "line 6: more cells" in refused(classifier, path, tmp_path / target)
-    assert asked == [2, 2]
+    (tmp_path / name).write_bytes(content)
+    assert predict(classifier, tmp_path / name, tmp_path / "out.jsonl") == (3, 1)
+    found = read(tmp_path / "out.jsonl")
+    assert [row["label"] is None for row in found] == [False, True, False]
+    assert problem in found[1]["error"]
+    expected = [answer.label for answer in classifier.classify(["a", "b"])]
+    assert [found[0]["label"], found[2]["label"]] == expected
 
 
-@pytest.mark.parametrize("name", ["out.txt", "out.json", "out"])
+def test_bytes_that_cannot_be_decoded_are_written_as_they_were(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_bytes(b"text,note\nlate,caf\xe9\n")
+    assert predict(classifier, tmp_path / "in.csv", tmp_path / "out.csv") == (1, 0)
+    assert b"\nlate,caf\xe9," in (tmp_path / "out.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out.xlsx", "out.parquet.gz", "out"])
 def test_an_unknown_ending_of_the_target_is_refused_before_any_work(
-    classifier: Classifier, tmp_path: Path, asked: list[int], name: str
+    classifier: Classifier, tmp_path: Path, name: str
 ) -> None:
     path = write_csv(tmp_path / "in.csv", ROWS)
-    assert f"{name}: the file must end in" in refused(classifier, path, tmp_path / name)
-    assert asked == []
+    assert f"{name}: the result must end in" in refused(classifier, path, tmp_path / name)
 
 
 def test_a_missing_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
@@ -443,9 +445,8 @@ def test_a_missing_file_is_named(classifier: Classifier, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("later", "target"),
     [
-        ({"text": "b", "extra": 1}, "out.csv"),
-        ({"text": "b", "extra": 1}, "out.parquet"),
         ({"text": "b", "id": "one"}, "out.parquet"),
+        ({"text": "b", "id": {"a": 1}}, "out.arrow"),
     ],
 )
 def test_json_rows_that_do_not_fit_one_table_are_refused(

@@ -132,7 +132,7 @@ def test_every_recipe_loads_also_with_files_instead_of_the_hub(recipe: Path) -> 
     assert loaded.data.name == recipe.parent.name
     files = load_recipe(recipe, {"train_file": "a.csv", "test_file": "b.csv"})
     assert (files.data.dataset_name, files.data.text_column) == (None, "text")
-    assert (files.data.train_file, files.data.label_column) == ("a.csv", "label")
+    assert (files.data.train_file, files.data.label_column) == (["a.csv"], "label")
 
 
 def test_the_readmes_tree_names_every_file() -> None:

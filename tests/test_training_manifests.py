@@ -190,13 +190,13 @@ def test_the_commands_and_the_recipe_are_whetstones(kind: str, name: str, tmp_pa
     recipe = load_recipe(recipe_in(rendered(kind), tmp_path), overrides)
     for file in (recipe.data.train_file, recipe.data.test_file):
         assert file is not None
-        assert file.startswith("/data/")
+        assert file[0].startswith("/data/")
     if kind == "cronjob":
         assert recipe.output_dir.is_relative_to("/data")
         compare = _parser().parse_args(expanded(rendered(kind), container(kind, "compare")))
         assert compare.verb.__name__ == "compare"
         assert compare.challenger == str(recipe.output_dir / "package")
-        assert str(compare.data) == recipe.data.test_file
+        assert [compare.data] == recipe.data.test_file
 
 
 def test_a_verdict_is_no_fault_to_try_again() -> None:

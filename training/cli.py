@@ -23,7 +23,12 @@ EXIT_INTERRUPTED = 130
 # What `compare` says to scripts.
 EXIT_OF_VERDICT = {"promote": 0, "refuse": 3, "inconclusive": 4}
 # What evaluate and predict may be told of a file; its package's recipe says the rest.
-COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "label_separator")
+COLUMN_KEYS = (
+    *("text_column", "text_pair_column", "label_column", "label_separator", "label_columns"),
+    *("delimiter", "encoding"),
+)
+# Of these what is found in the file itself.
+FOUND_KEYS = ("delimiter", "encoding")
 # Bounds of `compare`, each a flag; the challenger's recipe has them as `compare:`.
 BOUND_TEXTS = {
     "max_macro_f1_drop": "refuse where macro-F1 drops by more (default: 0.01)",
@@ -115,9 +120,11 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from training.evaluate import draw_metrics, print_metrics, write_metrics
     from training.evaluate import evaluate as evaluate_split
     from training.layout import METRICS_FILE, REPORT, REPORT_FILE
+    from training.publish import package_at
     from training.report import write_report
 
-    classifier = Classifier.load(parsed.package)
+    with package_at(parsed.package) as folder:
+        classifier = Classifier.load(folder)
     manifest = classifier.manifest
     behaviour = run_behaviour(parsed.behaviour, classifier) if parsed.behaviour else None
     arguments = columns_of(manifest, {**_columns(parsed), "drop_invalid": parsed.drop_invalid})
@@ -276,20 +283,23 @@ def tune(parsed: argparse.Namespace) -> None:
 
 
 def predict(parsed: argparse.Namespace) -> None:
-    """`whetstone predict PACKAGE FILE --out FILE`"""
+    """`whetstone predict PACKAGE FILE ... --out FILE`"""
     from service.classifier import Classifier
     from training.config import columns_of
+    from training.publish import package_at
     from training.scoring.predict import predict as predict_file
 
-    classifier = Classifier.load(parsed.package)
+    with package_at(parsed.package) as folder:
+        classifier = Classifier.load(folder)
     rows, failures = predict_file(
         classifier,
-        parsed.file,
+        parsed.files,
         parsed.out,
         columns_of(classifier.manifest, _columns(parsed)),
         all_scores=parsed.all_scores,
     )
-    print(f"{rows} rows, {failures} of them without an answer (column error): {parsed.out}")
+    said = f"{rows} rows, {failures} of them without an answer (column error): {parsed.out}"
+    print(said, file=sys.stderr if parsed.out == "-" else sys.stdout)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -341,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add_verb(verbs, evaluate, "measure a package on a labelled file")
     _add_package(command)
-    command.add_argument("file", type=Path, help="CSV, JSONL, JSON or Parquet with text and label")
+    command.add_argument("file", help="labelled rows: a file, a folder, a pattern or an address")
     _add_columns(command, COLUMN_KEYS)
     command.add_argument(
         "--drop_invalid", action="store_true", help="leave out rows without text or label"
@@ -381,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("challenger", help="the package that may replace it")
     command.add_argument(
-        "--data", type=Path, required=True, metavar="FILE", help="labelled rows neither has seen"
+        "--data", required=True, metavar="FILE", help="labelled rows neither has seen"
     )
     _add_comparison_flags(command)
     command.add_argument(
@@ -426,7 +436,7 @@ def _parser() -> argparse.ArgumentParser:
         help="current: what runs; none: a first release; or a package to compare with",
     )
     command.add_argument(
-        "--data", type=Path, required=True, metavar="FILE", help="labelled rows neither has seen"
+        "--data", required=True, metavar="FILE", help="labelled rows neither has seen"
     )
     either = command.add_mutually_exclusive_group()
     either.add_argument("--apply", action="store_true", help="release it")
@@ -474,8 +484,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add_verb(verbs, predict, "classify every row of a file, however large")
     _add_package(command)
-    command.add_argument("file", type=Path, help="CSV, JSONL or Parquet with a text column")
-    command.add_argument("--out", type=Path, required=True, help=".csv, .jsonl or .parquet file")
+    command.add_argument(
+        "files",
+        nargs="+",
+        metavar="file",
+        help="rows with a text column: files, folders, patterns, addresses; - is standard input",
+    )
+    command.add_argument(
+        "--out",
+        required=True,
+        help="file or address that ends in .csv, .tsv, .jsonl, .json, .parquet or .arrow, those of "
+        "text also in .gz or .zst; - is standard output",
+    )
     _add_columns(command, [key for key in COLUMN_KEYS if key != "label_column"])
     command.add_argument(
         "--all_scores", action="store_true", help="add a column score_<label> for every label"
@@ -494,7 +514,9 @@ def _add_verb(
 
 
 def _add_package(command: argparse.ArgumentParser) -> None:
-    command.add_argument("package", type=Path, help="folder of a model package")
+    command.add_argument(
+        "package", help="folder, tag or version of the model store, or a published address"
+    )
 
 
 def _add_comparison_flags(command: argparse.ArgumentParser) -> None:
@@ -545,7 +567,7 @@ def _wishes(parsed: argparse.Namespace) -> Any:
     names = {one.name for one in dataclasses.fields(Wishes)}
     given = {key: value for key, value in vars(parsed).items() if key in names}
     if parsed.verb is rollback:
-        return Wishes(**given, package="", champion="", data=Path(), apply=True)
+        return Wishes(**given, package="", champion="", data="", apply=True)
     bounds = {name: getattr(parsed, name) for name in BOUND_TEXTS}
     columns = {**_columns(parsed), "drop_invalid": parsed.drop_invalid}
     return Wishes(**given, bounds=bounds, columns=columns)
@@ -559,16 +581,19 @@ def _add_data_keys(command: argparse.ArgumentParser) -> None:
         for key in dataclasses.fields(part):
             if key.name in DATA_KEYS:
                 flag = {"nargs": "?", "const": "true"} if key.default is False else {}
+                flag = {"nargs": "+"} if "list" in str(key.type) else flag
                 help_text = key.metadata["help"].replace("%", "%%")
                 command.add_argument(f"--{key.name}", help=help_text, **flag)
 
 
 def _add_columns(command: argparse.ArgumentParser, keys: Sequence[str]) -> None:
     for key in keys:
-        command.add_argument(f"--{key}", help="default: as in the package's recipe")
+        several: dict[str, Any] = {"nargs": "+"} if key == "label_columns" else {}
+        found = "found if not given" if key in FOUND_KEYS else "default: as in the package's recipe"
+        command.add_argument(f"--{key}", help=found, **several)
 
 
-def _columns(parsed: argparse.Namespace) -> dict[str, str | None]:
+def _columns(parsed: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(parsed, key, None) for key in COLUMN_KEYS}
 
 

@@ -113,7 +113,7 @@ class Comparison:
     reasons: dict[Rule, str]
     warnings: list[str]
     bounds: Bounds
-    where: Path
+    where: str
     split: Split
     rows: np.ndarray
     dropped: int
@@ -145,7 +145,7 @@ class Comparison:
 def compare(
     champion: str,
     challenger: str,
-    data: Path,
+    data: str | Path,
     *,
     bounds: Mapping[str, Any] = MappingProxyType({}),
     columns: Mapping[str, Any] = MappingProxyType({}),
@@ -165,6 +165,7 @@ def compare(
         PublishError: a published package cannot be fetched.
         PackageError: a package does not verify.
     """
+    data = str(data)
     new = _load(challenger)
     limits = bounds_of(new.manifest, bounds)
     old = None if champion == NO_CHAMPION else _load(champion)
@@ -385,7 +386,7 @@ def _flips(
     return [Flip(row, kind(row)) for row in ranked]
 
 
-def _warnings(where: Path, champion: Side | None, challenger: Side, bounds: Bounds) -> list[str]:
+def _warnings(where: str, champion: Side | None, challenger: Side, bounds: Bounds) -> list[str]:
     """What makes the comparison worth less than it looks."""
     found = []
     for side, name in ((challenger, "challenger"), (champion, "champion")):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from service.classifier import Prediction
-from service.model_package import file_record, write_text
+from service.model_package import write_text
 from training.compare import NO_CHAMPION, Comparison, LabelChange, Side
+from training.data.sources import sha256_of
 from training.gates import SIGNIFICANCE
 from training.layout import COMPARE_FILE, FLIPS_FILE
 from training.significance import Difference, Metric
@@ -160,7 +161,7 @@ def _label_line(change: LabelChange) -> str:
 def default_folder(found: Comparison) -> Path:
     """Where a comparison is written when nothing else is said: by pair and by data."""
     champion = found.champion.manifest.version if found.champion else NO_CHAMPION
-    data = file_record(found.where).sha256[:8]
+    data = sha256_of(found.where)[:8]
     return Path(COMPARISONS) / f"{champion}-{found.challenger.manifest.version}-{data}"
 
 
@@ -191,8 +192,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "floors_measured_on": found.floors_measured_on,
         "allow_label_change": found.allow_label_change,
         "data": {
-            "file": str(found.where),
-            "sha256": file_record(found.where).sha256,
+            "file": found.where,
+            "sha256": sha256_of(found.where),
             "rows": len(found.split),
             "dropped_rows": found.dropped,
             "rows_with_labels_of_one_side": found.left_out,

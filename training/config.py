@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
-import yaml
-
 from training.errors import RecipeError
+from training.recipe_file import read_yaml
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -86,15 +85,30 @@ class DataArguments:
     dataset_name: str | None = _key(None, "data set on the hub (instead of train_file)")
     dataset_config_name: str | None = _key(None, "configuration of the hub data set")
     dataset_revision: str | None = _key(None, "branch, tag or commit of the hub data set")
-    train_file: str | None = _key(None, "CSV, JSONL, JSON or Parquet file to train on")
-    validation_file: str | None = _key(None, "file to choose the checkpoint by")
-    test_file: str | None = _key(None, "file to measure the finished package on")
+    train_file: list[str] | None = _key(
+        None,
+        "what to train on: a file, a folder, a pattern, an address, or a list of these; CSV, JSON, "
+        "Parquet, Arrow or fastText, plain, .gz or .zst",
+    )
+    validation_file: list[str] | None = _key(None, "files to choose the checkpoint by")
+    test_file: list[str] | None = _key(None, "files to measure the finished package on")
+    delimiter: str | None = _key(
+        None, "what separates the columns of CSV; found if not given; tab is a tab"
+    )
+    encoding: str | None = _key(
+        None, "encoding of files of text, such as windows-1252; found if not given"
+    )
     text_column: str = _key("text", "column with the text")
     text_pair_column: str | None = _key(
         None, "column with the second text of each row, where pairs of texts are classified"
     )
     label_column: str = _key(
-        "label", "column with the label; a column of lists means several labels a row"
+        "label",
+        "column with the label; a column of lists means several labels a row; a.b is the field b "
+        "of what stands in a, and a.0 the first of a list",
+    )
+    label_columns: list[str] | None = _key(
+        None, "instead of label_column a column for each label, which holds 1 or 0"
     )
     label_separator: str | None = _key(
         None, "what separates the labels of a row, such as '|'; a row may then have any number"
@@ -196,7 +210,16 @@ class Recipe:
             dataclasses.asdict(part) for part in (self.data, self.model, self.tuning, self.export)
         ]
         merged = {key: value for part in own for key, value in part.items() if value is not None}
+        for key in FILE_KEYS:
+            if len(merged.get(key, ())) == 1:
+                merged[key] = merged[key][0]
         return merged | self.training
+
+
+def _names() -> set[str]:
+    """The keys whose values are text, which YAML may read as something else."""
+    fields = [field for part in OWN_ARGUMENTS for field in dataclasses.fields(part)]
+    return {field.name for field in fields if "str" in str(field.type)}
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str | list[str]]:
@@ -223,7 +246,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> 
     Raises:
         RecipeError: the file cannot be read, or a key or its value is wrong.
     """
-    stated = _resolve_paths(_read_yaml(path), path.parent) if path is not None else {}
+    stated = _resolve_paths(read_yaml(path, _names()), path.parent) if path is not None else {}
     _refuse_unknown(stated, f"in {path}")
     _refuse_unknown(overrides, "on the command line")
     _refuse_secrets([*stated, *overrides])
@@ -275,33 +298,26 @@ def parse_training_arguments(values: Mapping[str, Any]) -> TrainingArguments:
     return arguments
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "malformed"
-        raise RecipeError(f"{path} is not YAML{where}: {problem}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} is not a recipe: it should hold lines of `key: value`")
-    return {str(key): value for key, value in content.items() if value is not None}
-
-
 def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     resolved = dict(values)
     for key in (*FILE_KEYS, "golden_file", "output_dir"):
         if key in values and (key, values[key]) != ("golden_file", "none"):
-            resolved[key] = str(folder / str(values[key]))
+            named = values[key]
+            resolved[key] = (
+                [_resolve_path(one, folder) for one in named]
+                if isinstance(named, list)
+                else _resolve_path(named, folder)
+            )
     base = values.get("model_name_or_path")
     # A hub name and a relative folder look alike: the folder wins where it exists.
-    if base is not None and (folder / str(base)).is_dir():
-        resolved["model_name_or_path"] = str(folder / str(base))
+    if base is not None and (folder / Path(str(base)).expanduser()).is_dir():
+        resolved["model_name_or_path"] = _resolve_path(base, folder)
     return resolved
+
+
+def _resolve_path(named: Any, folder: Path) -> str:
+    """A path of a recipe, relative to its folder; an address stays."""
+    return str(named) if "://" in str(named) else str(folder / Path(str(named)).expanduser())
 
 
 def _refuse_unknown(keys: Iterable[str], where: str) -> None:
@@ -336,7 +352,12 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         def error(self, message: str) -> NoReturn:
             raise RecipeError(message.replace("argument --", "key "))
 
-    single = {f.name for part in OWN_ARGUMENTS for f in dataclasses.fields(part)}
+    single = {
+        f.name
+        for part in OWN_ARGUMENTS
+        for f in dataclasses.fields(part)
+        if "list" not in str(f.type)
+    }
     words: list[str] = []
     for key, value in values.items():
         if key == "report_to" and value == []:
@@ -378,6 +399,12 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
         raise RecipeError("window_stride belongs to `long_text: window`: add that, or leave it out")
     if model.window_stride is not None and model.window_stride < 0:
         raise RecipeError(f"window_stride is {model.window_stride}: it cannot be negative")
+    if data.label_columns is not None and len(data.label_columns) < 2:
+        raise RecipeError("label_columns names one column: give one for each label, two at least")
+    if data.label_columns is not None and data.label_separator is not None:
+        raise RecipeError("label_columns and label_separator exclude each other: leave one out")
+    if data.delimiter is not None and len(data.delimiter) != 1:
+        raise RecipeError(f"delimiter is {data.delimiter!r}: it is one character, such as ';'")
     if data.label_separator is not None and not data.label_separator.strip():
         raise RecipeError("label_separator is white space: choose a visible one, such as '|'")
     if data.text_pair_column is not None and data.text_pair_column == data.text_column:
@@ -446,7 +473,7 @@ def recipe_of(manifest: Manifest) -> dict[str, Any]:
 
 def columns_of(manifest: Manifest, given: Mapping[str, Any]) -> DataArguments:
     """Which columns of a file a package reads: those `given`, else those of its recipe."""
-    keys = ("text_column", "text_pair_column", "label_column", "label_separator")
+    keys = ("text_column", "text_pair_column", "label_column", "label_separator", "label_columns")
     recipe = recipe_of(manifest)
     stated = {key: recipe[key] for key in keys if key in recipe}
     if manifest.has_pairs:

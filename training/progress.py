@@ -12,9 +12,18 @@ SECONDS_BETWEEN_LOG_LINES = 10.0
 
 
 def progress(
-    total: int | None, description: str, unit: str, initial: int = 0, leave: bool = True
+    total: int | None,
+    description: str,
+    unit: str,
+    initial: int = 0,
+    leave: bool = True,
+    delay: float = 0.0,
 ) -> tqdm[Any]:
-    """A bar on standard error, sparing where that is not a terminal."""
+    """A bar on standard error, sparing where that is not a terminal.
+
+    Args:
+        delay: seconds before it is shown, so that what is quick shows none.
+    """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
     return tqdm(
         total=total,
@@ -23,6 +32,7 @@ def progress(
         unit_scale=total is not None and total >= 10_000,
         initial=initial,
         leave=leave,
+        delay=delay,
         mininterval=interval,
         dynamic_ncols=True,
     )

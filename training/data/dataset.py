@@ -11,19 +11,20 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from service.model_package import Task, Text
 from training.config import DataArguments
-from training.data.findings import Errors, Rows, find_errors
-from training.data.readers import marked, plain, read_table
+from training.data.blocks import Block
+from training.data.findings import Errors, Rows, find_errors, text_problem
+from training.data.readers import read_blocks
+from training.data.rows import keys_of, read_dataset, read_files
 from training.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,7 @@ def read_rows(arguments: DataArguments) -> dict[str, Rows]:
     Raises:
         DataError: a file or column cannot be used.
     """
-    tables = _read_files(arguments) if arguments.train_file else _read_hub(arguments)
-    splits = {name: rows_of(table, where, arguments) for name, (table, where) in tables.items()}
+    splits = _read_splits(arguments) if arguments.train_file else _read_hub(arguments)
     if arguments.train_file is None and "test" in splits and not any(splits["test"].labels):
         # As of all of GLUE, whose answers the hub does not tell.
         logger.warning("%s has no labels: it is left out", splits.pop("test").where)
@@ -146,101 +146,68 @@ def usable_rows(rows: Rows, kept: Sequence[int]) -> Split:
     return Split([text(rows.texts[row]) for row in kept], [rows.labels[row] for row in kept])
 
 
-def rows_of(table: Dataset, where: str, arguments: DataArguments) -> Rows:
-    """Texts and label names of a table, whatever they are.
-
-    Raises:
-        DataError: a column is not there, or the table is empty.
-    """
-    pair_column = arguments.text_pair_column
-    wanted = {
-        "text_column": arguments.text_column,
-        "text_pair_column": pair_column,
-        "label_column": arguments.label_column,
-    }
-    for key, column in wanted.items():
-        if column is not None and column not in table.column_names:
-            raise DataError(
-                f"{where} has no column {column!r}, it has {', '.join(table.column_names)}: "
-                f"name the right one with {key}"
-            )
-    if not len(table):
-        raise DataError(f"{where} holds no rows")
-    _refuse_times(table, arguments.label_column, where)
-    texts = _values(table, arguments.text_column)
-    labels, multi_label = _label_names(table, arguments.label_column, arguments.label_separator)
-    undecodable = {
-        row
-        for row, (text, names) in enumerate(zip(texts, labels, strict=True))
-        if marked(text) or any(map(marked, names))
-    }
-    if pair_column is not None:
-        pairs = _values(table, pair_column)
-        undecodable |= {row for row, text in enumerate(pairs) if marked(text)}
-        texts = list(zip(texts, pairs, strict=True))
-    return Rows(where, texts, labels, multi_label, frozenset(undecodable))
-
-
 def read_labelled(
-    path: Path,
+    named: str,
     arguments: DataArguments,
     labels: Sequence[str],
     task: Task,
     columns: Sequence[str] = (),
 ) -> Labelled:
-    """The usable rows of a file for a package that knows `labels`.
+    """The usable rows of files for a package that knows `labels`.
 
     Args:
+        named: a file, an address, a folder or a pattern.
         columns: what stands in them is returned beside the rows.
 
     Raises:
-        DataError: the file, a column or a row cannot be used.
+        DataError: a file, a column or a row cannot be used.
     """
-    table = read_table(path)
-    rows = rows_of(table, str(path), arguments)
-    for column in columns:
-        if column not in table.column_names:
-            raise DataError(
-                f"{path} has no column {column!r} to slice by, it has "
-                f"{', '.join(table.column_names)}"
-            )
-    if rows.multi_label and task == "single_label":
-        raise DataError(f"{path} has several labels a row, but the package answers with one")
+    rows, beside = read_files([named], arguments, columns)
+    several = any(len(names) > 1 for names in rows.labels)
+    if rows.multi_label and several and task == "single_label":
+        raise DataError(f"{named} has several labels a row, but the package answers with one")
+    for remark in rows.remarks:
+        if task == "single_label" or remark.code != "lists_of_one":
+            place = rows.place(remark.rows[0]) if remark.rows else rows.where
+            logger.warning("%s: %s (%d rows)", place, remark.message, len(remark.rows))
     rows = replace(rows, multi_label=task == "multi_label")
     errors = find_errors({"test": rows}, known=labels)
     errors.refuse(arguments.drop_invalid)
     kept = errors.kept["test"]
-    slices = {}
-    for column in columns:
-        values = _values(table, column)
-        slices[column] = ["" if values[row] is None else str(values[row]) for row in kept]
-    return Labelled(usable_rows(rows, kept), np.asarray(kept, dtype=int), errors.rows, slices)
+    slices = {
+        column: ["" if values[row] is None else str(values[row]) for row in kept]
+        for column, values in beside.items()
+    }
+    dropped = errors.rows + len(rows.left_out)
+    return Labelled(usable_rows(rows, kept), np.asarray(kept, dtype=int), dropped, slices)
 
 
-def read_texts(path: Path, arguments: DataArguments) -> list[Text]:
-    """The texts of a file without labels, or pairs where `text_pair_column` names one.
+def read_texts(named: str, arguments: DataArguments) -> list[Text]:
+    """The texts of files without labels, or pairs where `text_pair_column` names one.
 
     Raises:
-        DataError: the file or a column cannot be used, or a row holds no text.
+        DataError: a file or a column cannot be used, or a row holds no text.
     """
-    table = read_table(path)
     columns = [arguments.text_column, arguments.text_pair_column]
-    read = []
-    for column in columns:
-        if column is None:
-            continue
-        if column not in table.column_names:
-            raise DataError(
-                f"{path} has no column {column!r}, it has {', '.join(table.column_names)}"
-            )
-        values = _values(table, column)
-        for row, value in enumerate(values, start=1):
-            if value is None or not str(value).strip() or marked(value):
-                raise DataError(f"{path}: row {row} has no text in {column!r}: fill or remove it")
-        read.append([str(value) for value in values])
-    if len(read) == 1:
-        return list(read[0])
-    return list(zip(*read, strict=True))
+    read: list[Text] = []
+    for block in read_blocks(named, [name for name in columns if name], keys_of(arguments)):
+        values = [_values(block, name) for name in columns if name is not None]
+        for place, row in enumerate(zip(*values, strict=True)):
+            problem = block.problems.get(place) or next(filter(None, map(text_problem, row)), None)
+            if problem is not None:
+                raise DataError(
+                    f"{block.file}, row {block.start + place + 1}: {problem.message}: fill or "
+                    "remove it"
+                )
+            texts = tuple(map(str, row))
+            read.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
+    return read
+
+
+def _values(block: Block, column: str) -> list[Any]:
+    if not block.resolves(column):
+        raise DataError(f"{block.file} has no column {column!r}, it has {', '.join(block.columns)}")
+    return block.values(column)
 
 
 def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text] | None:
@@ -253,7 +220,7 @@ def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text
         return None
     if path == NO_GOLDEN:
         return []
-    texts = read_texts(Path(path), arguments)
+    texts = read_texts(path, arguments)
     if not 0 < len(texts) <= MOST_GOLDEN_TEXTS:
         raise DataError(
             f"golden_file {path} holds {len(texts)} texts, and every start of a copy asks them "
@@ -313,16 +280,16 @@ def _give_back_last_rows(
     return kept
 
 
-def _read_files(arguments: DataArguments) -> dict[str, tuple[Dataset, str]]:
+def _read_splits(arguments: DataArguments) -> dict[str, Rows]:
     named = {
         "train": arguments.train_file,
         "validation": arguments.validation_file,
         "test": arguments.test_file,
     }
-    return {name: (read_table(Path(path)), path) for name, path in named.items() if path}
+    return {name: read_files(files, arguments)[0] for name, files in named.items() if files}
 
 
-def _read_hub(arguments: DataArguments) -> dict[str, tuple[Dataset, str]]:
+def _read_hub(arguments: DataArguments) -> dict[str, Rows]:
     from datasets import load_dataset
 
     name = arguments.dataset_name
@@ -338,65 +305,11 @@ def _read_hub(arguments: DataArguments) -> dict[str, tuple[Dataset, str]]:
     if "train" not in found:
         raise DataError(f"data set {name!r} has no split 'train', it has {', '.join(found)}")
     return {
-        split: (found[split], f"{name} ({split})")
+        split: read_dataset(found[split], f"{name} ({split})", arguments)
         for split in ("train", "validation", "test")
         if split in found
     }
 
 
-def _values(table: Dataset, column: str) -> list[Any]:
-    """A column's values; Parquet of Hive and old Spark has strings as bytes, others NaN as None."""
-    return [plain(value) for value in table[column][:]]
-
-
-def _refuse_times(table: Dataset, column: str, where: str) -> None:
-    """Raise DataError where labels were read as times: how they were written is lost."""
-    feature = table.features[column]
-    kind = str(getattr(getattr(feature, "feature", feature), "dtype", ""))
-    if kind.startswith(("timestamp", "date", "time")):
-        raise DataError(
-            f"{where}: column {column!r} was read as dates, not as text: give it as CSV, where "
-            "every column is text"
-        )
-
-
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-
-
-def _label_names(
-    table: Dataset, column: str, separator: str | None
-) -> tuple[list[tuple[str, ...]], bool]:
-    """The names of each row's labels, and whether a row may have several.
-
-    It may where the column holds lists, or names joined by `separator`.
-    """
-    from datasets import ClassLabel
-
-    feature = table.features[column]
-    numbered = getattr(feature, "feature", feature)
-    known: dict[Any, tuple[str, ...]] = {}
-
-    def name(value: Any) -> str | None:
-        if isinstance(numbered, ClassLabel):
-            # -1 is how the hub's sets mark a row whose label is hidden.
-            return numbered.int2str(value) if value is not None and value >= 0 else None
-        return None if value is None or not str(value).strip() else str(value)
-
-    def names(value: Any) -> tuple[str, ...]:
-        values = value if isinstance(value, list) else [value]
-        if separator is not None and isinstance(value, str):
-            values = [part.strip() for part in value.split(separator)]
-        found = (name(part) for part in values)
-        return tuple(dict.fromkeys(part for part in found if part is not None))
-
-    values = _values(table, column)
-    # One tuple for all rows of a label: a million rows have few kinds. 1, 1.0 and True are equal.
-    keys = [
-        repr(value) if isinstance(value, list | dict) else (type(value), value) for value in values
-    ]
-    for key, value in zip(keys, values, strict=True):
-        if key not in known:
-            known[key] = names(value)
-    several = separator is not None or any(isinstance(value, list) for value in values)
-    return [known[key] for key in keys], several

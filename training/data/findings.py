@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from training.data.blocks import UNDECODABLE, Block, Problem
 from training.errors import DataError
 
 Severity = Literal["error", "warning"]
@@ -17,29 +20,74 @@ EXAMPLE_ROWS = 10
 MIN_ROWS_OF_A_LABEL = 2
 
 
+class Places:
+    """Where rows stood: in which file, and on which line of it."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._blocks: list[tuple[str, int, array[int]]] = []
+        self._files: set[str] = set()
+
+    def add(self, block: Block, start: int) -> None:
+        """A block whose first row has the 0-based place `start` among all rows."""
+        self._starts.append(start)
+        self._blocks.append((block.file, block.start, array("I", block.lines)))
+        self._files.add(block.file)
+
+    def of(self, row: int, where: str) -> str:
+        """How to name the 0-based `row`: the line where it is not what one would count to."""
+        if not self._starts:
+            return f"{where}, row {row + 1}"
+        index = bisect_right(self._starts, row) - 1
+        file, start, lines = self._blocks[index]
+        inside = row - self._starts[index]
+        number = start + inside + 1
+        line = lines[inside] if lines else None
+        shown = f" (line {line})" if line is not None and line != number else ""
+        return f"{file if len(self._files) > 1 else where}, row {number}{shown}"
+
+
+class Remark(NamedTuple):
+    """Something a reader of rows has to say of those at the 0-based places `rows`."""
+
+    code: str
+    message: str
+    rows: list[int]
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one split as they were read, sound or not: equally long lists.
 
     `texts` holds strings, or pairs of them, or whatever else stood there (None where nothing
-    did); `labels` the names of each row's labels, an empty tuple where there is none.
+    did); `labels` the names of each row's labels, an empty tuple where there is none. By 0-based
+    place `problems` says why a row could not be read, and `left_out` has those that an annotator
+    decided against.
     """
 
     where: str
     texts: list[Any]
     labels: list[tuple[str, ...]]
     multi_label: bool = False
-    undecodable: frozenset[int] = field(default=frozenset())
+    problems: Mapping[int, Problem] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
+    remarks: Sequence[Remark] = ()
+    places: Places = field(default_factory=Places)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def place(self, row: int) -> str:
+        """How to name the 0-based `row`: its file, and its number from 1."""
+        return self.places.of(row, self.where)
 
 
 @dataclass(frozen=True)
 class Finding:
     """One kind of thing that is wrong with one split.
 
-    `count` is rows; `rows` are the first of them, as people count: from 1, without the header.
+    `count` is rows; `rows` are the first of them, as people count: from 1, without the header;
+    `place` names the first, where there is one, and else the split.
     """
 
     code: str
@@ -49,25 +97,26 @@ class Finding:
     count: int
     rows: tuple[int, ...]
     message: str
+    place: str
 
     def sentence(self) -> str:
         """Where, what, how often."""
-        place = f"{self.where}, row {self.rows[0]}" if self.rows else self.where
         others = f" (and {self.count - 1} more rows)" if self.rows and self.count > 1 else ""
-        return f"{place}: {self.message}{others}"
+        return f"{self.place}: {self.message}{others}"
 
 
 def make_finding(
     code: str,
     severity: Severity,
     split: str,
-    where: str,
+    source: Rows,
     rows: Sequence[int],
     message: str,
 ) -> Finding:
     """A finding about the 0-based `rows` of a split."""
     examples = tuple(row + 1 for row in rows[:EXAMPLE_ROWS])
-    return Finding(code, severity, split, where, len(rows), examples, message)
+    place = source.place(rows[0]) if rows else source.where
+    return Finding(code, severity, split, source.where, len(rows), examples, message, place)
 
 
 @dataclass(frozen=True)
@@ -110,16 +159,18 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
     findings: list[Finding] = []
     kept: dict[str, list[int]] = {}
     for name, rows in splits.items():
-        found: dict[tuple[str, str], list[int]] = {}
+        found: dict[Problem, list[int]] = {}
         kept[name] = []
         for row in range(len(rows)):
+            if row in rows.left_out:
+                continue
             problem = row_problem(rows, row)
             if problem is None:
                 kept[name].append(row)
             else:
                 found.setdefault(problem, []).append(row)
         findings += [
-            make_finding(code, "error", name, rows.where, bad, message)
+            make_finding(code, "error", name, rows, bad, message)
             for (code, message), bad in found.items()
         ]
     if known is None:
@@ -128,8 +179,8 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
         if len(labels) < 2:
             found_labels = f"only {labels[0]!r}" if labels else "none"
             message = f"at least two labels are needed, found {found_labels}"
-            where = splits["train"].where
-            findings.append(make_finding("single_label", "error", "train", where, [], message))
+            train = splits["train"]
+            findings.append(make_finding("single_label", "error", "train", train, [], message))
     else:
         labels = list(known)
     for name, rows in splits.items():
@@ -138,32 +189,57 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
     return Errors(findings, kept, labels)
 
 
-def row_problem(rows: Rows, row: int) -> tuple[str, str] | None:
-    """Code and message of what makes a row useless, or None."""
-    if row in rows.undecodable:
-        return "undecodable", "it holds bytes that are not UTF-8, save the file as UTF-8"
+def row_problem(rows: Rows, row: int) -> Problem | None:
+    """What makes a row useless, or None."""
+    if row in rows.problems:
+        return rows.problems[row]
     text = rows.texts[row]
     for part in text if isinstance(text, tuple) else (text,):
         problem = text_problem(part)
         if problem:
             return problem
     if not rows.labels[row] and not rows.multi_label:
-        return "missing_label", "the label is missing"
-    return None
+        return Problem("missing_label", "the label is missing")
+    return next(filter(None, map(label_problem, rows.labels[row])), None)
 
 
-def text_problem(text: object) -> tuple[str, str] | None:
-    """Code and message of why `text` cannot be classified, or None."""
+def label_problem(label: str) -> Problem | None:
+    """Why the name of a label cannot be used, or None."""
+    if label.isascii():
+        return None
+    return _encoding_problem(label, "label")
+
+
+def text_problem(text: object) -> Problem | None:
+    """Why `text` cannot be classified, or None."""
     if text is None:
-        return "missing_text", "the text is missing"
+        return Problem("missing_text", "the text is missing")
+    if isinstance(text, dict):
+        fields = ", ".join(map(repr, list(text)[:5]))
+        first = next(iter(text), "b")
+        return Problem(
+            "missing_text",
+            f"the text is an object with the fields {fields}: name one, as text_column: "
+            f"text.{first}",
+        )
     if not isinstance(text, str | int | float):
-        return "missing_text", f"the text is a {type(text).__name__}"
+        return Problem("missing_text", f"the text is a {type(text).__name__}")
     if not str(text).strip():
-        return "empty_text", "the text is empty"
+        return Problem("empty_text", "the text is empty")
+    return None if str(text).isascii() else _encoding_problem(str(text), "text")
+
+
+def _encoding_problem(text: str, kind: str) -> Problem | None:
     try:
-        str(text).encode()
+        text.encode()
     except UnicodeEncodeError:
-        return "undecodable", "the text holds a lone surrogate"
+        if UNDECODABLE.search(text):
+            return Problem(
+                "undecodable",
+                f"the {kind} holds bytes that cannot be decoded: save the file as UTF-8, or name "
+                "its encoding",
+            )
+        return Problem("undecodable", f"the {kind} holds a lone surrogate")
     return None
 
 
@@ -185,7 +261,7 @@ def _drop_rare_labels(train: Rows, kept: dict[str, list[int]]) -> list[Finding]:
     dropped.sort()
     first = next(label for label in train.labels[dropped[0]] if label in rare)
     message = f"label {first!r} has fewer than {MIN_ROWS_OF_A_LABEL} rows"
-    return [make_finding("rare_labels", "error", "train", train.where, dropped, message)]
+    return [make_finding("rare_labels", "error", "train", train, dropped, message)]
 
 
 def _drop_unseen_labels(
@@ -200,4 +276,4 @@ def _drop_unseen_labels(
     if by_package:
         message = f"label {first!r} is not one of the package's: {', '.join(sorted(known))}"
     kept[name] = sorted(set(kept[name]) - set(bad))
-    return [make_finding("unseen_label", "error", name, rows.where, bad, message)]
+    return [make_finding("unseen_label", "error", name, rows, bad, message)]

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ MARKUP = {
         r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff\ufffd]"
     ),
 }
+
+# What has no width and is no letter.
+NO_WIDTH = re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff]")
+A_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d*)?")
 
 Sound = tuple[Rows, Sequence[int]]
 
@@ -74,6 +79,7 @@ def preflight(
         for name, (rows, kept) in sound.items()
     }
     warnings = [
+        *_remarks(splits),
         *_label_variants(splits),
         *_repeated_texts(sound),
         *_near_duplicates(sound),
@@ -98,11 +104,18 @@ def preflight(
 
 def _warn(code: str, split: str, rows: Rows, found: Sequence[int], message: str) -> list[Finding]:
     """One warning about the 0-based rows `found`, or none."""
-    return [make_finding(code, "warning", split, rows.where, found, message)] if found else []
+    return [make_finding(code, "warning", split, rows, found, message)] if found else []
+
+
+def _remarks(splits: Mapping[str, Rows]) -> Iterator[Finding]:
+    """What the reader of the files has to say of them."""
+    for name, rows in splits.items():
+        for remark in rows.remarks:
+            yield make_finding(remark.code, "warning", name, rows, remark.rows, remark.message)
 
 
 def _label_variants(splits: Mapping[str, Rows]) -> Iterator[Finding]:
-    """Labels that differ only by case or white space; training's commonest spelling is right."""
+    """Labels that look alike; training's commonest spelling is right."""
     spellings: dict[str, Counter[str]] = {}
     for rows in splits.values():
         counts = Counter(label for labels in rows.labels for label in labels)
@@ -123,13 +136,18 @@ def _label_variants(splits: Mapping[str, Rows]) -> Iterator[Finding]:
                 name,
                 rows,
                 found_rows,
-                f"label {example!r} differs from {right[_folded(example)]!r} only by case or "
-                "white space: write such labels alike",
+                f"label {example!r} differs from {right[_folded(example)]!r} only by case, white "
+                "space, the form of a character or of a number: write such labels alike",
             )
 
 
 def _folded(label: str) -> str:
-    return " ".join(label.split()).casefold()
+    """What labels that people take for the same have in common."""
+    text = NO_WIDTH.sub("", unicodedata.normalize("NFKC", label))
+    number = A_NUMBER.fullmatch(text.strip())
+    if number:
+        return f"{float(number[0]):g}"
+    return " ".join(text.split()).casefold()
 
 
 def _repeated_texts(sound: Mapping[str, Sound]) -> Iterator[Finding]:

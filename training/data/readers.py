@@ -1,184 +1,168 @@
-"""A file as a table: CSV, JSONL, JSON and Parquet, through `datasets`."""
+"""The one reader of files: whatever is named → blocks of rows, each row whole or with its reason.
+
+| content | told by |
+|---|---|
+| CSV with `,` `;` tab, vertical bar | `.csv`, `.tsv`, or nothing else fits; a first line `sep=;` |
+| a JSON object on each line | `.jsonl`, `.ndjson`, `.json`, or it begins with `{` |
+| a JSON list, `{"data": [rows]}`, pandas' `to_json` | the same, or it begins with `[` |
+| fastText's `__label__x text` | its first line |
+| Parquet, Arrow, Feather | its first bytes |
+
+Each may be compressed (`.gz`, `.zst`), in any encoding, and lie wherever fsspec reaches.
+"""
 
 from __future__ import annotations
 
 import codecs
-import csv
-import glob
+import io
+import logging
 import re
-import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
+from training.data.arrow_files import read_arrow
+from training.data.blocks import BLOCK_ROWS, ROW_CHARACTERS, Block, RecordBlock
+from training.data.csv_files import SEPARATOR_NAMES, find_layout, read_csv
+from training.data.json_files import read_json
+from training.data.sources import ENDINGS, Content, Source, find_sources
+from training.data.text_files import (
+    check_encoding,
+    find_encoding,
+    lines_of,
+    open_text,
+    refuse_other_kinds,
+)
 from training.errors import DataError
+from training.progress import progress
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+logger = logging.getLogger(__name__)
 
-FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-# Stands for bytes that are not UTF-8 while a file is read: private characters, so that no text
-# holds it by itself.
-UNDECODABLE = "\U0010fffd\ufffd\U0010fffd"
-# Of a JSON file so much is looked at to find where it begins.
-BEGINNING_BYTES = 1 << 16
-
-
-def read_table(path: Path) -> Dataset:
-    """One file as a table; bytes that are not UTF-8 become UNDECODABLE.
-
-    Raises:
-        DataError: it is absent, of another format, or malformed.
-    """
-    from datasets import DatasetDict, Features, Value, config, load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    kind = FORMATS.get(path.suffix.lower())
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    if kind is None:
-        raise DataError(f"{path}: files end in {', '.join(FORMATS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    options: dict[str, Any] = {}
-    begins = _beginning(path) if kind == "json" else 0
-    if kind != "parquet" and (begins or not _is_utf8(path)):
-        return _read_copy(path, begins)
-    if kind == "csv":
-        columns = csv_header(path)
-        # All columns as text: `NA` and `null` are words, `007` is not 7. A nameless column is
-        # called as pandas will call it.
-        names = [column or f"Unnamed: {index}" for index, column in enumerate(columns)]
-        options["features"] = Features({name: Value("string") for name in names})
-        options["keep_default_na"] = False
-        options["encoding"] = "utf-8-sig"
-    try:
-        # Not what `datasets` keeps: it knows a file by path and time, and another file that was
-        # copied there with the same time would be the old one. What is mapped into memory stays
-        # when its name is gone.
-        kept = Path(config.HF_DATASETS_CACHE)
-        kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="whetstone-", dir=kept) as cache:
-            table = load_dataset(
-                kind,
-                data_files=glob.escape(str(path)),
-                split="train",
-                cache_dir=cache,
-                **options,
-            )
-    except (DatasetGenerationError, ValueError, OSError, TypeError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        if "corresponds to no data" in reason:
-            raise DataError(f"{path} holds no rows") from None
-        raise DataError(f"{path} cannot be read as {kind.upper()}: {reason}") from error
-    assert not isinstance(table, DatasetDict)  # noqa: S101 - a split was named
-    return table
+FASTTEXT = "__label__"
+FASTTEXT_LABELS = re.compile(rf"(?:{FASTTEXT}\S+\s*)+")
+FASTTEXT_COLUMNS = ["text", "label"]
+# A bar for what takes longer than so many seconds.
+BAR_SECONDS = 2.0
 
 
-def plain(value: Any) -> Any:
-    """A value of a table as CSV or JSON would have it; bytes that are not UTF-8 are marked."""
-    if isinstance(value, bytes):
-        return re.sub("[\udc80-\udcff]+", UNDECODABLE, value.decode("utf-8", "surrogateescape"))
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    return None if value != value else value
+@dataclass(frozen=True)
+class ReadingKeys:
+    """What a user says of files that cannot be seen from them; None where it is looked for."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
 
 
-def marked(text: object) -> bool:
-    """Whether it held bytes that are not UTF-8."""
-    return isinstance(text, str) and UNDECODABLE in text
+def read_blocks(
+    named: str | Sequence[str],
+    wanted: Sequence[str] | None,
+    keys: ReadingKeys = ReadingKeys(),
+    *,
+    looked_for: Sequence[str] = (),
+) -> Iterator[Block]:
+    """Every row of the files, in order, with a bar.
 
-
-def _is_utf8(path: Path) -> bool:
-    with path.open("rb") as handle:
-        try:
-            for line in handle:
-                line.decode("utf-8")
-        except UnicodeDecodeError:
-            return False
-    return True
-
-
-def _beginning(path: Path) -> int:
-    """How many bytes of a JSON file come before its first row: white space, a byte order mark.
+    Args:
+        named: as `find_sources` takes it.
+        wanted: columns to read where a format can leave others out; all when None.
+        looked_for: columns that tell how a file is written; `wanted` when empty.
 
     Raises:
-        DataError: it does not begin as rows do, at which the reader would crash.
+        DataError: a file is not there, is something else, has no header, or changed meanwhile.
     """
-    with path.open("rb") as handle:
-        head = handle.read(BEGINNING_BYTES)
-    content = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if content[:1] not in (b"{", b"["):
-        refuse_undecodable(path)
-        raise DataError(f"{path} holds no rows: JSON rows begin with {{, or a list of them with [")
-    return len(head) - len(content)
+    sources = find_sources(named)
+    with progress(bytes_of(sources), "read", "B", leave=False, delay=BAR_SECONDS) as bar:
+        for block in read_sources(sources, wanted, keys, looked_for=looked_for or wanted or ()):
+            bar.update(block.position - bar.n)
+            yield block
 
 
-def _read_copy(path: Path, begins: int) -> Dataset:
-    """A file by way of a copy, from byte `begins` on, that marks bytes that are not UTF-8.
-
-    Raises:
-        DataError: its first line has such bytes, as where it is in another encoding altogether.
-    """
-    with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
-        copy = Path(folder) / path.name
-        with path.open("rb") as source, copy.open("wb") as target:
-            source.seek(begins)
-            for number, line in enumerate(source, start=1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    if number == 1:
-                        raise DataError(
-                            f"{path}, line 1: byte {error.start + 1} is not UTF-8: save the file "
-                            "as UTF-8"
-                        ) from None
-                    escaped = line.decode("utf-8", "surrogateescape")
-                    marked = re.sub("[\udc80-\udcff]+", UNDECODABLE, escaped)
-                    target.write(marked.encode())
-                else:
-                    target.write(line)
-        try:
-            return read_table(copy)
-        except DataError as error:
-            raise DataError(str(error).replace(str(copy), str(path))) from error
+def bytes_of(sources: Sequence[Source]) -> int | None:
+    """How many there are to read, as they are stored; None where that is not known."""
+    sizes = [source.size for source in sources]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def csv_header(path: Path) -> list[str]:
-    """Column names of a CSV file."""
-    csv.field_size_limit(1 << 30)
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.reader(handle)
-        columns = next(reader, [])
-        first = next(filter(None, reader), [])
-        if len(first) > len(columns):
-            # pandas would take the first column for an index.
-            raise DataError(f"{path}, line {reader.line_num}: more cells than columns")
-    if not columns:
-        raise DataError(f"{path} is empty: it has no header")
-    refuse_doubled(path, columns)
-    return columns
+def read_sources(
+    sources: Sequence[Source],
+    wanted: Sequence[str] | None,
+    keys: ReadingKeys,
+    *,
+    looked_for: Sequence[str],
+) -> Iterator[Block]:
+    """The same of files that were found, without a bar; how they are written is said once."""
+    done = 0
+    for source in sources:
+        with closing(source.open()) as content:
+            for block in read_content(content, source, wanted, looked_for, keys):
+                block.position = done + content.position
+                yield block
+        done += source.size or 0
+        source.refuse_change()
 
 
-def refuse_doubled(path: Path, columns: Sequence[str]) -> None:
-    """Raise DataError where two columns have one name."""
-    doubled = [column for column, count in Counter(columns).items() if count > 1]
-    if doubled:
-        raise DataError(f"{path} has two columns named {doubled[0]!r}")
+def read_content(
+    content: Content,
+    source: Source,
+    wanted: Sequence[str] | None,
+    looked_for: Sequence[str],
+    keys: ReadingKeys,
+) -> Iterator[Block]:
+    """The rows of one file. The first block may be empty, and there for its columns."""
+    head = content.head
+    if not head:
+        raise DataError(f"{source.name} is empty")
+    format_ = source.format
+    if format_ is None:
+        refuse_other_kinds(head, source.name)
+        raise DataError(f"{source.name}: the names of files end in {ENDINGS}, or in .gz or .zst")
+    if format_ == "parquet" or (format_ == "text" and head.startswith(b"PAR1")):
+        return read_arrow(content.as_file(), "parquet", source.name, wanted)
+    if format_ == "arrow" or (format_ == "text" and head.startswith(b"ARROW1")):
+        return read_arrow(content.as_file(), "arrow", source.name, wanted)
+    return _read_text(content, format_, source, looked_for, keys)
 
 
-def refuse_undecodable(path: Path) -> None:
-    """Raise DataError naming the first line of `path` that is not UTF-8."""
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: byte {error.start + 1} is not UTF-8: "
-                    "save the file as UTF-8"
-                ) from None
+def _read_text(
+    content: Content, format_: str, source: Source, wanted: Sequence[str], keys: ReadingKeys
+) -> Iterator[Block]:
+    refuse_other_kinds(content.head, source.name)
+    found = find_encoding(content.head)
+    encoding = check_encoding(keys.encoding) if keys.encoding else found
+    if not keys.encoding and found not in ("utf-8", "utf-8-sig"):
+        logger.warning("%s: read as %s (key encoding)", source.name, _shown(found))
+    text = open_text(io.BufferedReader(content), encoding)
+    # Cut in the middle of a character, it may not be whole.
+    head = codecs.getincrementaldecoder(encoding)("replace").decode(content.head)
+    if head.startswith(FASTTEXT):
+        return _read_fasttext(text, source.name)
+    if format_ == "json" or (format_ == "text" and head.lstrip()[:1] in ("{", "[")):
+        return read_json(text, head, source.name, wanted)
+    layout = find_layout(head, wanted, keys.delimiter or ("\t" if source.is_tabbed else None))
+    if layout.separator != "," and not keys.delimiter and not source.is_tabbed:
+        name = SEPARATOR_NAMES.get(layout.separator, repr(layout.separator))
+        logger.warning("%s: %s separate its columns (key delimiter)", source.name, name)
+    return read_csv(lines_of(text, ROW_CHARACTERS), layout, source.name)
+
+
+def _shown(encoding: str) -> str:
+    return {"cp1252": "Windows-1252"}.get(encoding, encoding.upper())
+
+
+def _read_fasttext(text: io.TextIOBase, file: str) -> Iterator[Block]:
+    """Rows of text, and a label or a list of them."""
+    rows, lines, start = [], [], 0
+    for number, line in enumerate(lines_of(text, ROW_CHARACTERS), start=1):
+        if not line.strip():
+            continue
+        labels = FASTTEXT_LABELS.match(line)
+        names = [name.removeprefix(FASTTEXT) for name in labels[0].split()] if labels else []
+        rest = line[labels.end() if labels else 0 :].strip()
+        rows.append({"text": rest, "label": names[0] if len(names) == 1 else names or None})
+        lines.append(number)
+        if len(rows) == BLOCK_ROWS:
+            yield RecordBlock(file, start, FASTTEXT_COLUMNS, lines, rows=rows)
+            start += len(rows)
+            rows, lines = [], []
+    if rows:
+        yield RecordBlock(file, start, FASTTEXT_COLUMNS, lines, rows=rows)

@@ -25,10 +25,10 @@ from service.model_package import (
     MODEL_STORE_NAME,
     Manifest,
     PackageError,
-    file_record,
     read_manifest,
 )
 from training.cluster import Cluster
+from training.data.sources import sha256_of
 from training.errors import ClusterError, ReleaseError, VerifyError, WhetstoneError
 from training.release import rollout
 from training.release.overlay import (
@@ -70,7 +70,7 @@ class Wishes:
     package: str
     overlay: Path
     champion: str
-    data: Path
+    data: str
     apply: bool = False
     image: str | None = None
     image_repository: str | None = None
@@ -531,8 +531,8 @@ def _compared(
     )
     record.champion, record.champion_version = wishes.champion, version
     record.data = {
-        "file": str(wishes.data),
-        "sha256": file_record(wishes.data).sha256,
+        "file": wishes.data,
+        "sha256": sha256_of(wishes.data),
         "rows": len(found.split),
     }
     if found.gone or found.come:

@@ -1,52 +1,87 @@
-"""Score a file: its columns kept, the answers added; streamed, so any size works.
+"""Score files: their columns kept, the answers added; in parts, so any size works.
 
     whetstone predict runs/support_tickets/package messages.csv --out scored.csv
 
-Reads and writes CSV, JSONL and Parquet; the ending of each name says which.
+Killed at any moment, the same command goes on behind the last part that is written.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from service.classifier import Classifier, NotFiniteError, Prediction
+from tqdm import tqdm
+
+from service.classifier import Classifier, Prediction
 from service.model_package import Manifest, Text
 from training.config import DataArguments, columns_of
+from training.data.blocks import Block
 from training.data.findings import text_problem
-from training.data.readers import (
-    csv_header,
-    marked,
-    plain,
-    refuse_doubled,
-    refuse_undecodable,
-)
-from training.errors import DataError
+from training.data.layouts import find_layout
+from training.data.readers import bytes_of, read_sources
+from training.data.rows import keys_of, no_column
+from training.data.sources import COMPRESSIONS, Source, find_sources
+from training.errors import DataError, InterruptedRunError
 from training.progress import progress
+from training.scoring.answers import Answering, PendingAnswers
+from training.scoring.parts import Parts
+from training.scoring.survey import survey
+from training.scoring.tables import Row, TableFormat
 
-CHUNK_ROWS = 1024
-# A lone surrogate cannot be written as UTF-8; escaped, it is what JSON had.
-UNENCODABLE = "backslashreplace"
 LABEL, SCORE, LABELS, ABSTAINED, ERROR = "label", "score", "labels", "abstained", "error"
 # Between the labels of a row of a CSV file, unless the package's own data had another.
 DEFAULT_SEPARATOR = "|"
 SCORE_PREFIX = "score_"
 # Put before an added column whose name the input already has.
 CLASH_PREFIX = "predicted_"
+NOT_FINITE = "the model computed no finite scores for this text"
+STANDARD_OUTPUT = "-"
+# What a result's name ends in → how it is written.
+KINDS = {
+    **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
+}
+# Parts that are read before the first of them is written: cores stay busy meanwhile.
+PARTS_AHEAD = 2
+# With another one the parts of an earlier version are not gone on from.
+PARTS_FORMAT = 1
 
-Row = dict[str, Any]
-Write = Callable[[list[Row]], None]
+
+@dataclass
+class _Pending:
+    """A part whose answers are on their way."""
+
+    index: int
+    block: Block
+    problems: list[str | None]
+    answers: PendingAnswers
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is read and how it is written."""
+
+    classifier: Classifier
+    sources: list[Source]
+    arguments: DataArguments
+    read: list[str]
+    added: dict[str, str]
+    format: TableFormat
+    separator: str | None
 
 
 def predict(
     classifier: Classifier,
-    source: Path,
-    target: Path,
+    source: str | Path | Sequence[str],
+    target: str | Path,
     arguments: DataArguments | None = None,
     *,
     all_scores: bool = False,
@@ -60,63 +95,159 @@ def predict(
     `error`.
 
     Args:
+        source: as `training.data.sources.find_sources` takes it; `-` is standard input.
+        target: a file or address, whose ending says how it is written; `-` is standard output.
         arguments: which columns hold the text, or the texts of a pair; by default those of the
             package's recipe.
 
     Raises:
-        DataError: the file, a column, or one of the two formats cannot be used.
+        DataError: a file, a column, or one of the two formats cannot be used.
+        InterruptedRunError: Ctrl-C; the parts that are written stay.
     """
     arguments = arguments or columns_of(classifier.manifest, {})
-    columns = _columns(source)
-    read = _text_columns(classifier, arguments)
-    for column in read:
-        if column not in columns:
-            raise DataError(
-                f"{source} has no column {column!r}, it has {', '.join(columns)}: name the right "
-                f"one with --{'text_column' if column == read[0] else 'text_pair_column'}"
-            )
-    manifest = classifier.manifest
-    added = added_columns(columns, manifest, all_scores)
-    separator = arguments.label_separator or DEFAULT_SEPARATOR
-    as_text = separator if _kind(target) == "csv" else None
+    job = _plan(classifier, source, str(target), arguments, all_scores)
+    parts = None if str(target) == STANDARD_OUTPUT else Parts(str(target), _identity(job))
     rows = failures = 0
-    with (
-        _writer(target, source, columns, list(added.values())) as write,
-        progress(None, "predict", "row") as bar,
-    ):
-        for chunk in _chunks(source):
-            problems = [_problem(row, read) for row in chunk]
-            answers = _answers(classifier, chunk, read, problems)
-            for row, problem in zip(chunk, problems, strict=True):
-                if own := row.keys() & set(added.values()):
-                    raise DataError(f"{source}: rows differ: only a later one has {min(own)!r}")
-                row.update(dict.fromkeys(added.values()))
-                row[added[ERROR]] = problem
-                if problem is None:
-                    cells = _cells(next(answers), manifest.labels, as_text)
-                    row.update({name: cells[key] for key, name in added.items() if key != ERROR})
-            failures += sum(problem is not None for problem in problems)
-            write(chunk)
-            rows += len(chunk)
-            bar.update(len(chunk))
-    return rows, failures
+    try:
+        for pending, cells in _answered(job, parts):
+            content = job.format.part(pending.block, cells, pending.index == 0)
+            bad = sum(problem is not None for problem in pending.problems)
+            rows, failures = rows + len(cells), failures + bad
+            if parts is not None:
+                parts.add(pending.index, content, len(cells), bad)
+            else:
+                _write_out((job.format.beginning() if pending.index == 0 else b"") + content)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(_kept(parts)) from None
+    except DataError:
+        if parts is not None:
+            parts.discard_empty()
+        raise
+    if parts is None:
+        _write_out(job.format.end() if rows else job.format.beginning() + job.format.end())
+        return rows, failures
+    parts.finish(job.format.assemble)
+    written = parts.written.values()
+    return sum(part.rows for part in written), sum(part.failures for part in written)
 
 
-def _answers(
-    classifier: Classifier, rows: list[Row], columns: list[str], problems: list[str | None]
-) -> Iterator[Prediction]:
-    """The answers to the rows without a problem; one without a finite score gets a problem, too."""
-    while True:
-        places = [place for place, problem in enumerate(problems) if problem is None]
-        try:
-            return iter(classifier.classify([_text(rows[place], columns) for place in places]))
-        except NotFiniteError as error:
-            # Beside other texts others may be refused, but each time there are fewer.
-            for place in error.texts:
-                problems[places[place]] = "the model computed no finite scores for this text"
+def _kept(parts: Parts | None) -> str:
+    rows = sum(part.rows for part in parts.written.values()) if parts else 0
+    if not rows:
+        return "interrupted, before a part was written"
+    return f"interrupted: {rows:,} rows are kept; the same command goes on behind them"
 
 
-def added_columns(columns: list[str], manifest: Manifest, all_scores: bool) -> dict[str, str]:
+def _plan(
+    classifier: Classifier,
+    source: str | Path | Sequence[str],
+    target: str,
+    arguments: DataArguments,
+    all_scores: bool,
+) -> _Job:
+    sources = find_sources(source)
+    read = [arguments.text_column]
+    if classifier.manifest.has_pairs:
+        read.append(arguments.text_pair_column or "text_pair")
+    kind, compression = _kind(target, sources[0])
+    found = survey(sources, kind, keys_of(arguments), read)
+    added = added_columns(found.columns, classifier.manifest, all_scores)
+    schema = None
+    if kind in ("parquet", "arrow"):
+        import pyarrow
+
+        fields = [pyarrow.field(name, _added_type(key)) for key, name in added.items()]
+        schema = pyarrow.schema([*found.fields, *fields], metadata=found.metadata)
+    form = TableFormat(kind, compression, found.columns, list(added.values()), schema)
+    separator = None if form.has_lists else arguments.label_separator or DEFAULT_SEPARATOR
+    return _Job(classifier, sources, arguments, read, added, form, separator)
+
+
+def _identity(job: _Job) -> str:
+    """Twelve digits that change with whatever the result depends on."""
+    content = {
+        "format": PARTS_FORMAT,
+        "package": job.classifier.manifest.version,
+        "sources": [(source.path, source.state) for source in job.sources],
+        "arguments": asdict(job.arguments),
+        "columns": [job.read, job.added, list(job.format.columns)],
+        "kind": [job.format.kind, job.format.compression, str(job.format.schema)],
+    }
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
+
+
+def _answered(job: _Job, parts: Parts | None) -> Iterator[tuple[_Pending, list[Row]]]:
+    """Every part that is not written yet, in order, with what is added to each of its rows."""
+    written = parts.written if parts else {}
+    waiting: deque[_Pending] = deque()
+    # Where standard output is the result, the bar would be within it on a terminal.
+    hidden = parts is None and sys.stdout.isatty()
+    blocks = read_sources(job.sources, None, keys_of(job.arguments), looked_for=job.read)
+    with closing(Answering(job.classifier)) as answering, _Bar(job.sources, hidden) as bar:
+
+        def oldest() -> tuple[_Pending, list[Row]]:
+            pending = waiting.popleft()
+            cells = _cells_of(job, pending)
+            bar.add(pending.block, sum(problem is not None for problem in pending.problems))
+            return pending, cells
+
+        index = 0
+        for block in blocks:
+            if not len(block):
+                continue
+            if index in written:
+                bar.skip(block, written[index].failures)
+            else:
+                waiting.append(_begin(job, answering, index, block))
+            index += 1
+            if len(waiting) > PARTS_AHEAD:
+                yield oldest()
+        while waiting:
+            yield oldest()
+
+
+def _begin(job: _Job, answering: Answering, index: int, block: Block) -> _Pending:
+    layout = find_layout(block, job.read[0], job.arguments.label_column)
+    columns = [layout.text_column, *job.read[1:]]
+    for column in columns:
+        if not block.resolves(column):
+            key = "text_column" if column == columns[0] else "text_pair_column"
+            raise DataError(no_column(block, column, key))
+    rows = list(zip(*(block.values(column) for column in columns), strict=True))
+    problems = [_problem(block, place, row) for place, row in enumerate(rows)]
+    texts: list[Text] = [
+        str(row[0]) if len(row) == 1 else (str(row[0]), str(row[1]))
+        for row, problem in zip(rows, problems, strict=True)
+        if problem is None
+    ]
+    return _Pending(index, block, problems, answering.submit(texts))
+
+
+def _problem(block: Block, place: int, row: Sequence[Any]) -> str | None:
+    """Why a row cannot be classified, or None."""
+    problem = block.problems.get(place) or next(filter(None, map(text_problem, row)), None)
+    return problem.message if problem else None
+
+
+def _cells_of(job: _Job, pending: _Pending) -> list[Row]:
+    """What is added to each row of a part, by the names of the columns."""
+    answers = iter(pending.answers.wait())
+    labels = job.classifier.manifest.labels
+    nothing = dict.fromkeys(job.added.values())
+    rows = []
+    for place, problem in enumerate(pending.problems):
+        answer = next(answers) if problem is None else None
+        if problem is None and answer is None:
+            problem = pending.problems[place] = NOT_FINITE
+        if answer is None:
+            rows.append({**nothing, job.added[ERROR]: problem})
+        else:
+            cells = _cells(answer, labels, job.separator)
+            rows.append({name: cells[key] for key, name in job.added.items()})
+    return rows
+
+
+def added_columns(columns: Sequence[str], manifest: Manifest, all_scores: bool) -> dict[str, str]:
     """What is added → the name of its column, which is none of `columns`.
 
     Raises:
@@ -134,27 +265,6 @@ def added_columns(columns: list[str], manifest: Manifest, all_scores: bool) -> d
     return names
 
 
-def _text_columns(classifier: Classifier, arguments: DataArguments) -> list[str]:
-    if not classifier.manifest.has_pairs:
-        return [arguments.text_column]
-    return [arguments.text_column, arguments.text_pair_column or "text_pair"]
-
-
-def _problem(row: Row, columns: list[str]) -> str | None:
-    """Why a row cannot be classified, or None."""
-    values = [plain(row.get(column)) for column in columns]
-    if any(map(marked, values)):
-        return "the text holds bytes that are not UTF-8"
-    found = map(text_problem, values)
-    return next((problem[1] for problem in found if problem is not None), None)
-
-
-def _text(row: Row, columns: list[str]) -> Text:
-    if len(columns) == 1:
-        return str(plain(row[columns[0]]))
-    return str(plain(row[columns[0]])), str(plain(row[columns[1]]))
-
-
 def _cells(answer: Prediction, labels: Sequence[str], separator: str | None) -> Row:
     """An answer by the keys of `added_columns`; several labels joined where there is no list."""
     several: Any = list(answer.labels or ())
@@ -166,165 +276,11 @@ def _cells(answer: Prediction, labels: Sequence[str], separator: str | None) -> 
         SCORE: answer.score,
         LABELS: several,
         ABSTAINED: answer.abstained,
+        ERROR: None,
     } | {f"{SCORE_PREFIX}{label}": score for label, score in scores}
 
 
-def _columns(source: Path) -> list[str]:
-    if not source.is_file():
-        raise DataError(f"there is no file {source}")
-    kind = _kind(source)
-    if kind == "parquet":
-        names = list(_parquet_file(source).schema_arrow.names)
-        refuse_doubled(source, names)
-        return names
-    refuse_undecodable(source)
-    if kind == "csv":
-        return csv_header(source)
-    first = next(_json_rows(source), None)
-    if first is None:
-        raise DataError(f"{source} is empty")
-    return list(first)
-
-
-def _chunks(source: Path) -> Iterator[list[Row]]:
-    kind = _kind(source)
-    if kind == "parquet":
-        for batch in _parquet_file(source).iter_batches(CHUNK_ROWS):
-            yield batch.to_pylist()
-        return
-    chunk: list[Row] = []
-    for row in _csv_rows(source) if kind == "csv" else _json_rows(source):
-        chunk.append(row)
-        if len(chunk) == CHUNK_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _csv_rows(source: Path) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)
-    with source.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, strict=True)
-        try:
-            for row in reader:
-                if None in row:
-                    raise DataError(f"{source}, line {reader.line_num}: more cells than columns")
-                yield row
-        except csv.Error as error:
-            raise DataError(f"{source}, line {reader.line_num}: {error}") from None
-
-
-def _json_rows(source: Path) -> Iterator[Row]:
-    with source.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise DataError(f"{source}, line {number}: not JSON") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{source}, line {number}: not a JSON object")
-            yield row
-
-
-def _parquet_file(source: Path) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return parquet.ParquetFile(source)
-    except pyarrow.ArrowInvalid:
-        raise DataError(f"{source} is not a Parquet file") from None
-
-
-@contextmanager
-def _writer(target: Path, source: Path, columns: list[str], added: list[str]) -> Iterator[Write]:
-    """Write rows to a temporary name that becomes `target` when all went well."""
-    kind = _kind(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    openers = {"csv": _csv_writer, "jsonl": _json_writer, "parquet": _parquet_writer}
-    try:
-        with openers[kind](temporary, source, columns, added) as write:
-            yield write
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _csv_writer(path: Path, source: Path, columns: list[str], added: list[str]) -> Iterator[Write]:
-    with path.open("w", newline="", encoding="utf-8", errors=UNENCODABLE) as handle:
-        writer = csv.DictWriter(handle, [*columns, *added], lineterminator="\n")
-        writer.writeheader()
-
-        def write(rows: list[Row]) -> None:
-            try:
-                writer.writerows(rows)
-            except ValueError:
-                raise DataError(
-                    f"{source}: rows differ in their keys, which CSV cannot hold: write .jsonl"
-                ) from None
-
-        yield write
-
-
-@contextmanager
-def _json_writer(
-    path: Path, _source: Path, _columns: list[str], _added: list[str]
-) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8", errors=UNENCODABLE) as handle:
-
-        def write(rows: list[Row]) -> None:
-            handle.writelines(
-                json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
-            )
-
-        yield write
-
-
-@contextmanager
-def _parquet_writer(
-    path: Path, source: Path, columns: list[str], added: list[str]
-) -> Iterator[Write]:
-    import pyarrow
-    from pyarrow import parquet
-
-    types = {name: _added_type(name) for name in added}
-    if _kind(source) == "parquet":
-        types |= {field.name: field.type for field in _parquet_file(source).schema_arrow}
-    writer = None
-
-    def write(rows: list[Row]) -> None:
-        nonlocal writer
-        names = [*columns, *added]
-        if any(row.keys() - set(names) for row in rows):
-            raise DataError(f"{source}: rows differ in their keys, which Parquet cannot hold")
-        try:
-            if writer is None:
-                # JSON states no types: the first rows decide.
-                for name in names:
-                    if name not in types:
-                        kind = pyarrow.array([row.get(name) for row in rows]).type
-                        types[name] = pyarrow.string() if kind == pyarrow.null() else kind
-                fields = ((name, types[name]) for name in names)
-                writer = parquet.ParquetWriter(path, pyarrow.schema(fields))
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=writer.schema))
-        except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as failure:
-            raise DataError(f"{source}: rows differ too much for one table: {failure}") from None
-
-    try:
-        yield write
-        if writer is None:
-            write([])
-    finally:
-        if writer is not None:
-            writer.close()
-
-
-def _added_type(name: str) -> Any:
+def _added_type(key: str) -> Any:
     """The Arrow type of an added column."""
     import pyarrow
 
@@ -334,11 +290,57 @@ def _added_type(name: str) -> Any:
         LABELS: pyarrow.list_(pyarrow.string()),
         ABSTAINED: pyarrow.bool_(),
     }
-    return types.get(name.removeprefix(CLASH_PREFIX), pyarrow.float64())
+    return types.get(key, pyarrow.float64())
 
 
-def _kind(path: Path) -> str:
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("csv", "jsonl", "parquet"):
-        raise DataError(f"{path}: the file must end in .csv, .jsonl or .parquet")
-    return kind
+def _kind(target: str, first: Source) -> tuple[str, str | None]:
+    """How the result is written: as its name says, on standard output as the input is."""
+    if target == STANDARD_OUTPUT:
+        return ("csv" if first.format in ("csv", None) else "jsonl"), None
+    endings = [ending.lower() for ending in PurePosixPath(target).suffixes]
+    compression = COMPRESSIONS.get(endings[-1]) if endings else None
+    endings = endings[:-1] if compression else endings
+    kind = KINDS.get(endings[-1]) if endings else None
+    if kind is None or (compression and kind in ("parquet", "arrow")):
+        raise DataError(
+            f"{target}: the result must end in {', '.join(KINDS)}; those of text may end in "
+            "another .gz or .zst"
+        )
+    return kind, compression
+
+
+def _write_out(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+class _Bar:
+    """How far it is, rows a second, rows refused, and the time that is left."""
+
+    def __init__(self, sources: Sequence[Source], hidden: bool) -> None:
+        self._total = None if hidden else bytes_of(sources)
+        self._bar: tqdm[Any] = progress(self._total, "predict", "B")
+        self._bar.disable = self._bar.disable or hidden
+        self._rows = self._failures = self._skipped = 0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def skip(self, block: Block, failures: int) -> None:
+        """A part that was written before: no time was needed for it."""
+        self._rows, self._failures = self._rows + len(block), self._failures + failures
+        self._skipped = self._rows
+        self._bar.n = self._bar.initial = block.position
+        self._began = time.monotonic()
+
+    def add(self, block: Block, failures: int) -> None:
+        """A part that is answered."""
+        self._rows, self._failures = self._rows + len(block), self._failures + failures
+        rate = (self._rows - self._skipped) / max(time.monotonic() - self._began, 1e-3)
+        said = f"{self._rows:,} rows, {rate:,.0f} rows/s, {self._failures:,} refused"
+        self._bar.set_postfix_str(said, refresh=False)
+        self._bar.update(max(0, block.position - self._bar.n))

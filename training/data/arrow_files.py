@@ -1,0 +1,98 @@
+"""Parquet, Arrow and Feather → blocks of rows, by pyarrow, with only the columns that are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from training.data.blocks import BLOCK_ROWS, TableBlock
+from training.errors import DataError
+
+
+def read_arrow(
+    content: Any, format_: str, file: str, wanted: Sequence[str] | None
+) -> Iterator[TableBlock]:
+    """Rows as blocks; the first is empty, and there for the columns.
+
+    Args:
+        content: a file that can be read from anywhere.
+        format_: parquet or arrow.
+        wanted: columns, dotted ones too; all when None.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    import pyarrow
+
+    try:
+        schema, batches = _open(content, format_, wanted)
+        names = list(schema.names)
+        if len(set(names)) < len(names):
+            doubled = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{file} has two columns named {doubled!r}")
+        numbered = _label_names(schema)
+        yield TableBlock(file, 0, names, table=schema.empty_table(), numbered=numbered)
+        start = 0
+        for batch in batches:
+            table = pyarrow.Table.from_batches([batch])
+            yield TableBlock(file, start, names, table=table, numbered=numbered)
+            start += len(table)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{file} cannot be read as {format_.capitalize()}: {reason}") from None
+
+
+def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any, Iterator[Any]]:
+    """The schema of all columns, and batches of those that are wanted."""
+    import pyarrow
+
+    if format_ == "parquet":
+        from pyarrow import parquet
+
+        file = parquet.ParquetFile(content)
+        schema = file.schema_arrow
+        return schema, file.iter_batches(BLOCK_ROWS, columns=_columns(schema, wanted))
+    if content.read(4) == b"FEA1":
+        from pyarrow import feather
+
+        content.seek(0)
+        table = feather.read_table(content)
+        return table.schema, iter(table.to_batches(BLOCK_ROWS))
+    content.seek(0)
+    try:
+        reader = pyarrow.ipc.open_file(content)
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+    except pyarrow.ArrowInvalid:
+        content.seek(0)
+        reader = pyarrow.ipc.open_stream(content)
+        batches = iter(reader)
+    return reader.schema, (part for batch in batches for part in _parts(batch))
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    for start in range(0, batch.num_rows, BLOCK_ROWS):
+        yield batch.slice(start, BLOCK_ROWS)
+
+
+def _columns(schema: Any, wanted: Sequence[str] | None) -> list[str] | None:
+    """The columns of a file that hold what is wanted."""
+    if wanted is None:
+        return None
+    names = set(schema.names)
+    heads = [
+        [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        for parts in (column.split(".") for column in wanted)
+    ]
+    found = (next((name for name in head if name in names), None) for head in heads)
+    return list(dict.fromkeys(name for name in found if name is not None))
+
+
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    """Column → what its numbers stand for, where `datasets` wrote the file."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    from datasets import ClassLabel, Features
+
+    features = Features.from_arrow_schema(schema)
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: one.names for name, one in inner.items() if isinstance(one, ClassLabel)}

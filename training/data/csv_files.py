@@ -1,0 +1,202 @@
+"""CSV of any separator → blocks of rows. Python's own `csv` does the parsing: it says of every
+row which line it ends on and how many cells it has."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from training.data.blocks import BLOCK_CHARACTERS, BLOCK_ROWS, ROW_CHARACTERS, CellBlock, Problem
+from training.errors import DataError
+
+SEPARATORS = ",;\t|"
+SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+# Rows of the head by which a separator is found.
+SNIFFED_ROWS = 50
+# A file with more of such rows is not quoted as CSV is.
+MOST_OPEN_QUOTES = 20
+OPEN_QUOTE = Problem(
+    "malformed_row",
+    f"a quote opens in it that nothing closes, or it has more than {ROW_CHARACTERS:,} characters",
+)
+
+
+class Layout(NamedTuple):
+    """How a file of CSV is written; `skip` lines come before the header."""
+
+    separator: str
+    skip: int = 0
+
+
+class Lines:
+    """The lines of a text; of the row that is being read, all so far."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self._again: deque[str] = deque()
+        self._number = 0
+        self._row: list[str] = []
+        self.characters = 0
+        self.ended = False
+
+    def __iter__(self) -> Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self.characters > ROW_CHARACTERS:
+            raise csv.Error("a quote that nothing closes")
+        if self._again:
+            line = self._again.popleft()
+        else:
+            # A row that is given after this was open when the file ended.
+            self.ended = True
+            line = next(self._lines)
+            self.ended = False
+            if len(line) > ROW_CHARACTERS:
+                self._add(line)
+                raise csv.Error("the line is too long")
+        self._add(line)
+        return line
+
+    def _add(self, line: str) -> None:
+        self._number += 1
+        self._row.append(line)
+        self.characters += len(line)
+
+    @property
+    def first(self) -> int:
+        """The number of the row's first line, from 1."""
+        return self._number - len(self._row) + 1
+
+    def start_row(self) -> None:
+        """The next line begins a row."""
+        self._row = []
+        self.characters = 0
+
+    def reread(self) -> None:
+        """Give all lines of the row but its first another time."""
+        again = self._row[1:]
+        self._again.extendleft(reversed(again))
+        self._number -= len(again)
+        self._row = self._row[:1]
+        self.ended = False
+
+
+def find_layout(head: str, wanted: Sequence[str], separator: str | None) -> Layout:
+    """How the file that begins with `head` is written.
+
+    A line `sep=;`, as Excel writes it, says it. Else it is the separator by which the header has
+    the `wanted` columns; else the one by which most rows have equally many cells, and more than
+    one; else a comma.
+    """
+    first, _, _ = head.partition("\n")
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:
+        return Layout(separator or first.strip()[4], 1)
+    if separator is not None:
+        return Layout(separator)
+    votes = {}
+    for candidate in SEPARATORS:
+        rows = _first_rows(head, candidate)
+        columns = {cell.strip() for cell in rows[0]} if rows else set()
+        named = sum(column in columns for column in wanted)
+        widths = Counter(len(row) for row in rows[1:] or rows if row)
+        width, count = widths.most_common(1)[0] if widths else (1, 0)
+        alike = count if width > 1 and width == len(rows[0]) else 0
+        votes[candidate] = (named if len(columns) > 1 or len(wanted) == 1 else 0, alike)
+    best = max(SEPARATORS, key=lambda candidate: votes[candidate])
+    return Layout(best if any(votes[best]) else ",")
+
+
+def read_csv(text: Iterator[str], layout: Layout, file: str) -> Iterator[CellBlock]:
+    """Rows as blocks; the first is empty, and there for the columns that the header names.
+
+    A row with more cells than columns, or a quote that nothing closes, has a problem.
+
+    Raises:
+        DataError: there is no header, or one that does not name every column.
+    """
+    csv.field_size_limit(2 * ROW_CHARACTERS)
+    lines = Lines(text)
+    for _ in range(layout.skip):
+        next(lines, None)
+    lines.start_row()
+    columns = _header(lines, layout, file)
+    yield CellBlock(file, 0, columns)
+    block, characters = CellBlock(file, 0, columns), 0
+    for row, problem in _rows(lines, layout, file):
+        if problem is None and len(row) > len(columns):
+            problem = Problem(
+                "malformed_row", f"it has {len(row)} cells, and there are {len(columns)} columns"
+            )
+        if problem is not None:
+            block.problems[len(block)] = problem
+        block.cells.append(row[: len(columns)])
+        block.lines.append(lines.first)
+        characters += lines.characters
+        if len(block) >= BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
+            yield block
+            block, characters = CellBlock(file, block.start + len(block), columns), 0
+    if len(block):
+        yield block
+
+
+def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], Problem | None]]:
+    """Every row that is not empty; `lines` says where it stood."""
+    reader = csv.reader(lines, delimiter=layout.separator)
+    quotes = 0
+    while True:
+        lines.start_row()
+        try:
+            row = next(reader, None)
+            is_open = row is not None and lines.ended
+        except csv.Error:
+            is_open = True
+        if is_open:
+            quotes += 1
+            if quotes > MOST_OPEN_QUOTES:
+                raise DataError(
+                    f"{file}, line {lines.first}: more than {MOST_OPEN_QUOTES} rows open a quote "
+                    "that nothing closes: write a quote within quotes twice, as CSV has it"
+                )
+            lines.reread()
+            # The other one would go on within the quote.
+            reader = csv.reader(lines, delimiter=layout.separator)
+            yield [], OPEN_QUOTE
+        elif row is None:
+            return
+        elif row:
+            yield row, None
+
+
+def _header(lines: Lines, layout: Layout, file: str) -> list[str]:
+    try:
+        columns = next(filter(None, csv.reader(lines, delimiter=layout.separator)), None)
+    except csv.Error:
+        columns = None
+    if not columns:
+        raise DataError(f"{file} is empty: it has no header")
+    columns = [column.strip() for column in columns]
+    doubled = [column for column, count in Counter(columns).items() if count > 1 and column]
+    if doubled:
+        raise DataError(f"{file} has two columns named {doubled[0]!r}")
+    # The first is nameless where pandas wrote the numbers of its rows.
+    nameless = [place for place, column in enumerate(columns, start=1) if not column and place > 1]
+    if nameless:
+        raise DataError(
+            f"{file}, line {lines.first}: cell {', '.join(map(str, nameless))} of the header is "
+            "empty: name the column, or remove it"
+        )
+    return columns
+
+
+def _first_rows(head: str, separator: str) -> list[list[str]]:
+    csv.field_size_limit(2 * ROW_CHARACTERS)
+    try:
+        rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
+        return list(islice(filter(None, rows), SNIFFED_ROWS))
+    except csv.Error:
+        return []

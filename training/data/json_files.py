@@ -1,0 +1,173 @@
+"""JSON → blocks of rows: a row a line, a list of rows, or a table as pandas writes it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from training.data.blocks import (
+    BLOCK_CHARACTERS,
+    BLOCK_ROWS,
+    ROW_CHARACTERS,
+    Problem,
+    RecordBlock,
+)
+from training.data.text_files import lines_of
+from training.errors import DataError
+
+# A table in one JSON object cannot be read in parts.
+DOCUMENT_CHARACTERS = 1 << 30
+CHUNK_CHARACTERS = 1 << 20
+NOT_JSON = Problem("malformed_row", "the line is not JSON")
+NOT_AN_OBJECT = Problem("malformed_row", "it is not a JSON object")
+TOO_LONG = Problem("malformed_row", f"it has more than {ROW_CHARACTERS:,} characters")
+# What stands between the elements of a list.
+BETWEEN = re.compile(r"[\s,]*")
+# Line, from 1, or None; the row; what is wrong with it; its characters.
+Row = tuple[int | None, Any, Problem | None, int]
+
+
+def read_json(
+    text: io.TextIOBase, head: str, file: str, wanted: Sequence[str]
+) -> Iterator[RecordBlock]:
+    """Rows as blocks, of which each has the columns of the rows so far.
+
+    Args:
+        head: what the text begins with.
+        wanted: columns that are looked for, where a table's layout is not sure.
+
+    Raises:
+        DataError: there are no rows in it, or it breaks off in the middle.
+    """
+    begin = head.lstrip()[:1]
+    if begin == "[":
+        rows = _list(text, file)
+    elif begin != "{":
+        raise DataError(f"{file} holds no rows: JSON rows begin with {{, or a list of them with [")
+    elif _are_lines(head):
+        rows = _lines(text)
+    else:
+        rows = _document(text, file, wanted)
+    return _in_blocks(rows, file)
+
+
+def _in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
+    columns: dict[str, None] = {}
+    block, characters = RecordBlock(file, 0, []), 0
+    for line, row, problem, length in rows:
+        if problem is None and not isinstance(row, dict):
+            problem = NOT_AN_OBJECT
+        if problem is not None:
+            block.problems[len(block)] = problem
+            row = {}
+        columns.update(dict.fromkeys(row))
+        block.rows.append(row)
+        if line is not None:
+            block.lines.append(line)
+        characters += length
+        if len(block) >= BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
+            block.columns = list(columns)
+            yield block
+            block, characters = RecordBlock(file, block.start + len(block), []), 0
+    if len(block):
+        block.columns = list(columns)
+        yield block
+
+
+def _are_lines(head: str) -> bool:
+    """Whether a row stands on each line; a single one that is whole is looked at as a document."""
+    lines = [line for line in head.split("\n")[:3] if line.strip()]
+    whole = [_loads(line) is not None for line in lines[:2]]
+    return len(lines) > 1 and any(whole)
+
+
+def _loads(text: str) -> Any:
+    """The value, or None where it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _lines(text: io.TextIOBase) -> Iterator[Row]:
+    for number, line in enumerate(lines_of(text, ROW_CHARACTERS), start=1):
+        if len(line) > ROW_CHARACTERS:
+            yield number, None, TOO_LONG, 0
+        elif line.strip():
+            row = _loads(line)
+            yield number, row, NOT_JSON if row is None else None, len(line)
+
+
+def _list(text: io.TextIOBase, file: str) -> Iterator[Row]:
+    """The elements of a list, one after another; the list need not fit into memory."""
+    decoder = json.JSONDecoder()
+    buffer = text.read(CHUNK_CHARACTERS).lstrip()[1:]
+    count, place = 0, 0
+    while True:
+        try:
+            place = BETWEEN.match(buffer, place).end()  # type: ignore[union-attr]
+            if buffer[place : place + 1] == "]":
+                return
+            row, end = decoder.raw_decode(buffer, place)
+        except (ValueError, RecursionError):
+            more = text.read(max(CHUNK_CHARACTERS, len(buffer) - place))
+            if not more or len(buffer) - place > 2 * ROW_CHARACTERS:
+                raise DataError(
+                    f"{file}, row {count + 1}: from here on it is not JSON: was the file written "
+                    "to its end?"
+                ) from None
+            buffer, place = buffer[place:] + more, 0
+            continue
+        count += 1
+        if isinstance(row, list):
+            raise DataError(
+                f"{file} is a list of lists, whose columns have no names: write it with "
+                "to_json(orient='records')"
+            )
+        yield None, row, None, end - place
+        place = end
+
+
+def _document(text: io.TextIOBase, file: str, wanted: Sequence[str]) -> Iterator[Row]:
+    """The rows of a table that is one object."""
+    content = text.read(DOCUMENT_CHARACTERS + 1)
+    if len(content) > DOCUMENT_CHARACTERS:
+        raise DataError(
+            f"{file} is one JSON object of more than {DOCUMENT_CHARACTERS:,} characters: write a "
+            "row on each line, as to_json(orient='records', lines=True) does"
+        )
+    try:
+        value, end = json.JSONDecoder().raw_decode(content.lstrip())
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise DataError(f"{file}, line {line}: it is not JSON") from None
+    if content.lstrip()[end:].strip():
+        yield from _lines(io.StringIO(content))
+        return
+    for row in _table(value, file, wanted):
+        yield None, row, None, 0
+
+
+def _table(value: dict[str, Any], file: str, wanted: Sequence[str]) -> Iterator[Any]:
+    """Rows of a table by what of it is an object: pandas' layouts, or `{"data": [rows]}`."""
+    data, columns = value.get("data"), value.get("columns")
+    cells = list(value.values())
+    if isinstance(data, list) and isinstance(columns, list):
+        yield from (dict(zip(map(str, columns), row, strict=False)) for row in data)
+    elif isinstance(data, list):
+        yield from data
+    elif cells and all(isinstance(cell, dict) for cell in cells):
+        if any(name in cells[0] for name in wanted) and not any(n in value for n in wanted):
+            yield from cells
+        else:
+            keys = list(dict.fromkeys(key for cell in cells for key in cell))
+            yield from ({name: cell.get(key) for name, cell in value.items()} for key in keys)
+    elif cells and all(isinstance(cell, list) for cell in cells):
+        if len({len(cell) for cell in cells}) > 1:
+            raise DataError(f"{file} holds lists of different lengths: give each column all rows")
+        yield from (dict(zip(value, row, strict=True)) for row in zip(*cells, strict=True))
+    else:
+        yield value

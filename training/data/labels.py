@@ -1,0 +1,129 @@
+"""What stands where a label should → names of labels, or why it is none."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from training.data.blocks import Problem
+from training.data.layouts import LeftOut
+
+Names = tuple[str, ...]
+# A cell that is longer is not a list of labels.
+LIST_CHARACTERS = 100_000
+
+
+class LabelReader:
+    """Names of labels from values of any kind, each kind looked at once.
+
+    `lists` is whether any value was a list; `several` that, or whether a separator was given.
+    """
+
+    def __init__(self, label_column: str, separator: str | None) -> None:
+        self._column = label_column
+        self._separator = separator
+        self._known: dict[Any, Names | Problem | LeftOut] = {}
+        self._spaced: set[Any] = set()
+        self.several = separator is not None
+        self.lists = False
+
+    def read(self, value: Any) -> Names | Problem | LeftOut:
+        """The names that a value holds, each once; none where nothing stands there."""
+        key = _key(value)
+        if key not in self._known:
+            self._known[key] = self._names(value)
+            if _has_space(value, self._separator):
+                self._spaced.add(key)
+        if isinstance(value, list):
+            self.several = self.lists = True
+        return self._known[key]
+
+    def is_spaced(self, value: Any) -> bool:
+        """Whether a value that was read had white space around a name."""
+        return bool(self._spaced) and _key(value) in self._spaced
+
+    def _names(self, value: Any) -> Names | Problem | LeftOut:
+        if isinstance(value, Problem | LeftOut):
+            return value
+        if isinstance(value, dict) and set(value) == {"choices"}:
+            value = value["choices"]
+            self.several = self.lists = True
+        if isinstance(value, str) and self._separator is not None:
+            value = value.split(self._separator)
+        found: list[str] = []
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                return self._object(part, isinstance(value, list))
+            if isinstance(part, datetime.date | datetime.time):
+                message = (
+                    f"column {self._column!r} was read as dates, not as text: give it as CSV, "
+                    "where every column is text"
+                )
+                return Problem("label_value", message)
+            name = "" if part is None else str(part).strip()
+            if name:
+                found.append(name)
+        return tuple(dict.fromkeys(found))
+
+    def _object(self, value: dict[str, Any], in_list: bool) -> Problem:
+        fields = [str(name) for name in value]
+        likely = [name for name in ("name", "label", "value", "text") if name in fields]
+        named = likely or fields
+        place = f"{self._column}{'.0' if in_list else ''}"
+        advice = f": set label_column: {place}.{named[0]}" if named else ""
+        shown = ", ".join(map(repr, fields[:5]))
+        return Problem("label_object", f"its label is an object with the fields {shown}{advice}")
+
+
+def list_in_text(value: Any) -> list[str] | None:
+    """A list as pandas or JSON writes it into a cell, or None where this is none."""
+    if not isinstance(value, str) or len(value) > LIST_CHARACTERS:
+        return None
+    text = value.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list):
+            return [str(part) for part in found if part is not None]
+    return None
+
+
+def lists_in_text(values: Sequence[Any]) -> list[Any] | None:
+    """The values of a column as lists, where everything that stands in it is a list in text.
+
+    None where any is not, or there are none.
+    """
+    known: dict[str, list[str] | None] = {}
+    found: list[Any] = []
+    for value in values:
+        if value is None or isinstance(value, Problem | LeftOut) or value == "":
+            found.append(value)
+            continue
+        if not isinstance(value, str):
+            return None
+        if value not in known:
+            known[value] = list_in_text(value)
+        if known[value] is None:
+            return None
+        found.append(known[value])
+    return found if known else None
+
+
+def _key(value: Any) -> Any:
+    """What tells values apart: 1, 1.0 and True are equal."""
+    return repr(value) if isinstance(value, list | dict) else (type(value), value)
+
+
+def _has_space(value: Any, separator: str | None) -> bool:
+    """Around a whole label; around a separator it is how people write."""
+    if separator is not None:
+        return False
+    parts = value if isinstance(value, list) else [value]
+    return any(isinstance(part, str) and part != part.strip() and part.strip() for part in parts)

@@ -1,0 +1,214 @@
+"""Files or a hub data set → rows of text and labels, each usable or with the reason why not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from training.config import DataArguments
+from training.data.blocks import BLOCK_ROWS, Block, Problem, TableBlock
+from training.data.findings import Places, Remark, Rows
+from training.data.labels import LabelReader, lists_in_text
+from training.data.layouts import TOOL_COLUMNS, Layout, LeftOut, find_layout, one_hot
+from training.data.readers import ReadingKeys, read_blocks
+from training.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# Of a header so many columns are shown where one is looked for.
+SHOWN_COLUMNS = 20
+
+
+def keys_of(arguments: DataArguments) -> ReadingKeys:
+    """What a recipe says of how its files are written."""
+    return ReadingKeys(arguments.delimiter, arguments.encoding)
+
+
+def read_files(
+    named: Sequence[str], arguments: DataArguments, columns: Sequence[str] = ()
+) -> tuple[Rows, dict[str, list[Any]]]:
+    """Every row of files, sound or not, and what stands in `columns` beside them.
+
+    Raises:
+        DataError: a file or column cannot be used, or there are no rows.
+    """
+    wanted = [arguments.text_column, *(arguments.label_columns or [arguments.label_column])]
+    if arguments.text_pair_column is not None:
+        wanted.append(arguments.text_pair_column)
+    where = named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1} more"
+    blocks = read_blocks(
+        named, [*wanted, *columns, *TOOL_COLUMNS], keys_of(arguments), looked_for=wanted
+    )
+    return collect(blocks, where, arguments, columns)
+
+
+def read_dataset(table: Dataset, where: str, arguments: DataArguments) -> Rows:
+    """Every row of a split of a hub data set, sound or not.
+
+    Raises:
+        DataError: a column cannot be used, or there are no rows.
+    """
+    from datasets import ClassLabel
+
+    inner = {name: getattr(one, "feature", one) for name, one in table.features.items()}
+    numbered = {name: one.names for name, one in inner.items() if isinstance(one, ClassLabel)}
+
+    def blocks() -> Iterator[Block]:
+        start = 0
+        for part in table.with_format("arrow").iter(BLOCK_ROWS):
+            yield TableBlock(where, start, part.column_names, table=part, numbered=numbered)
+            start += len(part)
+
+    return collect(blocks(), where, arguments)[0]
+
+
+def collect(
+    blocks: Iterator[Block], where: str, arguments: DataArguments, columns: Sequence[str] = ()
+) -> tuple[Rows, dict[str, list[Any]]]:
+    """Texts and labels out of blocks, and what stands in `columns`, beside one another.
+
+    Raises:
+        DataError: a column is not there, or there are no rows.
+    """
+    collector = _Collector(where, arguments, columns)
+    for block in blocks:
+        collector.add(block)
+    if not collector.texts:
+        raise DataError(f"{where} holds no rows")
+    return collector.rows(), collector.beside
+
+
+class _Collector:
+    """Rows so far."""
+
+    def __init__(self, where: str, arguments: DataArguments, columns: Sequence[str]) -> None:
+        self.where = where
+        self.arguments = arguments
+        self.texts: list[Any] = []
+        self.beside: dict[str, list[Any]] = {column: [] for column in columns}
+        self._labels: list[Any] = []
+        self._problems: dict[int, Problem] = {}
+        self._left_out: dict[int, LeftOut] = {}
+        self._places = Places()
+        self._layouts: dict[str, Layout] = {}
+
+    def add(self, block: Block) -> None:
+        layout = self._layouts.get(block.file)
+        if layout is None:
+            layout = self._layout(block)
+            # A list of JSON rows may name its columns late; a header does not.
+            if len(block):
+                self._layouts[block.file] = layout
+        if not len(block):
+            return
+        start = len(self.texts)
+        self._places.add(block, start)
+        self._problems |= {start + place: problem for place, problem in block.problems.items()}
+        texts = block.values(layout.text_column)
+        if self.arguments.text_pair_column is not None:
+            pairs = block.values(self.arguments.text_pair_column)
+            texts = list(zip(texts, pairs, strict=True))
+        self.texts += texts
+        self._labels += layout.labels(block)
+        for column, values in self.beside.items():
+            values += block.values(column)
+
+    def _layout(self, block: Block) -> Layout:
+        arguments = self.arguments
+        if arguments.label_columns:
+            layout = one_hot(arguments.text_column, arguments.label_columns)
+        else:
+            layout = find_layout(block, arguments.text_column, arguments.label_column)
+        needed = {
+            "text_column": [layout.text_column],
+            "text_pair_column": [arguments.text_pair_column],
+            "label_columns" if arguments.label_columns else "label_column": layout.columns,
+            "--slices": list(self.beside),
+        }
+        for key, names in needed.items():
+            for name in names:
+                if name is not None and not block.resolves(name):
+                    raise DataError(no_column(block, name, key))
+        if layout.tool is not None and block.file not in self._layouts and len(block):
+            logger.warning("%s: read as %s writes it", block.file, layout.tool)
+        return layout
+
+    def rows(self) -> Rows:
+        lists = None
+        if self.arguments.label_separator is None and not self.arguments.label_columns:
+            lists = lists_in_text(self._labels)
+        reader = LabelReader(self.arguments.label_column, self.arguments.label_separator)
+        labels: list[tuple[str, ...]] = []
+        spaced: list[int] = []
+        left_out: dict[int, str] = {}
+        for row, value in enumerate(lists or self._labels):
+            found = reader.read(value)
+            if isinstance(found, Problem):
+                self._problems.setdefault(row, found)
+                found = ()
+            elif isinstance(found, LeftOut):
+                if row not in self._problems:
+                    left_out[row] = found.reason
+                found = ()
+            elif reader.is_spaced(value):
+                spaced.append(row)
+            labels.append(found)
+        several = reader.several or bool(self.arguments.label_columns)
+        remarks = [*_left_out(left_out), *_spaced(spaced)]
+        if lists is not None:
+            message = "its labels are a list in one cell: a row may have several"
+            remarks.append(Remark("label_lists", message, [0]))
+        remarks += self._one_each(labels, several and reader.lists)
+        return Rows(
+            self.where,
+            self.texts,
+            labels,
+            several,
+            self._problems,
+            frozenset(left_out),
+            remarks,
+            self._places,
+        )
+
+    def _one_each(self, labels: Sequence[tuple[str, ...]], lists: bool) -> Iterator[Remark]:
+        """Lists of which none has more than one label, as doccano writes them."""
+        if lists and all(len(names) <= 1 for names in labels):
+            column = self.arguments.label_column
+            message = (
+                "every row has a list of at most one label, and is taken to allow several, each "
+                f"decided by itself: for one label a row set label_column: {column}.0"
+            )
+            yield Remark("lists_of_one", message, [])
+
+
+def _left_out(rows: dict[int, str]) -> Iterator[Remark]:
+    for reason in dict.fromkeys(rows.values()):
+        places = [row for row, why in rows.items() if why == reason]
+        yield Remark("left_out", f"it is left out: {reason}", places)
+
+
+def _spaced(rows: list[int]) -> Iterator[Remark]:
+    if rows:
+        message = "white space around its label was taken away"
+        yield Remark("label_spaces", message, rows)
+
+
+def no_column(block: Block, name: str, key: str) -> str:
+    """What to do where a column is not there."""
+    columns = [column or "''" for column in block.columns]
+    shown = ", ".join(columns[:SHOWN_COLUMNS])
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    said = f"{block.file} has no column {name!r}, it has {shown}{more}: "
+    if key == "--slices":
+        return f"{said}slice by one of these"
+    if key == "label_column" and len(columns) > 2:
+        return (
+            f"{said}name the right one with label_column, or with label_columns those that hold 0 "
+            "and 1"
+        )
+    header = ", or add a header line" if any(" " in column for column in columns) else ""
+    return f"{said}name the right one with {key}{header}"

@@ -1,0 +1,257 @@
+"""What a user names → files, each opened as bytes: local, an address, a folder, standard input.
+
+find_sources("exports/2024-*.csv.gz")
+find_sources(["s3://bucket/tickets/", "more.jsonl"])
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from training.errors import DataError
+from training.storage import file_system, one_sentence, without_query
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "standard input"
+# What a name ends in → how its content is written; `text` may be several things.
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".txt": "text",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ENDINGS = ", ".join(FORMATS)
+# So much is looked at to tell what a file is.
+HEAD_BYTES = 1 << 20
+
+
+class Content(io.RawIOBase):
+    """The bytes of a file, of which `head` are the first, looked at and still to be read."""
+
+    def __init__(self, raw: Any, content: Any, head: bytes) -> None:
+        self._raw = raw
+        self._content = content
+        self._unread = memoryview(head)
+        self.head = head
+        self.position = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As of every raw stream; `position` is how much of the stored file was read."""
+        data = self._unread[: len(buffer)] or self._content.read(len(buffer))
+        self._unread = self._unread[len(data) :]
+        buffer[: len(data)] = data
+        self.position = self._raw.tell()
+        return len(data)
+
+    def close(self) -> None:
+        """The file below, too."""
+        if not self.closed:
+            self._content.close()
+            self._raw.close()
+        super().close()
+
+    def as_file(self) -> Any:
+        """What can be read from anywhere: the file itself, or a copy that is gone when closed."""
+        if self._content is self._raw and self._raw.seekable():
+            self._raw.seek(0)
+            return self._raw
+        copy = tempfile.TemporaryFile(prefix="whetstone-")  # noqa: SIM115 - the caller closes it
+        shutil.copyfileobj(io.BufferedReader(self, HEAD_BYTES), copy)
+        copy.seek(0)
+        return copy
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file; `name` is what people call it, `state` changes when it does."""
+
+    name: str
+    path: str
+    fs: AbstractFileSystem
+    state: tuple[Any, ...]
+
+    @property
+    def size(self) -> int | None:
+        """In bytes, as it is stored; None where that is not known."""
+        size = self.state[0]
+        return size if isinstance(size, int) else None
+
+    @property
+    def compression(self) -> str | None:
+        """By which the content is compressed, as its name says."""
+        endings = _endings(self.path)
+        return COMPRESSIONS.get(endings[-1]) if endings else None
+
+    @property
+    def format(self) -> str | None:
+        """A value of FORMATS, as its name says; None where it says nothing.
+
+        What comes through a pipe or from the web need not have such a name.
+        """
+        is_nameless = self.name == STANDARD_INPUT_NAME or self.name.startswith("http")
+        return _format(_endings(self.path)) or ("text" if is_nameless else None)
+
+    @property
+    def is_tabbed(self) -> bool:
+        """Whether its name says that tabs separate its columns."""
+        return ".tsv" in _endings(self.path)
+
+    def open(self) -> Content:
+        """Its content, decompressed.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
+        with one_sentence(self.name, DataError):
+            raw: Any = self.fs.open(self.path, "rb")
+            content = raw
+            if self.compression == "gzip":
+                content = gzip.GzipFile(fileobj=raw)
+            elif self.compression == "zstd":
+                import pyarrow
+
+                content = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
+            return Content(raw, content, _read_fully(content, HEAD_BYTES))
+
+    def refuse_change(self) -> None:
+        """Raise DataError where the file is no longer what it was when it was found."""
+        if _state(self.fs, self.path) != self.state:
+            raise DataError(
+                f"{self.name} changed while it was read: wait until it is written, then give the "
+                "same command again"
+            )
+
+
+def find_sources(named: str | Path | Sequence[str | Path]) -> list[Source]:
+    """The files that are meant: by a name, an address, a folder, a pattern, or a list of these.
+
+    Of a folder those whose names end as FORMATS and COMPRESSIONS have it, in the order of their
+    names; not those that begin with a dot or an underscore, as Spark's and Hive's own do.
+
+    Raises:
+        DataError: there is no such file, or none in the folder.
+    """
+    if isinstance(named, str | Path):
+        return _find(str(named))
+    return [source for one in named for source in _find(str(one))]
+
+
+def sha256_of(named: str | Path) -> str:
+    """The hash of what the files hold, as they are stored, one after another.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for source in find_sources(named):
+        with one_sentence(source.name, DataError), source.fs.open(source.path, "rb") as content:
+            while part := content.read(HEAD_BYTES):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _find(named: str) -> list[Source]:
+    if named == STANDARD_INPUT:
+        return [_standard_input()]
+    shown = without_query(named)
+    path = named if "://" in named else str(Path(named).expanduser())
+    fs, path = file_system(path, DataError)
+    with one_sentence(named, DataError):
+        if fs.isdir(path):
+            found = [name for name in sorted(fs.find(path)) if _is_data(name, path)]
+            if not found:
+                raise DataError(f"{shown} holds no file to read: their names end in {ENDINGS}")
+        elif fs.exists(path):
+            found = [path]
+        elif glob.has_magic(path):
+            found = sorted(fs.glob(path))
+            if not found:
+                raise DataError(f"no file is named like {shown}")
+        else:
+            raise DataError(f"there is no file {shown}")
+        alone = len(found) == 1 and found[0] == path
+        return [
+            Source(shown if alone else _name(fs, one), one, fs, _state(fs, one)) for one in found
+        ]
+
+
+def _is_data(path: str, folder: str) -> bool:
+    inside = path.removeprefix(folder).strip("/")
+    hidden = any(part.startswith((".", "_")) for part in inside.split("/"))
+    return not hidden and _format(_endings(path)) is not None
+
+
+def _endings(path: str) -> list[str]:
+    """Of a file's name, in small letters: `.csv`, `.gz`."""
+    path = urlsplit(path).path if "://" in path else path
+    return [ending.lower() for ending in PurePosixPath(path).suffixes]
+
+
+def _format(endings: list[str]) -> str | None:
+    named = endings[:-1] if endings and endings[-1] in COMPRESSIONS else endings
+    return FORMATS.get(named[-1]) if named else None
+
+
+def _standard_input() -> Source:
+    """A copy of all that comes through it, as a file is looked at before it is read."""
+    copy = tempfile.NamedTemporaryFile(prefix="whetstone-")  # noqa: SIM115 - until the end
+    _copies.append(copy)
+    shutil.copyfileobj(sys.stdin.buffer, copy)
+    copy.flush()
+    fs, path = file_system(copy.name, DataError)
+    return Source(STANDARD_INPUT_NAME, path, fs, _state(fs, path))
+
+
+# They are gone when this process is.
+_copies: list[Any] = []
+
+
+def _name(fs: AbstractFileSystem, path: str) -> str:
+    """A found file as people would name it."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if not isinstance(fs, LocalFileSystem):
+        return str(fs.unstrip_protocol(path))
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _state(fs: AbstractFileSystem, path: str) -> tuple[Any, ...]:
+    """Size in bytes first, then whatever else the place tells of when a file was written."""
+    info = fs.info(path)
+    marks = (info.get(key) for key in ("mtime", "ETag", "etag", "LastModified", "generation"))
+    return (info.get("size"), *(str(mark) for mark in marks if mark is not None))
+
+
+def _read_fully(stream: Any, size: int) -> bytes:
+    """So many bytes, or all there are: a pipe gives what it has."""
+    parts = []
+    while size > 0 and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

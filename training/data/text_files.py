@@ -1,0 +1,123 @@
+"""Files of text → their lines: whatever their encoding, what cannot be decoded is marked."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator
+
+from training.errors import DataError
+
+# What begins so is no text, whatever its name says.
+BEGINNINGS = {
+    b"PK\x03\x04": "a ZIP archive (as Excel's .xlsx are): unpack it, or save the table as CSV",
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"ARROW1": "an Arrow file: name it .arrow",
+    b"\x1f\x8b": "compressed by gzip: name it .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: name it .zst",
+    b"BZh": "compressed by bzip2: decompress it first",
+    b"\xfd7zXZ\x00": "compressed by xz: decompress it first",
+    b"%PDF": "a PDF: give the text itself",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word file: save the table as CSV",
+    b"SQLite format 3": "an SQLite data base: export the table as CSV",
+}
+HTML = re.compile(rb"\s*<(?:!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+WINDOWS = "cp1252"
+# So many lines that are not UTF-8, and none that is and is not ASCII, are Windows-1252.
+WINDOWS_LINES = 3
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Bytes that cannot be decoded as `surrogateescape` has them, in every encoding."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    return "".join(chr(0xDC00 + byte) if byte >= 0x80 else "\udc80" for byte in bad), error.end
+
+
+codecs.register_error("whetstone.mark", _mark)
+
+
+def refuse_other_kinds(head: bytes, name: str) -> None:
+    """Raise DataError where a file that should be text begins as something else does."""
+    for beginning, kind in BEGINNINGS.items():
+        if head.startswith(beginning):
+            raise DataError(f"{name} is {kind}")
+    if HTML.match(head):
+        raise DataError(f"{name} is a web page, not a table: was it saved from an error page?")
+
+
+def find_encoding(head: bytes) -> str:
+    """The encoding of text that begins with `head`, as Python calls it.
+
+    A byte order mark says it; without one, zero bytes in every other place are UTF-16, and lines
+    none of which is UTF-8 are Windows-1252. Everything else is UTF-8, wrong bytes or not.
+    """
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    even, odd = head[0:2000:2], head[1:2000:2]
+    for zeros, others, encoding in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if len(head) > 3 and zeros.count(0) > 0.4 * len(zeros) and others.count(0) < len(zeros) / 4:
+            return encoding
+    lines = [line for line in head.split(b"\n") if not line.isascii()]
+    # The last one may have been cut in a character.
+    whole = lines if head.endswith(b"\n") else lines[: len(lines) - (not _ends_in_ascii(head))]
+    wrong = [line for line in whole if not _is_utf8(line)]
+    header_is_wrong = not _is_utf8(head.partition(b"\n")[0])
+    if wrong and len(wrong) == len(whole) and (header_is_wrong or len(wrong) >= WINDOWS_LINES):
+        return WINDOWS
+    return "utf-8"
+
+
+def check_encoding(encoding: str) -> str:
+    """An encoding that a user has named, as Python calls it.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    try:
+        found = codecs.lookup(encoding)
+        known = found._is_text_encoding
+    except LookupError:
+        known = False
+    if not known:
+        raise DataError(
+            f"there is no encoding {encoding!r}: name one such as utf-8, utf-16, windows-1252 or "
+            "shift_jis"
+        )
+    return found.name
+
+
+def open_text(binary: io.BufferedReader, encoding: str) -> io.TextIOWrapper:
+    """Its text, line ends as they are; bytes that cannot be decoded match `blocks.UNDECODABLE`."""
+    return io.TextIOWrapper(binary, encoding, errors="whetstone.mark", newline="")
+
+
+def lines_of(text: io.TextIOBase, most: int) -> Iterator[str]:
+    """Its lines; of one with more than `most` characters the first `most` + 1."""
+    while line := text.readline(most + 1):
+        rest = line
+        while len(rest) > most and not rest.endswith(("\n", "\r")):
+            rest = text.readline(most + 1)
+        yield line
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _ends_in_ascii(head: bytes) -> bool:
+    return head.rpartition(b"\n")[2].isascii()

@@ -1,0 +1,117 @@
+"""Parts of a result: each written whole, so that a killed command goes on from the last one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from training.errors import DataError
+from training.storage import file_system, one_sentence
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+PART = re.compile(r"part-(\d{6,})\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is written: how many rows it has, and how many of them without an answer."""
+
+    path: str
+    rows: int
+    failures: int
+
+
+class Parts:
+    """The folder of parts beside a result, `.NAME.IDENTITY.parts`.
+
+    The identity is that of the command and everything it reads: another command has another
+    folder, so no part is ever taken for one of something else.
+    """
+
+    def __init__(self, target: str, identity: str) -> None:
+        """Raises DataError where there is no driver for the place, or it cannot be used."""
+        self._target = target
+        self._fs, self._path = file_system(target, DataError)
+        folder, _, name = self._path.rpartition("/")
+        self._folder = f"{folder}/.{name}.{identity}.parts" if folder else f".{name}.{identity}"
+        with self._sentence():
+            self._fs.makedirs(self._folder, exist_ok=True)
+            names = self._fs.ls(self._folder, detail=False, refresh=True)
+        self.written = {part[0]: part[1] for part in map(_part, names) if part is not None}
+
+    def add(self, index: int, content: bytes, rows: int, failures: int) -> None:
+        """Write one part, whole or not at all.
+
+        Raises:
+            DataError: it cannot be written; those before it stay.
+        """
+        path = f"{self._folder}/part-{index:06}.{rows}.{failures}"
+        with self._sentence():
+            self._write(path, lambda file: file.write(content))
+        self.written[index] = Part(path, rows, failures)
+
+    def finish(self, assemble: Callable[[Iterator[BinaryIO], BinaryIO], object]) -> None:
+        """Make the result of all parts, and remove them.
+
+        Args:
+            assemble: called with an iterator of the open parts and the file to write.
+
+        Raises:
+            DataError: it cannot be written; the parts stay.
+        """
+        with self._sentence():
+            self._write(self._path, lambda file: assemble(self._open(), file))
+            self._fs.rm(self._folder, recursive=True)
+
+    def discard_empty(self) -> None:
+        """Remove the folder where it has no part."""
+        if not self.written:
+            with suppress(Exception):
+                self._fs.rm(self._folder, recursive=True)
+
+    def _open(self) -> Iterator[BinaryIO]:
+        for index in sorted(self.written):
+            with self._fs.open(self.written[index].path, "rb") as file:
+                yield file
+
+    def _write(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+        """By a temporary name, where the place is a folder; elsewhere a file is whole or not."""
+        folder, _, name = path.rpartition("/")
+        temporary = f"{folder}/.{name}.tmp" if _is_local(self._fs) else path
+        file = self._fs.open(temporary, "wb")
+        try:
+            write(file)
+            file.close()
+            if temporary != path:
+                self._fs.mv(temporary, path)
+        except BaseException:
+            with suppress(Exception):
+                # Closing would keep in a bucket what was written so far.
+                file.close() if temporary != path else file.discard()
+            if temporary != path:
+                with suppress(Exception):
+                    self._fs.rm(temporary)
+            raise
+
+    @contextmanager
+    def _sentence(self) -> Iterator[None]:
+        with one_sentence(self._target, DataError):
+            yield
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(fs, LocalFileSystem)
+
+
+def _part(path: str) -> tuple[int, Part] | None:
+    found = PART.fullmatch(path.rpartition("/")[2])
+    if found is None:
+        return None
+    return int(found[1]), Part(path, int(found[2]), int(found[3]))

@@ -1,0 +1,222 @@
+"""Rows with their answers → bytes of CSV, JSON, Parquet or Arrow, in parts that make one file."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from training.data.blocks import UNDECODABLE, Block, TableBlock
+from training.errors import DataError
+
+Row = dict[str, Any]
+# Rows, and bytes, of a row group: parts are smaller.
+GROUP_ROWS = 1 << 16
+GROUP_BYTES = 64 << 20
+COPIED_BYTES = 1 << 20
+
+
+def _keep(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes that could not be decoded are written as they were; half a pair as an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    if UNDECODABLE.fullmatch(bad[0]):
+        return bytes([ord(bad[0]) - 0xDC00]), error.start + 1
+    return f"\\u{ord(bad[0]):04x}", error.start + 1
+
+
+codecs.register_error("whetstone.keep", _keep)
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How a table is written in parts, and how these become one file.
+
+    `columns` are those of the input; `added` has the types of what comes after them; `schema` is
+    an Arrow schema of all, for Parquet and Arrow.
+    """
+
+    kind: str
+    compression: str | None
+    columns: Sequence[str]
+    added: Sequence[str]
+    schema: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """All columns, in order."""
+        return [*self.columns, *self.added]
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether a cell can be a list."""
+        return self.kind not in ("csv", "tsv")
+
+    def part(self, block: Block, answers: list[Row], is_first: bool) -> bytes:
+        """Rows of a block, each with its answer.
+
+        Raises:
+            DataError: a row has a column that the table has not, or a value of another type.
+        """
+        if self.kind in ("parquet", "arrow"):
+            return self._arrow_part(block, answers)
+        if self.kind == "json":
+            rows = self._json_lines(block, answers)
+            text = "".join(f",\n{row}" for row in rows)
+            return self._pack(text.removeprefix(",\n") if is_first else text)
+        if self.kind == "jsonl":
+            return self._pack("".join(f"{row}\n" for row in self._json_lines(block, answers)))
+        text = io.StringIO(newline="")
+        writer = self._csv_writer(text)
+        for row, answer in zip(block.records(), answers, strict=True):
+            self._refuse_more(block, row)
+            cells = [row.get(name) for name in self.columns]
+            writer.writerow([*map(_cell, cells), *(answer[name] for name in self.added)])
+        return self._pack(text.getvalue(), "whetstone.keep")
+
+    def beginning(self) -> bytes:
+        """What stands before all rows."""
+        if self.kind == "json":
+            return self._pack("[\n")
+        if self.kind in ("csv", "tsv"):
+            text = io.StringIO(newline="")
+            self._csv_writer(text).writerow(self.names)
+            return self._pack(text.getvalue(), "whetstone.keep")
+        return b""
+
+    def end(self) -> bytes:
+        """What stands after all rows."""
+        return self._pack("\n]\n") if self.kind == "json" else b""
+
+    def assemble(self, parts: Iterable[BinaryIO], target: BinaryIO) -> None:
+        """Write one file of all parts, in order; the same parts make the same bytes."""
+        if self.kind in ("parquet", "arrow"):
+            self._assemble_arrow(parts, target)
+            return
+        target.write(self.beginning())
+        for part in parts:
+            while data := part.read(COPIED_BYTES):
+                target.write(data)
+        target.write(self.end())
+
+    def _csv_writer(self, text: io.StringIO) -> Any:
+        separator = "\t" if self.kind == "tsv" else ","
+        return csv.writer(text, delimiter=separator, lineterminator="\n")
+
+    def _json_lines(self, block: Block, answers: list[Row]) -> Iterator[str]:
+        own = set(self.added)
+        for row, answer in zip(block.records(), answers, strict=True):
+            if taken := own & row.keys():
+                raise DataError(
+                    f"{block.file}: rows differ: only a later one has {min(taken)!r}: rename it"
+                )
+            yield json.dumps({**row, **answer}, ensure_ascii=False, default=str)
+
+    def _refuse_more(self, block: Block, row: Row) -> None:
+        if more := row.keys() - set(self.columns):
+            raise DataError(
+                f"{block.file}: rows differ: only a later one has {min(more)!r}, for which a table "
+                "has no column: write .jsonl"
+            )
+
+    def _pack(self, text: str, errors: str = "backslashreplace") -> bytes:
+        """Text as UTF-8, compressed by itself: such pieces one after another are one file."""
+        data = text.encode("utf-8", errors)
+        if self.compression == "gzip":
+            return gzip.compress(data, mtime=0)
+        if self.compression == "zstd":
+            import pyarrow
+
+            packed = pyarrow.BufferOutputStream()
+            with pyarrow.CompressedOutputStream(packed, "zstd") as stream:
+                stream.write(data)
+            return bytes(packed.getvalue())
+        return data
+
+    def _arrow_part(self, block: Block, answers: list[Row]) -> bytes:
+        import pyarrow
+
+        try:
+            if isinstance(block, TableBlock):
+                table = block.table.select(
+                    [c for c in self.columns if c in block.table.schema.names]
+                )
+                for name in self.columns:
+                    if name not in table.schema.names:
+                        nulls = pyarrow.nulls(len(block), self.schema.field(name).type)
+                        table = table.append_column(name, nulls)
+                for name in self.added:
+                    cells = [answer[name] for answer in answers]
+                    field = self.schema.field(name)
+                    table = table.append_column(field, pyarrow.array(cells, field.type))
+                table = table.select(self.names).cast(self.schema)
+            else:
+                rows = []
+                for row, answer in zip(block.records(), answers, strict=True):
+                    self._refuse_more(block, row)
+                    rows.append(encodable({**row, **answer}))
+                table = pyarrow.Table.from_pylist(rows, schema=self.schema)
+        except (pyarrow.ArrowException, OverflowError) as failure:
+            raise DataError(
+                f"{block.file}: rows differ too much for one table: {failure}"
+            ) from None
+        target = io.BytesIO()
+        with _arrow_writer(self.kind, target, self.schema) as writer:
+            writer.write_table(table)
+        return target.getvalue()
+
+    def _assemble_arrow(self, parts: Iterable[BinaryIO], target: BinaryIO) -> None:
+        import pyarrow
+
+        with _arrow_writer(self.kind, target, self.schema) as writer:
+            waiting: list[Any] = []
+            for part in parts:
+                waiting.append(_read_arrow(self.kind, part))
+                full = sum(map(len, waiting)) >= GROUP_ROWS
+                if full or sum(table.nbytes for table in waiting) >= GROUP_BYTES:
+                    writer.write_table(pyarrow.concat_tables(waiting))
+                    waiting = []
+            if waiting:
+                writer.write_table(pyarrow.concat_tables(waiting))
+
+
+def _arrow_writer(kind: str, target: BinaryIO, schema: Any) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    if kind == "parquet":
+        return parquet.ParquetWriter(target, schema)
+    return pyarrow.ipc.new_file(target, schema)
+
+
+def _read_arrow(kind: str, part: BinaryIO) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    if kind == "parquet":
+        return parquet.read_table(part)
+    return pyarrow.ipc.open_file(part.read()).read_all()
+
+
+def _cell(value: Any) -> Any:
+    """What CSV has for a value: objects and lists as JSON."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
+def encodable(value: Any) -> Any:
+    """A value without halves of surrogate pairs, which Arrow cannot hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [encodable(part) for part in value]
+    if isinstance(value, dict):
+        return {key: encodable(part) for key, part in value.items()}
+    return value
