@@ -56,7 +56,7 @@ class Block:
                 path = parts[length:]
                 values = self.plain_values(head)
                 return [follow(value, path) for value in values] if path else values
-        raise KeyError(column)
+        return [None] * len(self)
 
     def has(self, column: str) -> bool:
         """Whether a column has this whole name."""

@@ -124,7 +124,9 @@ def _all(values: list[Any], kind: type) -> bool:
 
 
 def _answer(row: Mapping[str, Any], column: str) -> Labels:
-    return row[column] if row["answer"] == "accept" else LeftOut("its answer is reject or ignore")
+    if row["answer"] != "accept":
+        return LeftOut("its answer is reject or ignore")
+    return _one_or_list(row[column]) if isinstance(row[column], list) else row[column]
 
 
 def _cats(cats: Any) -> Labels:

@@ -199,6 +199,8 @@ def _spaced(rows: list[int]) -> Iterator[Remark]:
 
 def no_column(block: Block, name: str, key: str) -> str:
     """What to do where a column is not there."""
+    if not block.columns and block.problems:
+        return f"{block.file}, row 1: {block.problems[0].message}"
     columns = [column or "''" for column in block.columns]
     shown = ", ".join(columns[:SHOWN_COLUMNS])
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""

@@ -41,6 +41,8 @@ class Parts:
         self._folder = f"{folder}/.{name}.{identity}.parts" if folder else f".{name}.{identity}"
         with self._sentence():
             self._fs.makedirs(self._folder, exist_ok=True)
+            # What cannot be written is to be known before any work; a bucket has no empty folders.
+            self._fs.pipe_file(f"{self._folder}/.begun", b"")
             names = self._fs.ls(self._folder, detail=False, refresh=True)
         self.written = {part[0]: part[1] for part in map(_part, names) if part is not None}
 

@@ -149,8 +149,10 @@ def _plan(
     read = [arguments.text_column]
     if classifier.manifest.has_pairs:
         read.append(arguments.text_pair_column or "text_pair")
-    kind, compression = _kind(target, sources[0])
+    kind, compression = _kind(target)
     found = survey(sources, kind, keys_of(arguments), read)
+    if target == STANDARD_OUTPUT and found.is_csv:
+        kind = "csv"
     added = added_columns(found.columns, classifier.manifest, all_scores)
     schema = None
     if kind in ("parquet", "arrow"):
@@ -293,10 +295,10 @@ def _added_type(key: str) -> Any:
     return types.get(key, pyarrow.float64())
 
 
-def _kind(target: str, first: Source) -> tuple[str, str | None]:
-    """How the result is written: as its name says, on standard output as the input is."""
+def _kind(target: str) -> tuple[str, str | None]:
+    """How the result is written, as its name says; standard output is JSON, if not CSV."""
     if target == STANDARD_OUTPUT:
-        return ("csv" if first.format in ("csv", None) else "jsonl"), None
+        return "jsonl", None
     endings = [ending.lower() for ending in PurePosixPath(target).suffixes]
     compression = COMPRESSIONS.get(endings[-1]) if endings else None
     endings = endings[:-1] if compression else endings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.data.blocks import Block, RecordBlock, TableBlock
+from training.data.blocks import Block, CellBlock, RecordBlock, TableBlock
 from training.data.layouts import find_layout
 from training.data.readers import BAR_SECONDS, ReadingKeys, bytes_of, read_sources
 from training.data.rows import no_column
@@ -18,11 +18,15 @@ from training.scoring.tables import encodable
 
 @dataclass
 class Survey:
-    """The columns of all files, in order; their Arrow fields where the result needs them."""
+    """The columns of all files, in order; their Arrow fields where the result needs them.
+
+    `is_csv` says that all of them are.
+    """
 
     columns: list[str] = field(default_factory=list)
     fields: list[Any] = field(default_factory=list)
     metadata: Any = None
+    is_csv: bool = True
 
 
 def survey(sources: Sequence[Source], kind: str, keys: ReadingKeys, read: Sequence[str]) -> Survey:
@@ -43,6 +47,7 @@ def survey(sources: Sequence[Source], kind: str, keys: ReadingKeys, read: Sequen
                 bar.update(block.position - bar.n)
                 columns.update(dict.fromkeys(block.columns))
                 _refuse_without_text(block, read)
+                found.is_csv = found.is_csv and isinstance(block, CellBlock)
                 if kind in ("parquet", "arrow"):
                     _add_fields(found, block)
                 if not isinstance(block, RecordBlock):
