@@ -6,7 +6,7 @@ DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality
+	bench-compare bench-quality bench-predict
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-serve     the service beside other servers -> benchmarks/results/serve.{json,md,png}"
 	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
 	@echo "make bench-sizing    texts a second and core           -> benchmarks/results/sizing.json"
+	@echo "make bench-predict   scoring files beside a raw loop   -> benchmarks/results/predict.{json,md}"
 	@echo "make bench-train     training beside the tutorial's    -> benchmarks/results/train.{json,md,png}"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
@@ -103,6 +104,9 @@ bench-soak: runs/bench/package/manifest.json
 
 bench-sizing: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.sizing
+
+bench-predict: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.bench_predict
 
 bench-train: setup
 	$(BIN)/python -m benchmarks.bench_train
