@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
@@ -77,9 +76,8 @@ class PendingAnswers:
             return []
         encoded = [text for chunk in self._encoded for text in chunk]
         counts = [len(text.windows) for text in encoded]
-        first = np.cumsum([0, *counts])
-        finite = np.isfinite(self._logits).all(axis=1)
-        sound = [bool(finite[a:b].all()) for a, b in pairwise(first)]
+        first = np.cumsum([0, *counts[:-1]])
+        sound = np.logical_and.reduceat(np.isfinite(self._logits).all(axis=1), first)
         rows = np.repeat(sound, counts)
         kept = [text for text, is_sound in zip(encoded, sound, strict=True) if is_sound]
         answers = iter(self._classifier.predictions(kept, self._logits[rows]) if kept else ())
