@@ -17,15 +17,14 @@ from tests.conftest import write_csv
 from training.config import DataArguments
 from training.data.dataset import (
     LabelledData,
-    Split,
     load_data,
     read_labelled,
     rows_of,
-    stratified_split,
     usable_rows,
 )
 from training.data.findings import find_errors
 from training.data.readers import read_table
+from training.data.splits import Split, stratified_split
 from training.errors import DataError
 
 Rows = list[dict[str, Any]]

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.classifier import Classifier, Prediction
 from service.model_package import write_text
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.errors import DataError
 from training.layout import CONFUSION_FILE, LABELS_FILE
 from training.metrics import all_metrics

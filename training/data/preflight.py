@@ -77,6 +77,7 @@ def preflight(
         *_label_variants(splits),
         *_repeated_texts(sound),
         *_near_duplicates(sound),
+        *_group_overlap(sound),
         *_label_counts(*sound["train"], counts["train"]),
     ]
     lengths = {}
@@ -166,11 +167,29 @@ def _repeated_texts(sound: Mapping[str, Sound]) -> Iterator[Finding]:
 
 def _near_duplicates(sound: Mapping[str, Sound]) -> Iterator[Finding]:
     found = find_near_duplicates({n: (kept, rows.texts) for n, (rows, kept) in sound.items()})
-    sample = "" if found.looked_at == found.of else f" (a sample of {found.looked_at} rows)"
-    for name, near in found.rows.items():
-        place = "an earlier row" if name == "train" else "a row of an earlier split"
-        message = f"the text is nearly that of {place}{sample}"
-        yield from _warn("near_duplicates", name, sound[name][0], near, message)
+    for name, near in found.items():
+        rows, kept = sound[name]
+        message = "the text is, numbers apart, nearly that of an earlier row"
+        if name != "train":
+            message = (
+                f"{len(near) / len(kept):.1%} of the texts are, numbers apart, nearly that of a "
+                "row of an earlier split: results on them flatter"
+            )
+        yield from _warn("near_duplicates", name, rows, near, message)
+
+
+def _group_overlap(sound: Mapping[str, Sound]) -> Iterator[Finding]:
+    """Rows of a later split whose `group_column` has a value that training has, too."""
+    train, kept_in_train = sound["train"]
+    if train.groups is None:
+        return
+    known = {train.groups[row] for row in kept_in_train} - {None}
+    for name, (rows, kept) in sound.items():
+        if name == "train" or rows.groups is None:
+            continue
+        found = [row for row in kept if rows.groups[row] in known]
+        message = "its group stands in train, too: results on it flatter"
+        yield from _warn("group_overlap", name, rows, found, message)
 
 
 def _label_counts(rows: Rows, kept: Sequence[int], counts: Counter[str]) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from service.classifier import Prediction
 from service.model_package import Manifest, write_text
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.report.curves import calibration, coverage, precision_recall, scores
 from training.report.evidence import behaviour_tests, candidates
 from training.report.labels import confused, label_errors, labels
