@@ -693,7 +693,8 @@ def test_another_seed_gives_another_split() -> None:
 
 
 def test_a_validation_split_is_made_only_when_none_is_given(tmp_path: Path) -> None:
-    many = [row | {"text": f"{row['text']} {n}"} for n in range(10) for row in ROWS]
+    # Short texts: longer ones that only a number tells apart would stay together.
+    many = [row | {"text": f"{row['text'][:9]} {n}"} for n in range(10) for row in ROWS]
     made = load(tmp_path, many, validation_share=0.25)
     assert (len(made.train), len(made.validation), made.test) == (30, 10, None)
     given_one = load(tmp_path, many, validation=ROWS)

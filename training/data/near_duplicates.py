@@ -34,7 +34,8 @@ MOST_CANDIDATES = 20
 LETTERS_WITHOUT_NUMBERS = 16
 ROWS_AT_ONCE = 10_000
 NOT_A_WORD = re.compile(r"\W+")
-NUMBER = re.compile(r"\d[0-9a-z]*")
+# A word with a digit: a number, an identifier.
+NUMBER = re.compile(r"(?<![a-z])[a-z]*\d[0-9a-z]*")
 # Odd constants that spread the bits of a hash (Steele et al. 2014, "Fast splittable pseudorandom
 # number generators").
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -94,7 +95,7 @@ def similar_groups(texts: Sequence[Any], seed: int = 0) -> np.ndarray:
 def normalised(text: Any) -> str:
     """Words in lower case, one blank between them; a pair is its two texts, one after another.
 
-    Every number, with the letters behind it, is `0`, unless few letters would be left.
+    Every number and every word with a digit is `0`, unless few letters would be left.
     """
     whole = " ".join(map(str, text)) if isinstance(text, tuple) else str(text)
     words = NOT_A_WORD.sub(" ", whole[:LOOKED_AT].casefold()).strip()

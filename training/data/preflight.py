@@ -18,11 +18,16 @@ from tokenizers import Tokenizer
 
 from training.data.findings import MIN_ROWS_OF_A_LABEL, Errors, Finding, Rows, make_finding
 from training.data.near_duplicates import find_near_duplicates
+from training.data.shredding import count_shreds
 from training.progress import progress
 
 FEW_ROWS_OF_A_LABEL = 10
 IMBALANCE = 5
 UNKNOWN_SHARE = 0.01
+# With the embedded base, English of every kind has at most 13 %, French 30 % and more
+# (tests/test_shredding.py).
+SHREDDED_SHARE = 0.2
+MULTILINGUAL_BASE = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 COVERED_SHARE = 0.99
 NAMED_LABELS = 3
 TOKENIZED_AT_ONCE = 10_000
@@ -87,6 +92,7 @@ def preflight(
         if long_text == "truncate":
             warnings += _truncation(name, rows, kept, lengths[name], max_length)
         warnings += _unknown_tokens(name, rows, kept, lengths[name], unknown)
+        warnings += _shredded_text(name, rows, kept, tokenizer)
         warnings += _markup(name, rows, kept)
         warnings += _label_in_text(name, rows, kept)
     return Preflight(
@@ -219,9 +225,7 @@ def count_tokens(
     tokenizer: Tokenizer, unknown_id: int | None, texts: Sequence[Any], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each text or pair, special ones counted, and how many of them are unknown."""
-    own = Tokenizer.from_str(tokenizer.to_str())
-    own.no_truncation()
-    own.no_padding()
+    own = _reading_all(tokenizer)
     lengths = np.zeros(len(texts), dtype=np.int32)
     unknown = np.zeros(len(texts), dtype=np.int32)
     with progress(len(texts), f"tokenize {name}", "row", leave=False) as bar:
@@ -233,6 +237,14 @@ def count_tokens(
                 unknown[row] = 0 if unknown_id is None else ids.count(unknown_id)
             bar.update(len(chunk))
     return lengths, unknown
+
+
+def _reading_all(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that neither cuts off nor pads."""
+    own = Tokenizer.from_str(tokenizer.to_str())
+    own.no_truncation()
+    own.no_padding()
+    return own
 
 
 def _as_text(text: Any) -> str | tuple[str, str]:
@@ -266,6 +278,23 @@ def _unknown_tokens(
         "language and these characters"
     )
     return _warn("unknown_tokens", name, rows, found, message)
+
+
+def _shredded_text(
+    name: str, rows: Rows, kept: Sequence[int], tokenizer: Tokenizer
+) -> list[Finding]:
+    texts = [_as_text(rows.texts[row]) for row in kept]
+    found = count_shreds(_reading_all(tokenizer), texts)
+    if found.share < SHREDDED_SHARE:
+        return []
+    cut = found.continuations >= SHREDDED_SHARE * np.maximum(1, found.tokens)
+    sample = "" if len(found.places) == len(texts) else f" of {len(found.places)} rows looked at"
+    message = (
+        f"{found.share:.1%} of all tokens{sample} continue a word that the base model does not "
+        "know as a whole: it was made for other languages or texts. Choose a base made for this "
+        f"one, or a multilingual one, such as `{MULTILINGUAL_BASE}`"
+    )
+    return _warn("shredded_text", name, rows, [kept[place] for place in found.places[cut]], message)
 
 
 def _markup(name: str, rows: Rows, kept: Sequence[int]) -> list[Finding]:
