@@ -31,8 +31,8 @@ def parse_times(values: Sequence[Any], where: str = "the rows") -> np.ndarray:
     dates = [row for row, kind in enumerate(kinds) if kind == "date"]
     written = pandas.Series([_written(values[row]) for row in dates], dtype="object")
     moments = pandas.to_datetime(written, format="ISO8601", utc=True, errors="coerce")
-    seconds = (moments - pandas.Timestamp(0, tz="UTC")) / pandas.Timedelta(seconds=1)
-    parsed[dates] = seconds.to_numpy(dtype=float)
+    microseconds = moments.dt.as_unit("us").astype("int64").to_numpy(dtype=float)
+    parsed[dates] = np.where(moments.isna(), np.nan, microseconds / 1e6)
     readable = [row for row in dates if not np.isnan(parsed[row])]
     if numbers and readable:
         raise DataError(
