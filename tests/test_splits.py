@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from datetime import UTC, date, datetime
@@ -158,8 +159,6 @@ def test_another_seed_gives_another_split_of_the_same_groups() -> None:
 
 def tickets() -> tuple[list[str], list[tuple[str, ...]]]:
     """400 messages of the example, each three times with another ticket number."""
-    import csv
-
     with (EXAMPLE / "train.csv").open(newline="", encoding="utf-8") as handle:
         rows = [row for row in csv.DictReader(handle) if len(row["text"]) > 30][:400]
     numbers = np.random.default_rng(0).permutation(90_000)[: 3 * len(rows)] + 10_000

@@ -119,6 +119,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from training.evaluate import evaluate as evaluate_split
     from training.layout import METRICS_FILE, REPORT, REPORT_FILE
     from training.report import write_report
+    from training.seen import equally_seen
 
     classifier = Classifier.load(parsed.package)
     manifest = classifier.manifest
@@ -127,7 +128,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
     split, _, dropped, slices = read_labelled(
         parsed.file, arguments, manifest.labels, manifest.task, parsed.slices
     )
-    metrics, answers = evaluate_split(classifier, split, str(parsed.file))
+    seen = equally_seen(split.texts, manifest)
+    metrics, answers = evaluate_split(classifier, split, str(parsed.file), seen)
     print_metrics(metrics, f"{manifest.name} on {parsed.file}")
     if dropped:
         print(f"{dropped} rows could not be used and were left out")
