@@ -593,6 +593,16 @@ def test_numbered_labels_of_the_hub_get_their_names(monkeypatch: pytest.MonkeyPa
     assert data.test == single(["test 0", "test 1"], ["no", "yes"])
 
 
+def test_the_hubs_columns_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, train=[0, 1] * 20)
+    # As if all rows of a label were one customer's.
+    assert "no validation rows can be set aside" in refusal(lambda: load_hub(group_column="kind"))
+    assert "has no column 'day', it has sms, kind" in refusal(lambda: load_hub(time_column="day"))
+    hub(monkeypatch, train=[0, 1] * 20, validation=[0, 1])
+    said = refusal(lambda: load_hub(time_column="kind"))
+    assert "owner/messages (validation) is given, so that no rows are split by time_column" in said
+
+
 def test_a_hidden_label_of_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, train=[0, 1, 1, 0], test=[0, -1])
     assert "owner/messages (test), row 2: the label is missing" in refusal(load_hub)

@@ -34,6 +34,7 @@ MOST_CANDIDATES = 20
 LETTERS_WITHOUT_NUMBERS = 16
 ROWS_AT_ONCE = 10_000
 NOT_A_WORD = re.compile(r"\W+")
+DIGIT = re.compile(r"\d")
 # A word with a digit: a number, an identifier.
 NUMBER = re.compile(r"(?<![a-z])[a-z]*\d[0-9a-z]*")
 # Odd constants that spread the bits of a hash (Steele et al. 2014, "Fast splittable pseudorandom
@@ -99,6 +100,8 @@ def normalised(text: Any) -> str:
     """
     whole = " ".join(map(str, text)) if isinstance(text, tuple) else str(text)
     words = NOT_A_WORD.sub(" ", whole[:LOOKED_AT].casefold()).strip()
+    if DIGIT.search(words) is None:
+        return words
     without = NUMBER.sub("0", words)
     letters = len(without) - without.count("0") - without.count(" ")
     return without if letters >= LETTERS_WITHOUT_NUMBERS else words
