@@ -53,9 +53,8 @@ def drawn(rows: Drawn) -> tuple[Split, list[str | None]]:
     return Split(list(texts), labels, find_groups(texts, customers)), customers
 
 
-def sides(train: Split, validation: Split, whole: Split) -> list[bool]:
+def sides(validation: Split, whole: Split) -> list[bool]:
     """Whether each row of the whole, in order, is in validation; rows are told by their place."""
-    del train
     place, found = 0, []
     for row in range(len(whole)):
         here = (
@@ -98,7 +97,7 @@ def test_nothing_that_hangs_together_is_parted(
     assert len(validation)
     kinds = [{text.rpartition(" ")[0] for text in part.texts} for part in found]
     assert not kinds[0] & kinds[1]
-    held = sides(train, validation, whole)
+    held = sides(validation, whole)
     for customer in {customer for customer in customers if customer is not None}:
         assert len({held[row] for row, one in enumerate(customers) if one == customer}) == 1
     # Training keeps a row of every label.
