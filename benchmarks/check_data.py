@@ -1,4 +1,4 @@
-"""How long `whetstone check` takes on many short rows, and how much memory.
+"""How long `whetstone check`, and the split in it, take on many short rows, and how much memory.
 
 python benchmarks/check_data.py --rows 1000000 --out benchmarks/check_data.json
 """
@@ -19,6 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from training.config import DataArguments
+from training.data.dataset import read_rows, usable_data
+from training.data.findings import find_errors
 
 LABELS = [f"label_{number}" for number in range(8)]
 PACKAGES = ("whetstone", "datasets", "tokenizers", "rensa", "numpy")
@@ -45,11 +49,13 @@ def main() -> None:
         )
         seconds = time.monotonic() - started
         found = json.loads(findings.read_text("utf-8"))["findings"]
+        split_seconds = measure_split(train_file)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     results = {
         "rows": arguments.rows,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "split_cpu_seconds": round(split_seconds, 1),
         "peak_mib": round(usage.ru_maxrss / 1024),
         "findings": {f["code"]: f["count"] for f in found if f["code"] in SHOWN_FINDINGS},
         **machine(),
@@ -77,6 +83,16 @@ def write_rows(path: Path, count: int) -> None:
             if len(texts) < 100_000:
                 texts.append(text)
             writer.writerow([text, chosen.choice(LABELS)])
+
+
+def measure_split(train_file: Path) -> float:
+    """CPU-seconds that setting validation rows aside takes, near-duplicates and all."""
+    arguments = DataArguments(train_file=str(train_file))
+    rows = read_rows(arguments)
+    errors = find_errors(rows)
+    started = time.process_time()
+    usable_data(rows, errors, arguments, seed=0)
+    return time.process_time() - started
 
 
 def machine() -> dict[str, Any]:

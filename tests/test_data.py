@@ -19,14 +19,13 @@ from tests.conftest import write_csv
 from training.config import DataArguments
 from training.data.dataset import (
     LabelledData,
-    Split,
     load_data,
     read_labelled,
-    stratified_split,
     usable_rows,
 )
 from training.data.findings import Rows, find_errors
 from training.data.rows import read_dataset, read_files
+from training.data.splits import Split, stratified_split
 from training.errors import DataError
 
 Table = list[dict[str, Any]]
@@ -590,6 +589,16 @@ def test_numbered_labels_of_the_hub_get_their_names(monkeypatch: pytest.MonkeyPa
     assert data.test == single(["test 0", "test 1"], ["no", "yes"])
 
 
+def test_the_hubs_columns_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, train=[0, 1] * 20)
+    # As if all rows of a label were one customer's.
+    assert "no validation rows can be set aside" in refusal(lambda: load_hub(group_column="kind"))
+    assert "has no column 'day', it has sms, kind" in refusal(lambda: load_hub(time_column="day"))
+    hub(monkeypatch, train=[0, 1] * 20, validation=[0, 1])
+    said = refusal(lambda: load_hub(time_column="kind"))
+    assert "owner/messages (validation) is given, so that no rows are split by time_column" in said
+
+
 def test_a_hidden_label_of_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, train=[0, 1, 1, 0], test=[0, -1])
     assert "owner/messages (test), row 2: the label is missing" in refusal(load_hub)
@@ -690,7 +699,8 @@ def test_another_seed_gives_another_split() -> None:
 
 
 def test_a_validation_split_is_made_only_when_none_is_given(tmp_path: Path) -> None:
-    many = [row | {"text": f"{row['text']} {n}"} for n in range(10) for row in ROWS]
+    # Short texts: longer ones that only a number tells apart would stay together.
+    many = [row | {"text": f"{row['text'][:9]} {n}"} for n in range(10) for row in ROWS]
     made = load(tmp_path, many, validation_share=0.25)
     assert (len(made.train), len(made.validation), made.test) == (30, 10, None)
     given_one = load(tmp_path, many, validation=ROWS)

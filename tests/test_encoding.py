@@ -18,8 +18,8 @@ from training.config import (
     ModelArguments,
     Recipe,
 )
-from training.data.dataset import Split
 from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.data.splits import Split
 from training.errors import BaseModelError, RecipeError
 from training.train import FineTuner
 

@@ -11,7 +11,7 @@ import pytest
 
 from service.classifier import Classifier
 from tests.conftest import example_rows
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.evaluate import (
     draw_confusion,
     evaluate,

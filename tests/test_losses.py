@@ -12,7 +12,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from training.base_models import resolve_base_model, start_at_priors
 from training.config import ModelArguments, parse_class_weights
-from training.data.dataset import LabelledData, Split
+from training.data.dataset import LabelledData
+from training.data.splits import Split
 from training.errors import RecipeError
 from training.losses import label_odds, label_weights, weighted_loss
 

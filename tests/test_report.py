@@ -20,7 +20,7 @@ from service.classifier import Prediction
 from service.decisions import decide, sigmoid, softmax
 from service.model_package import HASHED_FILES, FileRecord, Manifest, Profile, Text
 from tests.browsers import Browser, browsing
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.metrics import all_metrics
 from training.report import write_report
 from training.report.page import Html, element, escape, score, signed

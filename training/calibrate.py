@@ -78,6 +78,7 @@ def finish(
     truth: Sequence[tuple[str, ...]],
     encoded: Sequence[EncodedText],
     logits: FloatArray,
+    groups: np.ndarray | None = None,
 ) -> tuple[Manifest, list[Prediction]]:
     """Calibrate, then choose thresholds, then abstention: as it ships, and its answers.
 
@@ -87,6 +88,7 @@ def finish(
         draft: a manifest without any of them.
         truth: the labels of the validation rows.
         logits: shape (windows of `encoded`, labels).
+        groups: as for `with_calibration`.
 
     Raises:
         ExportError: no abstain threshold reaches the wanted precision.
@@ -100,7 +102,8 @@ def finish(
         pairs = zip(answers, truth, strict=True)
         return manifest, answers, sum(answer.answer == set(labels) for answer, labels in pairs)
 
-    calibrated = with_calibration(draft, truth, [len(text.windows) for text in encoded], logits)
+    windows = [len(text.windows) for text in encoded]
+    calibrated = with_calibration(draft, truth, windows, logits, groups)
     manifest, answers, right = decided(calibrated)
     if calibrated.calibration["method"] is not None:
         plain, plain_answers, plain_right = decided(draft)
@@ -118,6 +121,7 @@ def with_calibration(
     truth: Sequence[tuple[str, ...]],
     windows: Sequence[int],
     logits: FloatArray,
+    groups: np.ndarray | None = None,
 ) -> Manifest:
     """The manifest with the calibration that lowers the log loss of rows it was not fitted on.
 
@@ -128,6 +132,7 @@ def with_calibration(
     Args:
         windows: how many windows each row has.
         logits: shape (windows of all rows, labels).
+        groups: numbers of shape (rows,), equal where rows may not be parted; None where all may.
     """
     several = draft.task == "multi_label"
     found: dict[str, Any] = {"method": None, "rows": len(truth)}
@@ -138,8 +143,13 @@ def with_calibration(
     if several and min(int(rows.truth.sum()), int((~rows.truth).sum())) < FEW_POSITIVES:
         found["reason"] = f"fewer than {FEW_POSITIVES} labels are set, or not set, on validation"
         return draft.model_copy(update={"calibration": found})
+    if groups is None:
+        groups = np.arange(len(truth))
+    if len(np.unique(groups)) < FOLDS:
+        found["reason"] = f"the validation rows are fewer than {FOLDS} groups"
+        return draft.model_copy(update={"calibration": found})
     fit = _fit_platt if several else _fit_temperature
-    before, after = rows.probabilities(draft), _cross_fitted(rows, fit)
+    before, after = rows.probabilities(draft), _cross_fitted(rows, groups, fit)
     found["before"] = _without_bins(calibration_metrics(before, rows.truth, draft.task))
     found["after"] = _without_bins(calibration_metrics(after, rows.truth, draft.task))
     if found["after"]["log_loss"] >= found["before"]["log_loss"]:
@@ -167,9 +177,10 @@ class _Rows:
         return text_probabilities(self.logits, self.windows.tolist(), manifest)
 
 
-def _cross_fitted(rows: _Rows, fit: Callable[[_Rows], Manifest]) -> FloatArray:
-    """Probabilities of every row by a calibration that was fitted on the other folds."""
-    folds = np.random.default_rng(0).permutation(len(rows.truth)) % FOLDS
+def _cross_fitted(rows: _Rows, groups: np.ndarray, fit: Callable[[_Rows], Manifest]) -> FloatArray:
+    """Probabilities of every row by a calibration that was fitted on the other folds' groups."""
+    names, places = np.unique(groups, return_inverse=True)
+    folds = (np.random.default_rng(0).permutation(len(names)) % FOLDS)[places]
     probs = np.empty(rows.truth.shape, dtype=np.float32)
     for fold in range(FOLDS):
         held = folds == fold

@@ -29,7 +29,7 @@ from service.model_package import (
 from training.calibrate import finish
 from training.config import ExportArguments
 from training.costs import cpu_milliseconds, neighbour_effect
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.errors import ExportError
 from training.exporter import optimise
 from training.gates import Answers, Gates, Rule, Verdict, evidence, judge
@@ -148,7 +148,9 @@ class Trial:
         self._graph, self._tokenizer, self._scratch = graph, tokenizer, scratch
         self._encoded, self._logits = encoded, reference
         self._truth = label_matrix(validation.labels, draft.labels)
-        finished, answers = finish(draft, arguments, validation.labels, encoded, reference)
+        finished, answers = finish(
+            *(draft, arguments, validation.labels, encoded, reference), validation.groups
+        )
         self._behaviour, self._reference = finished, self._compared(answers)
 
     def measure(self, kind: Kind) -> Candidate | None:
@@ -177,7 +179,9 @@ class Trial:
             return None
         labels = self._validation.labels
         try:
-            manifest, answers = finish(draft, self._arguments, labels, self._encoded, logits)
+            manifest, answers = finish(
+                *(draft, self._arguments, labels, self._encoded, logits), self._validation.groups
+            )
         except ExportError as error:
             # The checkpoint's answers reach the wanted precision, its own do not.
             self.unavailable[kind.name] = str(error)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.base_models import resolve_base_model
-from training.config import Recipe
-from training.data.dataset import read_rows
-from training.data.findings import Errors, Rows, find_errors
+from training.config import Recipe, recipe_seed
+from training.data.dataset import read_rows, usable_data
+from training.data.findings import Errors, Finding, Rows, find_errors, make_finding
 from training.data.preflight import Preflight, preflight
 from training.data.preflight_report import draw_data, print_findings, write_findings
+from training.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,7 +32,8 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
     """
     rows = read_rows(recipe.data)
     errors = find_errors(rows)
-    found = look_at(recipe, rows, errors, resolve_base_model(recipe.model).tokenizer())
+    of_split = _try_split(recipe, rows, errors)
+    found = look_at(recipe, rows, errors, resolve_base_model(recipe.model).tokenizer(), of_split)
     if strict:
         strictly = [dataclasses.replace(finding, severity="error") for finding in found.findings]
         found = dataclasses.replace(found, findings=strictly)
@@ -44,7 +46,18 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
         print(f"rows that cannot be used and will be dropped: {errors.rows}")
     if strict and found.findings:
         return False
-    return not errors.fatal(recipe.data.drop_invalid)
+    cannot_split = any(finding.severity == "error" for finding in of_split)
+    return not cannot_split and not errors.fatal(recipe.data.drop_invalid)
+
+
+def _try_split(recipe: Recipe, rows: Mapping[str, Rows], errors: Errors) -> Sequence[Finding]:
+    """What is to be said of the validation split that training would make."""
+    if errors.fatal(recipe.data.drop_invalid):
+        return ()
+    try:
+        return usable_data(rows, errors, recipe.data, recipe_seed(recipe)).findings
+    except DataError as error:
+        return (make_finding("no_validation", "error", "train", rows["train"], [], str(error)),)
 
 
 def look_at(
@@ -52,9 +65,14 @@ def look_at(
     rows: Mapping[str, Rows],
     errors: Errors,
     tokenizer: PreTrainedTokenizerFast,
+    of_split: Sequence[Finding] = (),
 ) -> Preflight:
-    """Everything that is wrong with rows, as the base model's tokenizer reads them."""
-    return preflight(
+    """Everything that is wrong with rows, as the base model's tokenizer reads them.
+
+    Args:
+        of_split: what was found when validation rows were set aside.
+    """
+    found = preflight(
         rows,
         errors,
         tokenizer=tokenizer.backend_tokenizer,
@@ -62,3 +80,4 @@ def look_at(
         max_length=recipe.model.max_length,
         long_text=recipe.model.long_text,
     )
+    return dataclasses.replace(found, findings=[*found.findings, *of_split])

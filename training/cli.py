@@ -45,6 +45,9 @@ DATA_KEYS = (
     "validation_file",
     "test_file",
     *COLUMN_KEYS,
+    "group_column",
+    "time_column",
+    "validation_share",
     "drop_invalid",
     "model_name_or_path",
     "model_revision",
@@ -122,6 +125,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from training.layout import METRICS_FILE, REPORT, REPORT_FILE
     from training.publish import package_at
     from training.report import write_report
+    from training.seen import equally_seen
 
     with package_at(parsed.package) as folder:
         classifier = Classifier.load(folder)
@@ -131,7 +135,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
     split, _, dropped, slices = read_labelled(
         parsed.file, arguments, manifest.labels, manifest.task, parsed.slices
     )
-    metrics, answers = evaluate_split(classifier, split, str(parsed.file))
+    seen = equally_seen(split.texts, manifest)
+    metrics, answers = evaluate_split(classifier, split, str(parsed.file), seen)
     print_metrics(metrics, f"{manifest.name} on {parsed.file}")
     if dropped:
         print(f"{dropped} rows could not be used and were left out")

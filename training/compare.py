@@ -20,8 +20,9 @@ from service.classifier import Classifier, Prediction
 from service.model_package import MODEL_FILE, Manifest, Task
 from training.config import columns_of, recipe_of
 from training.costs import cpu_milliseconds
-from training.data.dataset import Split, read_labelled
+from training.data.dataset import read_labelled
 from training.data.leakage import Overlap, overlap
+from training.data.splits import Split
 from training.errors import CompareError
 from training.gates import SIGNIFICANCE, parse_bound
 from training.metrics import all_metrics, label_matrix

@@ -41,7 +41,10 @@ HUB_KEYS = (
     "text_pair_column",
     "label_column",
     "label_separator",
+    "group_column",
+    "time_column",
 )
+DEFAULT_SEED = 42
 
 
 def _key(default: Any, text: str) -> Any:
@@ -120,6 +123,16 @@ class DataArguments:
     )
     validation_share: float = _key(
         0.1, "share of the training rows set aside, stratified, when no validation split is given"
+    )
+    group_column: str | None = _key(
+        None,
+        "column whose equal values stay on one side of every split, such as a customer or a "
+        "thread; equal and nearly equal texts do anyway",
+    )
+    time_column: str | None = _key(
+        None,
+        "column with the time of each row (ISO 8601, or a number that grows): the newest rows are "
+        "set aside for validation instead of random ones",
     )
     drop_invalid: bool = _key(False, "drop rows that cannot be used instead of refusing the data")
 
@@ -413,6 +426,7 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
         value = getattr(export, key)
         if value is not None and not 0 < value < 1:
             raise RecipeError(f"{key} is {value}: it lies between 0 and 1")
+    _check_split(data)
     parse_class_weights(data.class_weights)
     # Not above: `--help` needs no numpy.
     from training.gates import parse_gates
@@ -426,6 +440,18 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
             f"precision {export.precision} is for the {'CPU' if on_gpu else 'GPU'}, and "
             f"target_device is {export.target_device}: change one of them"
         )
+
+
+def _check_split(data: DataArguments) -> None:
+    if data.time_column is not None and data.validation_file is not None:
+        raise RecipeError(
+            "time_column splits the training rows, and validation_file names a split that is made "
+            "already: leave one of them out"
+        )
+    for key in ("group_column", "time_column"):
+        for other in ("text_column", "text_pair_column", "label_column"):
+            if getattr(data, key) is not None and getattr(data, key) == getattr(data, other):
+                raise RecipeError(f"{key} and {other} are both {getattr(data, key)!r}")
 
 
 def _check_tuning(tuning: FineTuningArguments) -> None:
@@ -463,6 +489,11 @@ def parse_class_weights(value: str) -> Literal["none", "balanced"] | dict[str, f
             'numbers, such as {"spam": 3}'
         )
     return {str(label): float(weight) for label, weight in weights.items()}
+
+
+def recipe_seed(recipe: Recipe) -> int:
+    """The seed of the split, the new head and the training."""
+    return int(recipe.training.get("seed", DEFAULT_SEED))
 
 
 def recipe_of(manifest: Manifest) -> dict[str, Any]:

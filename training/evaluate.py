@@ -13,12 +13,13 @@ import numpy as np
 
 from service.classifier import Classifier, Prediction
 from service.model_package import write_text
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.errors import DataError
 from training.layout import CONFUSION_FILE, LABELS_FILE
 from training.metrics import all_metrics
 from training.pictures import plain, save_figure
 from training.progress import progress
+from training.seen import SeenRows, unseen_metrics, unseen_sentence
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,9 +32,12 @@ SCREEN_PAIRS = 10
 
 
 def evaluate(
-    classifier: Classifier, split: Split, where: str
+    classifier: Classifier, split: Split, where: str, seen: SeenRows | None = None
 ) -> tuple[dict[str, Any], list[Prediction]]:
     """Classify every row and compare with its label, which the package must know.
+
+    Args:
+        seen: rows that training has; the metrics then say `unseen`, too: the score without them.
 
     Raises:
         DataError: there is no row.
@@ -42,7 +46,10 @@ def evaluate(
         raise DataError(f"{where}: no row is left to use")
     with progress(len(split), "evaluate", "text", leave=False) as bar:
         answers = classifier.classify(split.texts, on_batch=bar.update)
-    return all_metrics(classifier.manifest, split.labels, answers), answers
+    metrics = all_metrics(classifier.manifest, split.labels, answers)
+    if seen is not None:
+        metrics["unseen"] = unseen_metrics(classifier.manifest, split, answers, seen)
+    return metrics, answers
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +104,8 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
             + ("-, of no row" if area is None else f"{area:.4f}"),
             highlight=False,
         )
+    if (unseen := metrics.get("unseen")) and (sentence := unseen_sentence(unseen)):
+        console.print(sentence, highlight=False)
     if found := metrics.get("abstention"):
         console.print(
             f"abstained on {1 - found['coverage']:.1%} of the rows; of the others "

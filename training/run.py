@@ -24,6 +24,7 @@ from training.publish import check_place, publish
 from training.register import register
 from training.report import write_report
 from training.run_lock import alone_in
+from training.seen import nearly_seen
 from training.train import TrainedRun, train
 
 
@@ -77,7 +78,9 @@ def _measure(run: TrainedRun, package: Path) -> str:
     """Metrics of the finished package on the test split, else on validation; one line."""
     name, split = ("test", run.data.test) if run.data.test else ("validation", run.data.validation)
     classifier = Classifier.load(package)
-    metrics, answers = evaluate(classifier, split, f"{name} split")
+    known = [*run.data.train.texts, *(run.data.validation.texts if run.data.test else ())]
+    seen = nearly_seen(split.texts, known)
+    metrics, answers = evaluate(classifier, split, f"{name} split", seen)
     metrics = {"split": name, **metrics}
     print_metrics(metrics, f"{classifier.manifest.name} on its {name} split")
     write_metrics(metrics, run.folder / METRICS_FILE)

@@ -50,11 +50,13 @@ from training.calibrate import check_choices
 from training.callbacks import Progress, StopEarly, StopOnRequest
 from training.check import look_at
 from training.config import (
+    DEFAULT_SEED,
     FILE_KEYS,
     ExportArguments,
     FineTuningArguments,
     Recipe,
     parse_training_arguments,
+    recipe_seed,
 )
 from training.data.dataset import (
     LabelledData,
@@ -95,7 +97,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SEED = 42
 EVALUATED = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision")
 # A checkpoint that failed with less than this left failed because of it.
 FULL_DISK_BYTES = 16 << 20
@@ -184,7 +185,7 @@ def train(
                     f"another process has trained in {recipe.output_dir}: give the same command "
                     "again"
                 )
-            found = look_at(recipe, rows, errors, tokenizer)
+            found = look_at(recipe, rows, errors, tokenizer, data.findings)
             print_findings(found, Console(stderr=True, markup=False, emoji=False))
             # Only now, when nothing that was given can be refused any more.
             _claim_folder(recipe.output_dir, {"identity": identity, "settled": settled}, overwrite)
@@ -291,11 +292,6 @@ def open_run(recipe: Recipe) -> TrainedRun:
             "keys, or train again"
         )
     return TrainedRun(folder, recipe, data, record)
-
-
-def recipe_seed(recipe: Recipe) -> int:
-    """The seed of the split, the new head and the training."""
-    return int(recipe.training.get("seed", DEFAULT_SEED))
 
 
 def run_identity(recipe: Recipe, data: LabelledData) -> str:

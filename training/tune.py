@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from service.model_package import write_text
 from training.base_models import resolve_base_model, start_at_priors
-from training.config import Recipe
+from training.config import Recipe, recipe_seed
 from training.data.dataset import load_data
 from training.data.encoding import usable_reading
 from training.distributed import processes
@@ -33,7 +33,6 @@ from training.run_lock import alone_in
 from training.train import (
     make_trainer,
     named_from_anywhere,
-    recipe_seed,
     refuse_unexportable,
     run_identity,
     settle,

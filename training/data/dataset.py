@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,9 +17,10 @@ import numpy as np
 from service.model_package import Task, Text
 from training.config import DataArguments
 from training.data.blocks import Block
-from training.data.findings import Errors, Rows, find_errors, text_problem
+from training.data.findings import Errors, Finding, Rows, find_errors, text_problem
 from training.data.readers import read_blocks
 from training.data.rows import keys_of, read_dataset, read_files
+from training.data.splits import Split, divide, with_groups
 from training.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,21 +32,6 @@ logger = logging.getLogger(__name__)
 # Every start of every copy asks all of them.
 MOST_GOLDEN_TEXTS = 1000
 NO_GOLDEN = "none"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: texts, or pairs of them, and the names of each row's labels."""
-
-    texts: list[Text]
-    labels: list[tuple[str, ...]]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: np.ndarray) -> Split:
-        """The rows at `indices`, in that order."""
-        return Split([self.texts[i] for i in indices], [self.labels[i] for i in indices])
 
 
 class Labelled(NamedTuple):
@@ -63,7 +48,10 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledData:
-    """What training needs: `labels` are sorted from the training split."""
+    """What training needs: `labels` are sorted from the training split.
+
+    `findings` are about the split that was made, where none was given.
+    """
 
     train: Split
     validation: Split
@@ -72,6 +60,7 @@ class LabelledData:
     task: Task
     has_pairs: bool
     dropped: int
+    findings: tuple[Finding, ...] = ()
 
     def fingerprint(self, splits: Sequence[str] = ("train", "validation", "test")) -> str:
         """SHA-256 over every row of `splits`, in order."""
@@ -105,7 +94,7 @@ def read_rows(arguments: DataArguments) -> dict[str, Rows]:
         logger.warning("%s has no labels: it is left out", splits.pop("test").where)
     if any(rows.multi_label for rows in splits.values()):
         splits = {name: replace(rows, multi_label=True) for name, rows in splits.items()}
-    return splits
+    return _with_split_columns(splits, arguments)
 
 
 def usable_data(
@@ -122,8 +111,12 @@ def usable_data(
         if not len(split):
             raise DataError(f"{splits[name].where}: no row is left to use")
     train, validation = usable["train"], usable.get("validation")
+    findings: tuple[Finding, ...] = ()
     if validation is None:
-        train, validation = stratified_split(train, arguments.validation_share, seed)
+        kept = errors.kept["train"]
+        train, validation, findings = divide(train, splits["train"], kept, arguments, seed)
+    else:
+        validation = with_groups(validation, splits["validation"], errors.kept["validation"])
     if errors.rows:
         logger.warning("dropped %d rows that cannot be used", errors.rows)
     return LabelledData(
@@ -134,7 +127,31 @@ def usable_data(
         "multi_label" if splits["train"].multi_label else "single_label",
         arguments.text_pair_column is not None,
         errors.rows,
+        findings,
     )
+
+
+def _with_split_columns(splits: dict[str, Rows], arguments: DataArguments) -> dict[str, Rows]:
+    """Times only where rows are split by them; both columns where training has them.
+
+    Raises:
+        DataError: training lacks a column, or nothing is left to split by time.
+    """
+    train = splits["train"]
+    for key, values in (("group_column", train.groups), ("time_column", train.times)):
+        column = getattr(arguments, key)
+        if column is not None and values is None:
+            raise DataError(
+                f"{train.where} has no column {column!r}, it has {', '.join(train.columns)}: name "
+                f"the right one with {key}"
+            )
+    if arguments.time_column is not None and "validation" in splits:
+        raise DataError(
+            f"{splits['validation'].where} is given, so that no rows are split by time_column: "
+            "leave the key out"
+        )
+    others = {name: replace(rows, times=None) for name, rows in splits.items() if name != "train"}
+    return {"train": train, **others}
 
 
 def usable_rows(rows: Rows, kept: Sequence[int]) -> Split:
@@ -227,57 +244,6 @@ def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text
             f"all: give 1 to {MOST_GOLDEN_TEXTS}, or golden_file: {NO_GOLDEN}"
         )
     return texts
-
-
-def stratified_split(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Set `share` of each label's rows aside, at least one of all, never a label's last row.
-
-    Equal texts stay on one side. A row of several labels is counted with the rarest of them, so
-    that rare labels are spread as common ones are (the first step of Sechidis et al. 2011, "On
-    the Stratification of Multi-label Data").
-
-    Raises:
-        DataError: every label has one text only, however often.
-    """
-    random = np.random.default_rng(seed)
-    counts = Counter(label for labels in split.labels for label in labels)
-    groups: dict[Text, list[int]] = {}
-    for row, text in enumerate(split.texts):
-        groups.setdefault(text, []).append(row)
-    strata: dict[str, list[list[int]]] = {}
-    for rows in groups.values():
-        labels = {label for row in rows for label in split.labels[row]}
-        rarest = min(labels, key=lambda label: (counts[label], label), default="")
-        strata.setdefault(rarest, []).append(rows)
-    aside: list[list[int]] = []
-    for stratum in sorted(strata):
-        members = strata[stratum]
-        wanted = min(max(1, round(share * len(members))), len(members) - 1)
-        aside += [members[index] for index in random.permutation(len(members))[:wanted]]
-    aside = _give_back_last_rows(split, counts, aside)
-    if not aside:
-        raise DataError(
-            "no validation rows can be set aside, each label has a single text: add rows, or name "
-            "a validation_file"
-        )
-    held = np.sort(np.concatenate(aside))
-    return split.take(np.setdiff1d(np.arange(len(split)), held)), split.take(held)
-
-
-def _give_back_last_rows(
-    split: Split, counts: Counter[str], aside: list[list[int]]
-) -> list[list[int]]:
-    """`aside` without the groups that hold all that there is of some label."""
-    left = counts.copy()
-    left.subtract(label for rows in aside for row in rows for label in split.labels[row])
-    kept = []
-    for rows in aside:
-        labels = [label for row in rows for label in split.labels[row]]
-        if any(left[label] == 0 for label in labels):
-            left.update(labels)
-        else:
-            kept.append(rows)
-    return kept
 
 
 def _read_splits(arguments: DataArguments) -> dict[str, Rows]:

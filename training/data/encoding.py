@@ -12,7 +12,7 @@ import numpy as np
 
 from service.model_package import Aggregation, Task
 from training.config import Recipe
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.errors import BaseModelError, RecipeError
 
 if TYPE_CHECKING:

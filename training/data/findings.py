@@ -12,12 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from training.data.blocks import UNDECODABLE, Block, Problem
+from training.data.times import parse_times
 from training.errors import DataError
 
 Severity = Literal["error", "warning"]
 EXAMPLE_ROWS = 10
 MIN_ROWS_OF_A_LABEL = 2
+MISSING_TIME = Problem(
+    "missing_time",
+    "the time is missing or cannot be read, write it as 2026-01-31, as 2026-01-31T12:00:00+02:00 "
+    "or as a number",
+)
 
 
 class Places:
@@ -62,7 +70,8 @@ class Rows:
     `texts` holds strings, or pairs of them, or whatever else stood there (None where nothing
     did); `labels` the names of each row's labels, an empty tuple where there is none. By 0-based
     place `problems` says why a row could not be read, and `left_out` has those that an annotator
-    decided against.
+    decided against. `groups` and `times` are what stands in `group_column`
+    and `time_column`, where a recipe names them.
     """
 
     where: str
@@ -73,6 +82,9 @@ class Rows:
     left_out: frozenset[int] = frozenset()
     remarks: Sequence[Remark] = ()
     places: Places = field(default_factory=Places)
+    groups: list[str | None] | None = None
+    times: list[Any] | None = None
+    columns: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -161,10 +173,11 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
     for name, rows in splits.items():
         found: dict[Problem, list[int]] = {}
         kept[name] = []
+        timeless = _without_time(rows)
         for row in range(len(rows)):
             if row in rows.left_out:
                 continue
-            problem = row_problem(rows, row)
+            problem = row_problem(rows, row) or (MISSING_TIME if row in timeless else None)
             if problem is None:
                 kept[name].append(row)
             else:
@@ -187,6 +200,13 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
         if name != "train" or known is not None:
             findings += _drop_unseen_labels(name, rows, kept, set(labels), known is not None)
     return Errors(findings, kept, labels)
+
+
+def _without_time(rows: Rows) -> set[int]:
+    """The rows that cannot be ordered, where the rows have times."""
+    if rows.times is None:
+        return set()
+    return set(np.flatnonzero(np.isnan(parse_times(rows.times, rows.where))).tolist())
 
 
 def row_problem(rows: Rows, row: int) -> Problem | None:

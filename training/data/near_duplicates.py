@@ -1,46 +1,51 @@
 """Texts that are nearly the same: MinHash with locality-sensitive hashing, by `rensa`.
 
-Broder 1997, "On the resemblance and containment of documents"; candidates that share a band of
-their signatures are compared by the true Jaccard similarity of their shingles.
+Broder 1997, "On the resemblance and containment of documents". Two texts that share a band of
+their signatures are compared by the true Jaccard similarity of their shingles; near-duplicates of
+near-duplicates are one group. Numbers do not count: a text with another ticket number is the same.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from training.progress import progress
 
-SAMPLED_ROWS = 200_000
 SIMILARITY = 0.8
 # Signatures of 64 numbers in 16 bands of 4: a pair of similarity 0.8 shares a band with
 # probability 1 - (1 - 0.8 ** 4) ** 16 = 0.9998, one of 0.4 with 0.34.
 PERMUTATIONS = 64
 BANDS = 16
+# Three standard deviations of a signature's estimate below SIMILARITY: such pairs are compared.
+WORTH_COMPARING = SIMILARITY - 3 * (SIMILARITY * (1 - SIMILARITY) / PERMUTATIONS) ** 0.5
 # Characters of a shingle, and of a text that are looked at.
 SHINGLE = 5
 LOOKED_AT = 2_000
-# So that a heap of look-alikes that are not alike enough costs bounded time.
+# So that a heap of look-alikes costs bounded time: of all rows with the same band a row meets the
+# next few, and after so many that are not alike enough no others.
+NEIGHBOURS = 3
 MOST_CANDIDATES = 20
+# Without numbers a shorter text says too little: `error 404` is not `error 500`.
+LETTERS_WITHOUT_NUMBERS = 16
+ROWS_AT_ONCE = 10_000
 NOT_A_WORD = re.compile(r"\W+")
-
-
-@dataclass(frozen=True)
-class NearDuplicates:
-    """`rows` of each split that are nearly an earlier row; `looked_at` of how many rows `of`."""
-
-    rows: dict[str, list[int]]
-    looked_at: int
-    of: int
+DIGIT = re.compile(r"\d")
+# A word with a digit: a number, an identifier.
+NUMBER = re.compile(r"(?<![a-z])[a-z]*\d[0-9a-z]*")
+# Odd constants that spread the bits of a hash (Steele et al. 2014, "Fast splittable pseudorandom
+# number generators").
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def find_near_duplicates(
     splits: dict[str, tuple[Sequence[int], Sequence[Any]]], seed: int = 0
-) -> NearDuplicates:
+) -> dict[str, list[int]]:
     """Rows whose text is nearly, but not exactly, that of an earlier row.
 
     Args:
@@ -48,79 +53,178 @@ def find_near_duplicates(
             the first (train) a row may resemble an earlier one of its own; in a later split only
             one of the splits before it.
     """
-    import rensa
-
-    chosen = _sample({name: rows for name, (rows, _) in splits.items()}, seed)
-    total = sum(len(rows) for rows in chosen.values())
-    index = rensa.RMinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS, num_bands=BANDS)
-    kept: list[str] = []
-    exact: set[Any] = set()
+    texts = [all_texts[row] for rows, all_texts in splits.values() for row in rows]
+    groups = iter(similar_groups(texts, seed).tolist())
     found: dict[str, list[int]] = {}
-    with progress(total, "near-duplicates", "row", leave=False) as bar:
-        for position, (name, rows) in enumerate(chosen.items()):
-            found[name] = []
-            new: list[tuple[str, Any]] = []
-            for row in rows:
-                bar.update()
-                raw = splits[name][1][row]
-                text = normalised(raw)
-                # What is equal to the letter is counted elsewhere.
-                if raw in exact or len(text) < SHINGLE:
-                    continue
-                exact.add(raw)
-                signature = rensa.RMinHash(num_perm=PERMUTATIONS, seed=seed)
-                signature.update(list(shingles(text)))
-                if _resembles(text, index.query(signature), kept):
-                    # Not kept: what is like it is like the earlier one, too, or nearly so. A heap
-                    # of look-alikes stays one entry.
-                    found[name].append(row)
-                elif position == 0:
-                    index.insert(len(kept), signature)
-                    kept.append(text)
-                else:
-                    new.append((text, signature))
-            for text, signature in new:
-                index.insert(len(kept), signature)
-                kept.append(text)
-    of = sum(len(rows) for rows, _ in splits.values())
-    return NearDuplicates(found, total, of)
+    known_groups: set[int] = set()
+    exact: set[Any] = set()
+    for position, (name, (rows, all_texts)) in enumerate(splits.items()):
+        found[name] = []
+        new_groups, new_texts = set(known_groups), set(exact)
+        # In the first split what stands before a row counts, later only the splits before.
+        groups_before = new_groups if position == 0 else known_groups
+        texts_before = new_texts if position == 0 else exact
+        for row, group in zip(rows, groups, strict=False):
+            # What is equal to the letter is counted elsewhere.
+            if group in groups_before and all_texts[row] not in texts_before:
+                found[name].append(row)
+            new_groups.add(group)
+            new_texts.add(all_texts[row])
+        known_groups, exact = new_groups, new_texts
+    return found
+
+
+def similar_groups(texts: Sequence[Any], seed: int = 0) -> np.ndarray:
+    """Groups of equal texts and near-duplicates: of each row the first row of its group.
+
+    Args:
+        texts: strings, or pairs of them.
+
+    Returns:
+        Integers of shape (rows,).
+    """
+    first: dict[Any, int] = {}
+    leaders = np.asarray([first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int)
+    different = list(first.values())
+    signatures, filled = _signatures([texts[row] for row in different], seed)
+    groups = np.arange(len(texts))
+    places = np.asarray(different, dtype=int)
+    groups[places] = places[_linked([texts[row] for row in different], signatures, filled)]
+    return np.asarray(groups[leaders])
 
 
 def normalised(text: Any) -> str:
-    """Words in lower case, one blank between them; a pair is its two texts, one after another."""
+    """Words in lower case, one blank between them; a pair is its two texts, one after another.
+
+    Every number and every word with a digit is `0`, unless few letters would be left.
+    """
     whole = " ".join(map(str, text)) if isinstance(text, tuple) else str(text)
-    return NOT_A_WORD.sub(" ", whole[:LOOKED_AT].casefold()).strip()
+    words = NOT_A_WORD.sub(" ", whole[:LOOKED_AT].casefold()).strip()
+    if DIGIT.search(words) is None:
+        return words
+    without = NUMBER.sub("0", words)
+    letters = len(without) - without.count("0") - without.count(" ")
+    return without if letters >= LETTERS_WITHOUT_NUMBERS else words
 
 
-def shingles(text: str) -> set[str]:
-    """Every run of SHINGLE characters."""
-    return {text[start : start + SHINGLE] for start in range(len(text) - SHINGLE + 1)}
+def shingles(text: str) -> frozenset[str]:
+    """Every run of SHINGLE characters; a shorter text is one of its own."""
+    padded = text.ljust(SHINGLE, "\0")
+    return frozenset(padded[start : start + SHINGLE] for start in range(len(padded) - SHINGLE + 1))
 
 
-def _resembles(text: str, candidates: Sequence[int], kept: list[str]) -> bool:
-    mine: set[str] | None = None
-    for candidate in sorted(candidates)[:MOST_CANDIDATES]:
-        other = kept[candidate]
-        # Texts whose lengths differ so much are not that similar.
-        if not SIMILARITY * 0.8 <= len(other) / len(text) <= 1.25 / SIMILARITY:
-            continue
-        mine = mine or shingles(text)
-        theirs = shingles(other)
-        if len(mine & theirs) >= SIMILARITY * len(mine | theirs):
-            return True
-    return False
+def _signatures(texts: Sequence[Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """MinHash signatures, of shape (rows, PERMUTATIONS), and which rows have any word at all."""
+    import rensa
+
+    made = np.zeros((len(texts), PERMUTATIONS), dtype=np.uint32)
+    filled = np.zeros(len(texts), dtype=bool)
+    with progress(len(texts), "near-duplicates", "row", leave=False) as bar:
+        for start in range(0, len(texts), ROWS_AT_ONCE):
+            words = [normalised(text) for text in texts[start : start + ROWS_AT_ONCE]]
+            stop = start + len(words)
+            filled[start:stop] = [bool(text) for text in words]
+            hashes, offsets = _hashed_shingles(words)
+            matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+                hashes, offsets, PERMUTATIONS, seed
+            )
+            made[start:stop] = matrix.to_rows()
+            bar.update(len(words))
+    return made, filled
 
 
-def _sample(splits: dict[str, Sequence[int]], seed: int) -> dict[str, Sequence[int]]:
-    """At most SAMPLED_ROWS rows: the smaller splits whole before the largest gets what is left."""
-    random = np.random.default_rng(seed)
-    left = SAMPLED_ROWS
-    chosen: dict[str, Sequence[int]] = {}
-    for name, rows in sorted(splits.items(), key=lambda item: len(item[1])):
-        if len(rows) > left:
-            picked = random.choice(len(rows), size=left, replace=False)
-            chosen[name] = [rows[index] for index in np.sort(picked)]
-        else:
-            chosen[name] = rows
-        left -= len(chosen[name])
-    return {name: chosen[name] for name in splits}
+def _hashed_shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The shingles of all texts as numbers, one text after another, and where each one's begin."""
+    padded = [text.ljust(SHINGLE, "\0") for text in texts]
+    whole = "".join(padded).encode("utf-32-le", "surrogatepass")
+    letters = np.frombuffer(whole, dtype=np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(letters) - SHINGLE + 1, dtype=np.uint64)
+    for place in range(SHINGLE):
+        hashes = hashes * SPREAD + letters[place : place + len(hashes)]
+    ends = np.cumsum([len(text) for text in padded])
+    inside = np.ones(len(hashes), dtype=bool)
+    # Those that begin at a text's last letters would reach into the next text.
+    for place in range(1, SHINGLE):
+        inside[ends[:-1] - place] = False
+    hashes = (hashes[inside] ^ (hashes[inside] >> np.uint64(30))) * MIX
+    offsets = np.append(0, ends - (SHINGLE - 1) * np.arange(1, len(ends) + 1)).astype(np.uint64)
+    return hashes ^ (hashes >> np.uint64(31)), offsets
+
+
+def _linked(texts: Sequence[Any], signatures: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """Of each row the first row of its group; rows without a word stay alone."""
+    parents = np.arange(len(texts))
+    refused = np.zeros(len(texts), dtype=np.int16)
+    words = np.flatnonzero(filled)
+    # Equal signatures need no comparison: of texts of similarity 0.8 one pair in a million has one.
+    _, firsts, places = np.unique(_keys(signatures[words]), return_index=True, return_inverse=True)
+    rows = words[firsts]
+    parents[words] = rows[places]
+
+    @lru_cache(maxsize=4096)
+    def pieces(row: int) -> frozenset[str]:
+        return shingles(normalised(texts[row]))
+
+    with progress(BANDS, "near-duplicates", "band", leave=False) as bar:
+        for band in np.split(signatures[rows], BANDS, axis=1):
+            keys = _keys(band)
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            for distance in range(1, NEIGHBOURS + 1):
+                places = np.flatnonzero(keys[distance:] == keys[:-distance])
+                pairs = np.stack([rows[order[places]], rows[order[places + distance]]])
+                for one, other in _worth_comparing(pairs, parents, refused, signatures):
+                    root, other_root = _root(parents, one), _root(parents, other)
+                    if root == other_root:
+                        continue
+                    if _similar(pieces(one), pieces(other)):
+                        parents[max(root, other_root)] = min(root, other_root)
+                    else:
+                        refused[[one, other]] += 1
+            bar.update()
+    return _roots(parents)
+
+
+def _keys(columns: np.ndarray) -> np.ndarray:
+    """One number for each row of a matrix of numbers."""
+    keys = np.zeros(len(columns), dtype=np.uint64)
+    for column in columns.T:
+        keys = keys * SPREAD + column
+    return keys
+
+
+def _worth_comparing(
+    pairs: np.ndarray, parents: np.ndarray, refused: np.ndarray, signatures: np.ndarray
+) -> list[list[int]]:
+    """Of pairs, shape (2, pairs), those that may be similar and are not in one group yet."""
+    parents[:] = _roots(parents)
+    pairs = pairs[:, parents[pairs[0]] != parents[pairs[1]]]
+    pairs = pairs[:, (refused[pairs] < MOST_CANDIDATES).all(axis=0)]
+    likely = [
+        (signatures[part[0]] == signatures[part[1]]).mean(axis=1) >= WORTH_COMPARING
+        for start in range(0, pairs.shape[1], ROWS_AT_ONCE)
+        for part in [pairs[:, start : start + ROWS_AT_ONCE]]
+    ]
+    chosen: list[list[int]] = pairs[:, np.concatenate(likely)].T.tolist() if likely else []
+    return chosen
+
+
+def _similar(one: frozenset[str], other: frozenset[str]) -> bool:
+    common = len(one & other)
+    return common >= SIMILARITY * (len(one) + len(other) - common)
+
+
+def _root(parents: np.ndarray, row: int) -> int:
+    while parents[row] != row:
+        parents[row] = parents[parents[row]]
+        row = int(parents[row])
+    return row
+
+
+def _roots(parents: np.ndarray) -> np.ndarray:
+    """The root of every row."""
+    while True:
+        higher = parents[parents]
+        if np.array_equal(higher, parents):
+            return higher
+        parents = higher

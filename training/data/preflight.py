@@ -19,11 +19,16 @@ from tokenizers import Tokenizer
 
 from training.data.findings import MIN_ROWS_OF_A_LABEL, Errors, Finding, Rows, make_finding
 from training.data.near_duplicates import find_near_duplicates
+from training.data.shredding import count_shreds
 from training.progress import progress
 
 FEW_ROWS_OF_A_LABEL = 10
 IMBALANCE = 5
 UNKNOWN_SHARE = 0.01
+# With the embedded base, English of every kind has at most 13 %, French 30 % and more
+# (tests/test_shredding.py).
+SHREDDED_SHARE = 0.2
+MULTILINGUAL_BASE = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 COVERED_SHARE = 0.99
 NAMED_LABELS = 3
 TOKENIZED_AT_ONCE = 10_000
@@ -83,6 +88,7 @@ def preflight(
         *_label_variants(splits),
         *_repeated_texts(sound),
         *_near_duplicates(sound),
+        *_group_overlap(sound),
         *_label_counts(*sound["train"], counts["train"]),
     ]
     lengths = {}
@@ -92,6 +98,7 @@ def preflight(
         if long_text == "truncate":
             warnings += _truncation(name, rows, kept, lengths[name], max_length)
         warnings += _unknown_tokens(name, rows, kept, lengths[name], unknown)
+        warnings += _shredded_text(name, rows, kept, tokenizer)
         warnings += _markup(name, rows, kept)
         warnings += _label_in_text(name, rows, kept)
     return Preflight(
@@ -184,11 +191,29 @@ def _repeated_texts(sound: Mapping[str, Sound]) -> Iterator[Finding]:
 
 def _near_duplicates(sound: Mapping[str, Sound]) -> Iterator[Finding]:
     found = find_near_duplicates({n: (kept, rows.texts) for n, (rows, kept) in sound.items()})
-    sample = "" if found.looked_at == found.of else f" (a sample of {found.looked_at} rows)"
-    for name, near in found.rows.items():
-        place = "an earlier row" if name == "train" else "a row of an earlier split"
-        message = f"the text is nearly that of {place}{sample}"
-        yield from _warn("near_duplicates", name, sound[name][0], near, message)
+    for name, near in found.items():
+        rows, kept = sound[name]
+        message = "the text is, numbers apart, nearly that of an earlier row"
+        if name != "train":
+            message = (
+                f"{len(near) / len(kept):.1%} of the texts are, numbers apart, nearly that of a "
+                "row of an earlier split: results on them flatter"
+            )
+        yield from _warn("near_duplicates", name, rows, near, message)
+
+
+def _group_overlap(sound: Mapping[str, Sound]) -> Iterator[Finding]:
+    """Rows of a later split whose `group_column` has a value that training has, too."""
+    train, kept_in_train = sound["train"]
+    if train.groups is None:
+        return
+    known = {train.groups[row] for row in kept_in_train} - {None}
+    for name, (rows, kept) in sound.items():
+        if name == "train" or rows.groups is None:
+            continue
+        found = [row for row in kept if rows.groups[row] in known]
+        message = "its group stands in train, too: results on it flatter"
+        yield from _warn("group_overlap", name, rows, found, message)
 
 
 def _label_counts(rows: Rows, kept: Sequence[int], counts: Counter[str]) -> Iterator[Finding]:
@@ -218,9 +243,7 @@ def count_tokens(
     tokenizer: Tokenizer, unknown_id: int | None, texts: Sequence[Any], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each text or pair, special ones counted, and how many of them are unknown."""
-    own = Tokenizer.from_str(tokenizer.to_str())
-    own.no_truncation()
-    own.no_padding()
+    own = _reading_all(tokenizer)
     lengths = np.zeros(len(texts), dtype=np.int32)
     unknown = np.zeros(len(texts), dtype=np.int32)
     with progress(len(texts), f"tokenize {name}", "row", leave=False) as bar:
@@ -232,6 +255,14 @@ def count_tokens(
                 unknown[row] = 0 if unknown_id is None else ids.count(unknown_id)
             bar.update(len(chunk))
     return lengths, unknown
+
+
+def _reading_all(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that neither cuts off nor pads."""
+    own = Tokenizer.from_str(tokenizer.to_str())
+    own.no_truncation()
+    own.no_padding()
+    return own
 
 
 def _as_text(text: Any) -> str | tuple[str, str]:
@@ -265,6 +296,23 @@ def _unknown_tokens(
         "language and these characters"
     )
     return _warn("unknown_tokens", name, rows, found, message)
+
+
+def _shredded_text(
+    name: str, rows: Rows, kept: Sequence[int], tokenizer: Tokenizer
+) -> list[Finding]:
+    texts = [_as_text(rows.texts[row]) for row in kept]
+    found = count_shreds(_reading_all(tokenizer), texts)
+    if found.share < SHREDDED_SHARE:
+        return []
+    cut = found.continuations >= SHREDDED_SHARE * np.maximum(1, found.tokens)
+    sample = "" if len(found.places) == len(texts) else f" of {len(found.places)} rows looked at"
+    message = (
+        f"{found.share:.1%} of all tokens{sample} continue a word that the base model does not "
+        "know as a whole: it was made for other languages or texts. Choose a base made for this "
+        f"one, or a multilingual one, such as `{MULTILINGUAL_BASE}`"
+    )
+    return _warn("shredded_text", name, rows, [kept[place] for place in found.places[cut]], message)
 
 
 def _markup(name: str, rows: Rows, kept: Sequence[int]) -> list[Finding]:

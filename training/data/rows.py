@@ -29,7 +29,7 @@ def keys_of(arguments: DataArguments) -> ReadingKeys:
 
 
 def read_files(
-    named: Sequence[str], arguments: DataArguments, columns: Sequence[str] = ()
+    named: str | Sequence[str], arguments: DataArguments, columns: Sequence[str] = ()
 ) -> tuple[Rows, dict[str, list[Any]]]:
     """Every row of files, sound or not, and what stands in `columns` beside them.
 
@@ -37,8 +37,9 @@ def read_files(
         DataError: a file or column cannot be used, or there are no rows.
     """
     wanted = [arguments.text_column, *(arguments.label_columns or [arguments.label_column])]
-    if arguments.text_pair_column is not None:
-        wanted.append(arguments.text_pair_column)
+    optional = (arguments.text_pair_column, arguments.group_column, arguments.time_column)
+    wanted += [column for column in optional if column is not None]
+    named = [named] if isinstance(named, str) else named
     where = named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1} more"
     blocks = read_blocks(
         named, [*wanted, *columns, *TOOL_COLUMNS], keys_of(arguments), looked_for=wanted
@@ -90,7 +91,9 @@ class _Collector:
         self.arguments = arguments
         self.texts: list[Any] = []
         self.beside: dict[str, list[Any]] = {column: [] for column in columns}
+        self._split_by: dict[str, list[Any]] = {}
         self._labels: list[Any] = []
+        self._columns: list[str] = []
         self._problems: dict[int, Problem] = {}
         self._left_out: dict[int, LeftOut] = {}
         self._places = Places()
@@ -116,6 +119,13 @@ class _Collector:
         self._labels += layout.labels(block)
         for column, values in self.beside.items():
             values += block.values(column)
+        self._columns = self._columns or block.columns
+        for column in (self.arguments.group_column, self.arguments.time_column):
+            # Whether they have to be there depends on the split.
+            if column is not None and block.resolves(column):
+                values = self._split_by.setdefault(column, [])
+                values += [None] * (start - len(values))
+                values += block.values(column)
 
     def _layout(self, block: Block) -> Layout:
         arguments = self.arguments
@@ -172,7 +182,23 @@ class _Collector:
             frozenset(left_out),
             remarks,
             self._places,
+            self._groups(),
+            self._padded(self.arguments.time_column),
+            self._columns,
         )
+
+    def _padded(self, column: str | None) -> list[Any] | None:
+        """What stands in a column of every row, where any file has it."""
+        if column is None or column not in self._split_by:
+            return None
+        values = self._split_by[column]
+        return values + [None] * (len(self.texts) - len(values))
+
+    def _groups(self) -> list[str | None] | None:
+        values = self._padded(self.arguments.group_column)
+        if values is None:
+            return None
+        return [None if value is None or not str(value).strip() else str(value) for value in values]
 
     def _one_each(self, labels: Sequence[tuple[str, ...]], lists: bool) -> Iterator[Remark]:
         """Lists of which none has more than one label, as doccano writes them."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from service.classifier import Prediction
 from service.model_package import Manifest, write_text
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.report.curves import calibration, coverage, precision_recall, scores
-from training.report.evidence import behaviour_tests, candidates
+from training.report.evidence import behaviour_tests, candidates, unseen
 from training.report.labels import confused, label_errors, labels
 from training.report.mistakes import doubtful_rows, wrong_rows
 from training.report.page import (
@@ -75,6 +75,7 @@ def write_report(
     found = measure(manifest, split, answers, metrics)
     made = [
         _headline(found),
+        unseen(metrics),
         labels(found),
         label_errors(found) if found.several else confused(found),
         _slices(found, slices),

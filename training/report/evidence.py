@@ -1,4 +1,7 @@
-"""The report's sections about what else was tried and tested: candidates, behaviour tests."""
+"""The report's sections about what else was tried and tested.
+
+Rows that training has seen, candidates, behaviour tests.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from training.report.page import (
     Column,
     Html,
     Section,
+    count,
     counted,
     element,
     join,
@@ -19,6 +23,7 @@ from training.report.page import (
     plural,
     scored,
     signed,
+    span,
     table,
     user_text,
 )
@@ -33,6 +38,48 @@ MEASURES = (
     ("largest_change_by_neighbours", "Neighbours", "change with the other texts of a batch"),
 )
 VERDICTS = {"passed": "good", "refused": "bad", "inconclusive": "open", "unavailable": "open"}
+
+
+def unseen(metrics: dict[str, Any]) -> Section | None:
+    """The score with and without the rows that training has seen, where that was looked at."""
+    found = metrics.get("unseen")
+    if found is None:
+        return None
+    near = found["by"] == "near-duplicates"
+    kind = "near-duplicates of" if near else "equal to"
+    looked_at = plural(found["looked_at"], "row")
+    said = [f"Of {looked_at} {count(found['seen'])} are {kind} texts of training. "]
+    if not near:
+        said.append(
+            "A package keeps hashes of its texts, so that only equal ones are found; the report of "
+            "whetstone run counts near-duplicates, too."
+        )
+    lines = [
+        ("all rows", found["with"]),
+        (f"those not {kind} a text of training", found["without"]),
+    ]
+    names = list(found["with"]["metrics"])
+    columns = [Column("Rows", numeric=False), Column("How many")]
+    for name in names:
+        title = name.replace("_", "-").replace("f1", "F1").capitalize()
+        columns += [Column(title), Column("95 % interval")]
+    rows = []
+    for name, part in lines:
+        cells = [element("th", name, scope="row"), counted(part["rows"] if part else 0)]
+        for key in names:
+            value = part["metrics"][key] if part else None
+            cells.append(scored(value and value["value"]))
+            ends = span(value["low"], value["high"]) if value else NOTHING
+            cells.append(number(ends, value and value["low"]))
+        rows.append(cells)
+    return Section(
+        "unseen",
+        "Unseen rows",
+        "Without what training has seen",
+        "A text that training has, nearly or to the letter, is answered from memory: the second "
+        "line says what to expect of new texts.",
+        join([paragraph(*said), table(columns, rows, "Unseen rows")]),
+    )
 
 
 def candidates(manifest: Manifest) -> Section | None:

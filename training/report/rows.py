@@ -14,7 +14,7 @@ import numpy as np
 from service.classifier import Prediction
 from service.decisions import margin
 from service.model_package import Manifest
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.metrics import label_matrix
 from training.significance import label_f1
 
