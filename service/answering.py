@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from time import monotonic, thread_time
 from typing import Generic, NamedTuple, TypeVar
@@ -26,10 +25,10 @@ from service.classifier import (
     TokenizationOptions,
 )
 from service.decisions import FloatArray, aggregate_windows
-from service.inference.admission import ClosedError, OverloadedError
+from service.inference.admission import EngineError, OverloadedError
 from service.inference.costs import TextCosts
-from service.inference.engine import Engine, TokenizingTask
-from service.inference.jobs import Failed, Job, Outcome
+from service.inference.engine import Engine
+from service.inference.jobs import Failed, Job, Outcome, TokenizingTask
 from service.inference.prefixes import Beginning
 from service.model_package import Aggregation, Text
 from service.schemas import Limits
@@ -91,8 +90,10 @@ class Answering:
         """
         if request.seconds_left <= 0:
             raise _late()
-        with _refusing():
+        try:
             self._engine.check(request.seconds_left)
+        except EngineError as error:
+            raise _refusal(error) from None
         began = monotonic()
         encoded, since = await self._encode(request, asked)
         request.timing["tokenize"] = monotonic() - began
@@ -240,8 +241,10 @@ class Answering:
         if request.seconds_left <= 0:
             raise _late()
         waiting: _Waiting[Result] = _Waiting(request)
-        with _refusing():
+        try:
             job = begin(waiting.tell)
+        except EngineError as error:
+            raise _refusal(error) from None
         try:
             return job, await waiting.outcome(watch_after)
         except BaseException:
@@ -303,15 +306,11 @@ class _Waiting(Generic[Result]):
             self._done.set_exception(error)
 
 
-@contextmanager
-def _refusing() -> Iterator[None]:
+def _refusal(error: EngineError) -> RequestError:
     """What the engine does not take, as the answer that says so."""
-    try:
-        yield
-    except OverloadedError as error:
-        raise _overloaded(error.retry_after, error.reason) from None
-    except ClosedError:
-        raise RequestError(503, "the server is shutting down: ask another one") from None
+    if isinstance(error, OverloadedError):
+        return _overloaded(error.retry_after, error.reason)
+    return RequestError(503, "the server is shutting down: ask another one")
 
 
 def _late() -> RequestError:

@@ -200,6 +200,8 @@ class Classifier:
         self._session = session
         self._input_names = [node.name for node in session.get_inputs()]
         self._padding = tokenizer.padding
+        # Asked of every request; the tokenizer would make a new dict each time.
+        self._keeps_end = bool(tokenizer.truncation and tokenizer.truncation["direction"] == "left")
         # Padding happens per batch in `logits`, by the values the package states.
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -344,11 +346,9 @@ class Classifier:
         if self._cuts_otherwise(options):
             self._whole()
 
-    @property
-    def _keeps_end(self) -> bool:
-        return bool(self._tokenizer.truncation["direction"] == "left")
-
     def _cuts_otherwise(self, options: TokenizationOptions) -> bool:
+        if options is AS_PACKAGED:
+            return False
         if options.max_length is not None:
             return True
         # By windows nothing is cut off, on whichever side.

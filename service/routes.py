@@ -43,6 +43,7 @@ from service.openapi import document
 from service.schemas import (
     HARMLESS,
     PREDICT_FAULT,
+    PREDICT_HARMLESS,
     ClassifyRequest,
     ClassifyResponse,
     EmptyTextError,
@@ -278,11 +279,11 @@ class Routes:
     def name_of(self, scope: Scope) -> str | None:
         """The name, in log and metrics too, of our route that is asked; None where it is none."""
         path: str = scope["path"]
+        if path in self.ours:
+            return path
         if path == "/" and scope["method"] == "POST":
             return HUB_ROUTE
-        if path.startswith(MODEL_ROUTE.partition("{")[0]):
-            return MODEL_ROUTE
-        return path if path in self.ours else None
+        return MODEL_ROUTE if path.startswith(MODEL_PREFIX) else None
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to the route of ours that `name_of` has named."""
@@ -400,7 +401,7 @@ class Routes:
         """`GET /v1/models/{id}`: the card of the model, also by its name without the version."""
         manifest = self._serving().classifier.manifest
         path = request.scope.get(ASKED_PATH, request.scope["path"])
-        asked = path.removeprefix(MODEL_ROUTE.partition("{")[0])
+        asked = path.removeprefix(MODEL_PREFIX)
         if asked not in (manifest.name, _model_name(manifest)):
             raise RequestError(404, "there is no such model: GET /v1/models names the one here")
         return Answer(200, to_json(_model_card(manifest)))
@@ -426,6 +427,8 @@ class Routes:
         return self._loaded
 
     def _check_method(self, scope: Scope, method: str) -> None:
+        if scope["method"] == method:
+            return
         allowed: tuple[str, ...] = ("GET", "HEAD") if method == "GET" else (method,)
         if scope["path"] == "/":
             allowed = ("GET", "HEAD", "POST")
@@ -450,7 +453,7 @@ class Routes:
             RequestError: it is not acceptable.
         """
         classifier = self._serving().classifier
-        harmless = HARMLESS if model is ClassifyRequest else frozenset({"model", "options"})
+        harmless = HARMLESS if model is ClassifyRequest else PREDICT_HARMLESS
         try:
             ignored = ignored_fields(content, model, harmless)
             parsed = parse(content, self.settings, has_pairs=classifier.manifest.has_pairs)
@@ -485,8 +488,9 @@ class Routes:
         seconds = monotonic() - request.started
         if self._metrics is not None:
             self._metrics.request(path, status, seconds)
-        logged = path in self.ours and path != HEALTH_ROUTE
-        if self.settings.access_log and (logged or status >= 400):
+        if not self.settings.access_log:
+            return
+        if status >= 400 or (path in self.ours and path != HEALTH_ROUTE):
             line = {
                 "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                 "request_id": request.id,
@@ -543,7 +547,8 @@ class BoundedPreflights:
 HEALTH_ROUTE = "/health"
 # Beside BentoML's page, which answers GET; `open_routes` tells the two apart, too.
 HUB_ROUTE = "POST /"
-MODEL_ROUTE = "/v1/models/{id}"
+MODEL_PREFIX = "/v1/models/"
+MODEL_ROUTE = MODEL_PREFIX + "{id}"
 # Where a scope has the path that was asked when it says the name of the route instead.
 ASKED_PATH = "whetstone.path"
 ROUTES = {
@@ -712,10 +717,13 @@ def _tokenization(parsed: ClassifyRequest, classifier: Classifier) -> Tokenizati
     Raises:
         RequestError: more or fewer tokens are asked for than the model can read.
     """
+    asked = parsed.truncate_prompt_tokens
+    given = (asked, parsed.truncation_side, parsed.add_special_tokens)
+    if given == (None, None, None):
+        return AS_PACKAGED
     longest = classifier.manifest.max_length
     special = parsed.add_special_tokens is not False
     least = 1 + classifier.special_tokens if special else 1
-    asked = parsed.truncate_prompt_tokens
     if asked == -1:
         asked = longest
     if asked is not None and not least <= asked <= longest:

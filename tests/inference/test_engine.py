@@ -22,15 +22,11 @@ from service.inference.admission import (
     ClosedError,
     OverloadedError,
 )
-from service.inference.engine import (
-    MEASURE_AFTER,
-    NICER,
-    Engine,
-    EngineState,
-    TokenizingTask,
-)
-from service.inference.jobs import Completed, Failed, Job, Outcome
+from service.inference.engine import MEASURE_AFTER, Engine
+from service.inference.jobs import Completed, Failed, Job, Outcome, TokenizingTask
 from service.inference.queue import MAX_PADDING
+from service.inference.threads import NICER
+from service.inference.totals import EngineState
 
 SECONDS = 30
 
