@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic, thread_time
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -80,6 +81,7 @@ class Answering:
         self._engine = engine
         self._limits = limits
         self._costs = TextCosts()
+        self._outcomes: _Outcomes | None = None
 
     async def answer(self, request: Request, asked: Asked) -> Answers:
         """The answers; the request gets its counts and timing.
@@ -240,7 +242,10 @@ class Answering:
         """Begin work in the engine and wait for its outcome, the deadline, or the caller's end."""
         if request.seconds_left <= 0:
             raise _late()
-        waiting: _Waiting[Result] = _Waiting(request)
+        loop = asyncio.get_running_loop()
+        if self._outcomes is None or self._outcomes.loop is not loop:
+            self._outcomes = _Outcomes(loop)
+        waiting: _Waiting[Result] = _Waiting(request, self._outcomes)
         try:
             job = begin(waiting.tell)
         except EngineError as error:
@@ -252,18 +257,42 @@ class Answering:
             raise
 
 
+class _Outcomes:
+    """Outcomes on their way to the event loop, which is woken once for all of a batch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._told: deque[tuple[_Waiting[Any], Outcome[Any]]] = deque()
+        self._is_woken = False
+
+    def tell(self, waiting: _Waiting[Any], outcome: Outcome[Any]) -> None:
+        """Hand an outcome over; from any thread."""
+        self._told.append((waiting, outcome))
+        if not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        # First: what is told from here on wakes the loop again.
+        self._is_woken = False
+        while self._told:
+            waiting, outcome = self._told.popleft()
+            waiting.finish(outcome)
+
+
 class _Waiting(Generic[Result]):
     """One request that waits for one outcome, until its deadline, and while its caller does."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, outcomes: _Outcomes) -> None:
         self._request = request
-        self._loop = asyncio.get_running_loop()
+        self._outcomes = outcomes
+        self._loop = outcomes.loop
         self._done: asyncio.Future[Outcome[Result]] = self._loop.create_future()
         self._watcher: asyncio.Task[None] | None = None
 
     def tell(self, outcome: Outcome[Result]) -> None:
         """Hand the outcome over; from any thread."""
-        self._loop.call_soon_threadsafe(self._finish, outcome)
+        self._outcomes.tell(self, outcome)
 
     async def outcome(self, watch_after: float) -> Outcome[Result]:
         """The outcome; whether the caller is still there is watched after so many seconds.
@@ -297,7 +326,8 @@ class _Waiting(Generic[Result]):
             pass
         self._fail(ClientGoneError())
 
-    def _finish(self, outcome: Outcome[Result]) -> None:
+    def finish(self, outcome: Outcome[Result]) -> None:
+        """Let the request go on, where it still waits."""
         if not self._done.done():
             self._done.set_result(outcome)
 

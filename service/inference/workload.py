@@ -23,26 +23,34 @@ class Workload:
         self.promised_tokens = 0
         self._queue = queue
         self._clock = clock
-        # What each thread computes, and since when.
+        # What each thread computes, and since when; and the work of all of them together.
         self._running: dict[int, tuple[float, Load]] = {}
+        self._running_tokens = 0.0
+        self._running_tokenizing = 0.0
 
     def begin(self, batch: Batch, now: float) -> None:
         """This thread begins to compute a batch."""
         task = batch.entries[0].work if batch.stage == "tokenizing" else 0.0
         self._running[threading.get_ident()] = now, Load(batch.padded_tokens, task)
+        self._add_up()
 
     def end(self) -> None:
         """This thread has computed its batch."""
         del self._running[threading.get_ident()]
+        self._add_up()
+
+    def _add_up(self) -> None:
+        # Once a batch: every request asks for it.
+        self._running_tokens = sum([load.tokens for _, load in self._running.values()])
+        self._running_tokenizing = sum([load.tokenizing for _, load in self._running.values()])
 
     def ahead(self) -> Load:
         """All of it, as what comes now finds it."""
-        tokens: float = self._queue.tokens + self.promised_tokens
-        tokenizing = self._queue.task_seconds
-        for _, load in self._running.values():
-            tokens += load.tokens
-            tokenizing += load.tokenizing
-        return Load(tokens, tokenizing)
+        queue = self._queue
+        return Load(
+            queue.tokens + self.promised_tokens + self._running_tokens,
+            queue.task_seconds + self._running_tokenizing,
+        )
 
     @property
     def is_empty(self) -> bool:
