@@ -17,20 +17,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from service.asgi import ClientGoneError, Headers, Request, RequestError
-from service.classifier import (
-    AS_PACKAGED,
-    Classifier,
-    EncodedText,
-    Prediction,
-    RowAnswer,
-    TokenizationOptions,
-)
+from service.classifier import Classifier, Prediction, RowAnswer
 from service.decisions import FloatArray, aggregate_windows
 from service.inference.admission import EngineError, OverloadedError
 from service.inference.costs import TextCosts
 from service.inference.engine import Engine
 from service.inference.jobs import Failed, Job, Outcome, TokenizingTask
 from service.inference.prefixes import Beginning
+from service.inference.tokenizing import AS_PACKAGED, EncodedText, TokenizationOptions
 from service.model_package import Aggregation, Text
 from service.schemas import Limits
 
@@ -139,23 +133,23 @@ class Answering:
         self, request: Request, asked: Asked
     ) -> tuple[list[EncodedText], float | None]:
         """Token ids; since when the request waits for them, where it had to wait in turn."""
-        classifier, texts, options = self._classifier, asked.texts, asked.options
-        by_beginnings = classifier.reads_beginnings(options)
+        encoder, texts, options = self._classifier.encoder, asked.texts, asked.options
+        by_beginnings = encoder.reads_beginnings(options)
         if by_beginnings:
-            beginnings = [classifier.beginning(text) for text in texts]
+            beginnings = [encoder.beginning(text) for text in texts]
         else:
             beginnings = [Beginning(text, True) for text in texts]
         read = [beginning.text for beginning in beginnings]
         seconds = sum(self._costs.of(text).seconds for text in read)
-        if seconds > INLINE_SECONDS or not classifier.is_prepared(options):
+        if seconds > INLINE_SECONDS or not encoder.is_prepared(options):
             return await self._encode_in_turn(request, asked, texts, read)
         if not by_beginnings:
             return self._measured(
-                read, partial(classifier.encode, texts, options), options, seconds
+                read, partial(encoder.encode, texts, options), options, seconds
             ), None
-        encode = partial(classifier.encode_beginnings, beginnings)
+        encode = partial(encoder.encode_beginnings, beginnings)
         encoded = self._measured(read, encode, options, seconds)
-        unsettled = classifier.unsettled(beginnings, encoded)
+        unsettled = encoder.unsettled(beginnings, encoded)
         if not unsettled:
             return encoded, None
         rest = [texts[index] for index in unsettled]
@@ -207,7 +201,7 @@ class Answering:
     ) -> list[EncodedText]:
         """Tokenize what is likely to take so long, and learn what it did; by several threads."""
         # Not a part of what a text takes: it is done once.
-        self._classifier.prepare(options)
+        self._classifier.encoder.prepare(options)
         if seconds < MEASURED_SECONDS:
             return encode()
         began = thread_time()

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.schemas import Limits
 
@@ -320,3 +320,9 @@ async def send_answer(send: Send, request: Request, answer: Answer) -> None:
         headers.append((b"server-timing", timing.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": request.unread})
+
+
+async def wait_for_ever() -> Message:
+    """What a caller who cannot leave sends after the body."""
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never

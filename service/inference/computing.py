@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.classifier import NotFiniteError, Window
+from service.classifier import NotFiniteError
 from service.decisions import FloatArray
 from service.inference.jobs import Failed
 from service.inference.queue import Batch
+from service.inference.tokenizing import Window
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import EncodedText, Window
 from service.decisions import FloatArray
 from service.inference.admission import (
     ESTIMATE_SHARE,
@@ -43,6 +42,7 @@ from service.inference.computing import Computing, Model
 from service.inference.jobs import Failed, Job, Outcome, Stage, TokenizingTask
 from service.inference.queue import Batch, Queue
 from service.inference.threads import Pool, make_pools, start_threads, yield_to_others
+from service.inference.tokenizing import EncodedText, Window
 from service.inference.totals import EngineState, Totals
 from service.inference.workload import Workload
 

@@ -19,8 +19,8 @@ import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from service.classifier import Window
 from service.inference.jobs import Job, Stage
+from service.inference.tokenizing import Window
 
 # Of a batch's tokens, at most this share is padding.
 MAX_PADDING = 0.1
