@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
 
-.PHONY: help setup demo test test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
+.PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality bench-predict
 
@@ -12,6 +12,7 @@ help:
 	@echo "make setup     create .venv and install everything, once"
 	@echo "make demo      labelled text -> trained, exported, built, served, three answers"
 	@echo "make test      style, types and the fast tests"
+	@echo "make test-slow the others: real weights, browsers, runs that are killed"
 	@echo "make test-all  every test, the whole chain on real weights too"
 	@echo "make test-faults  a real server and what may happen to it: half an hour"
 	@echo "make image     the newest bento as a container image; BENTO=, ENGINE=, PLATFORM=, REPOSITORY="
@@ -48,6 +49,9 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+test-slow: setup test-browser-setup test-promtool-setup
+	$(BIN)/pytest -q -m slow
 
 test-all: lint test-browser-setup test-promtool-setup
 	$(BIN)/pytest -q

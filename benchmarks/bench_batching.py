@@ -27,8 +27,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.classifier import Classifier, available_cores
+from service.classifier import Classifier
 from service.inference.admission import OverloadedError
+from service.inference.device import available_cores
 from service.inference.engine import BATCH_TOKENS, Engine
 from service.inference.jobs import Failed, Outcome
 

@@ -3,19 +3,23 @@
     make bench-http
 
 Without a model: the routes of the service with a classifier that computes nothing (requests still
-pass the checks, the queue and an inference thread), beside a bare uvicorn + Starlette route that
-parses and answers the same JSON, and BentoML's typed API with its default settings. With one: the
-service over 1 and 16 connections, beside the classifier called in a loop with the same texts, one
-at a time. Interleaved in rounds; the figures are the median round.
+pass the checks, the queue and an inference thread; with API keys, request ids and metrics), beside
+a bare uvicorn + Starlette route that parses and answers the same JSON, and BentoML's typed API with
+its default settings. With one: the service over 1 and 16 connections, beside the classifier called
+in a loop with the same texts, one at a time. Interleaved in rounds; the figures are the median
+round.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import secrets
 import statistics
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -70,8 +74,10 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     classifier = Classifier.load(arguments.package, threads=1)
     texts = texts_of([TOKENS] * 300)
-    asked = [post("/classify", json.dumps({"input": text}).encode()) for text in texts]
-    same = [post("/classify", BODY)] * arguments.requests
+    key = secrets.token_hex(32)
+    headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "bench-http"}
+    asked = [post("/classify", json.dumps({"input": text}).encode(), headers) for text in texts]
+    same = [post("/classify", BODY, headers)] * arguments.requests
     cpu: dict[str, list[float]] = {}
     median: dict[str, list[float]] = {}
 
@@ -80,12 +86,16 @@ def main() -> None:
         median.setdefault(name, []).append(latency * 1000)
 
     with ExitStack() as servers:
+        folder = servers.enter_context(tempfile.TemporaryDirectory(prefix="whetstone-bench-"))
+        keys = Path(folder) / "keys"
+        keys.write_text(f"sha256:{hashlib.sha256(key.encode()).hexdigest()} bench-http\n", "utf-8")
         running = {}
         for name in commands(0):
             port = free_port()
             environment = {"PYTHONPATH": str(ROOT), "BENTOML_DO_NOT_TRACK": "True"}
             if name.startswith("whetstone"):
                 environment["WHETSTONE_PACKAGE"] = str(arguments.package.resolve())
+                environment["WHETSTONE_API_KEYS_FILE"] = str(keys)
             pid = servers.enter_context(server(commands(port)[name], port, environment))
             running[name] = (port, pid)
             drive(port, asked, CONNECTIONS)

@@ -9,7 +9,8 @@ The others are installed on the first run, each into an environment of its own
 (`benchmarks/peers/`); one that cannot be is a line of the table with its reason.
 
 Then the service alone, in overload: requests come at three times the rate that it managed, with a
-deadline of a second. What was wanted of all that is in the result, and whether it was met.
+deadline of a second. And crowds of long texts, with what becomes of bystanders
+(`serve_attacks.py`). What was wanted of all that is in the result, and whether it was met.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from benchmarks.load import (
     write_result,
     write_whole,
 )
+from benchmarks.serve_attacks import ATTACKS, attack
 from benchmarks.serve_report import OURS, draw, markdown, overload_summary, targets
 from benchmarks.serve_servers import (
     PEER_START_SECONDS,
@@ -102,11 +104,12 @@ class Plan:
     peak_seconds: float
     overload_seconds: float
     connecting_seconds: float
+    attack_seconds: float
     overload_kinds: tuple[str, ...] = ("short", "mixed")
 
 
-FULL = Plan(TEXTS, 5, 3, 5, 8, 60, 20)
-QUICK = Plan(QUICK_TEXTS, 1, 1, 1, 1, 3, 1, ("short",))
+FULL = Plan(TEXTS, 5, 3, 5, 8, 60, 20, 30)
+QUICK = Plan(QUICK_TEXTS, 1, 1, 1, 1, 3, 1, 3, ("short",))
 
 
 @dataclass
@@ -399,6 +402,12 @@ class Bench:
             "restarts": memory.restarts,
         }
 
+    def attack(self, name: str, seconds: float) -> dict[str, Any]:
+        """A crowd of long texts, and bystanders."""
+        words = " ".join(self.texts["mixed"]).split()
+        one = self.ours
+        return attack(one.contender, one.port, name, words, seconds, DEADLINE_SECONDS)
+
     def results(self) -> dict[str, Any]:
         """What the rounds came to, by kind, connections and server."""
         found: dict[str, Any] = {}
@@ -565,6 +574,10 @@ def measure(plan: Plan, package: Path, chosen: Sequence[Contender]) -> dict[str,
         }
         connecting = bench.overload(plan.overload_kinds[0], plan.connecting_seconds, 0)
         result["overload_connecting"] = connecting
+        result["attacks"] = {
+            name: bench.attack(name, plan.attack_seconds)
+            for name in tqdm(ATTACKS, desc="crowds", unit="crowd")
+        }
     result["targets"] = targets(result)
     return result
 

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from service.classifier import Classifier, EncodedText
+from service.classifier import Classifier
+from service.inference.tokenizing import EncodedText, TextEncoder
 from service.schemas import ClassifyResponse
 
 LABELS = [f"label-{index}" for index in range(8)]
@@ -77,14 +78,15 @@ def _no_model(classifier: type[Classifier]) -> None:
     """Take the tokenizer and the model out of the classifier, and leave the rest."""
     token = [0] * 14
 
-    def encode(_self: Classifier, texts: Sequence[Any], **_: Any) -> list[EncodedText]:
+    def encode(_self: Any, texts: Sequence[Any], **_: Any) -> list[EncodedText]:
         return [EncodedText((token,), truncated=False) for _ in texts]  # type: ignore[arg-type]
 
     def logits(self: Classifier, encodings: Sequence[Any]) -> Any:
         return np.zeros((len(encodings), len(self.manifest.labels)), dtype=np.float32)
 
     classifier.encode = encode  # type: ignore[method-assign,assignment]
-    classifier.encode_beginnings = encode  # type: ignore[method-assign,assignment]
+    TextEncoder.encode = encode  # type: ignore[method-assign,assignment]
+    TextEncoder.encode_beginnings = encode  # type: ignore[method-assign,assignment]
     classifier.logits = logits  # type: ignore[method-assign,assignment]
     classifier.check_golden = lambda *_: 0  # type: ignore[method-assign,assignment]
 

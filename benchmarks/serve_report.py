@@ -257,6 +257,7 @@ def summary(result: Result) -> str:
         *_profile(result),
         *(_cores(kind, overload) for kind, overload in result["overload"].items()),
         *_connecting(result["overload_connecting"]),
+        *_attacks_table(result.get("attacks", {})),
     ]
     return "\n".join(lines)
 
@@ -367,6 +368,27 @@ def _connecting(overload: Result) -> list[str]:
         f"{shown(percent, ' %')} is in time, refusals take "
         f"{shown(overload['refused_p50_ms'], ' ms')} (median)."
     ]
+
+
+def _attacks_table(attacks: Result) -> list[str]:
+    """What becomes of bystanders of a crowd; no target. Older results have none."""
+    if not attacks:
+        return []
+    rows = [
+        [
+            f"{attack['crowd']['texts']} at once, {name}",
+            kind,
+            _figure(found["goodput"]),
+            _figure(found["p50_ms"]),
+            _figure(found["p99_ms"]),
+            _figure(found["slowest_ms"]),
+            _figure(attack["crowd"]["slowest_wave_ms"]),
+        ]
+        for name, attack in attacks.items()
+        for kind, found in attack["bystanders"].items()
+    ]
+    head = ("crowd", "bystanders", "in time", "p50 ms", "p99 ms", "slowest ms")
+    return ["", *_table((*head, "crowd's slowest ms"), rows)]
 
 
 def _full_table(result: Result) -> list[str]:

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from time import monotonic, thread_time
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from service.asgi import ClientGoneError, Headers, Request, RequestError
-from service.classifier import (
-    AS_PACKAGED,
-    Classifier,
-    EncodedText,
-    Prediction,
-    RowAnswer,
-    TokenizationOptions,
-)
+from service.classifier import Classifier, Prediction, RowAnswer
 from service.decisions import FloatArray, aggregate_windows
-from service.inference.admission import ClosedError, OverloadedError
+from service.inference.admission import EngineError, OverloadedError
 from service.inference.costs import TextCosts
-from service.inference.engine import Engine, TokenizingTask
-from service.inference.jobs import Failed, Job, Outcome
+from service.inference.engine import Engine
+from service.inference.jobs import Failed, Job, Outcome, TokenizingTask
 from service.inference.prefixes import Beginning
+from service.inference.tokenizing import AS_PACKAGED, EncodedText, TokenizationOptions
 from service.model_package import Aggregation, Text
 from service.schemas import Limits
 
@@ -81,6 +75,7 @@ class Answering:
         self._engine = engine
         self._limits = limits
         self._costs = TextCosts()
+        self._outcomes: _Outcomes | None = None
 
     async def answer(self, request: Request, asked: Asked) -> Answers:
         """The answers; the request gets its counts and timing.
@@ -91,8 +86,10 @@ class Answering:
         """
         if request.seconds_left <= 0:
             raise _late()
-        with _refusing():
+        try:
             self._engine.check(request.seconds_left)
+        except EngineError as error:
+            raise _refusal(error) from None
         began = monotonic()
         encoded, since = await self._encode(request, asked)
         request.timing["tokenize"] = monotonic() - began
@@ -136,23 +133,23 @@ class Answering:
         self, request: Request, asked: Asked
     ) -> tuple[list[EncodedText], float | None]:
         """Token ids; since when the request waits for them, where it had to wait in turn."""
-        classifier, texts, options = self._classifier, asked.texts, asked.options
-        by_beginnings = classifier.reads_beginnings(options)
+        encoder, texts, options = self._classifier.encoder, asked.texts, asked.options
+        by_beginnings = encoder.reads_beginnings(options)
         if by_beginnings:
-            beginnings = [classifier.beginning(text) for text in texts]
+            beginnings = [encoder.beginning(text) for text in texts]
         else:
             beginnings = [Beginning(text, True) for text in texts]
         read = [beginning.text for beginning in beginnings]
         seconds = sum(self._costs.of(text).seconds for text in read)
-        if seconds > INLINE_SECONDS or not classifier.is_prepared(options):
+        if seconds > INLINE_SECONDS or not encoder.is_prepared(options):
             return await self._encode_in_turn(request, asked, texts, read)
         if not by_beginnings:
             return self._measured(
-                read, partial(classifier.encode, texts, options), options, seconds
+                read, partial(encoder.encode, texts, options), options, seconds
             ), None
-        encode = partial(classifier.encode_beginnings, beginnings)
+        encode = partial(encoder.encode_beginnings, beginnings)
         encoded = self._measured(read, encode, options, seconds)
-        unsettled = classifier.unsettled(beginnings, encoded)
+        unsettled = encoder.unsettled(beginnings, encoded)
         if not unsettled:
             return encoded, None
         rest = [texts[index] for index in unsettled]
@@ -204,7 +201,7 @@ class Answering:
     ) -> list[EncodedText]:
         """Tokenize what is likely to take so long, and learn what it did; by several threads."""
         # Not a part of what a text takes: it is done once.
-        self._classifier.prepare(options)
+        self._classifier.encoder.prepare(options)
         if seconds < MEASURED_SECONDS:
             return encode()
         began = thread_time()
@@ -239,9 +236,14 @@ class Answering:
         """Begin work in the engine and wait for its outcome, the deadline, or the caller's end."""
         if request.seconds_left <= 0:
             raise _late()
-        waiting: _Waiting[Result] = _Waiting(request)
-        with _refusing():
+        loop = asyncio.get_running_loop()
+        if self._outcomes is None or self._outcomes.loop is not loop:
+            self._outcomes = _Outcomes(loop)
+        waiting: _Waiting[Result] = _Waiting(request, self._outcomes)
+        try:
             job = begin(waiting.tell)
+        except EngineError as error:
+            raise _refusal(error) from None
         try:
             return job, await waiting.outcome(watch_after)
         except BaseException:
@@ -249,18 +251,42 @@ class Answering:
             raise
 
 
+class _Outcomes:
+    """Outcomes on their way to the event loop, which is woken once for all of a batch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._told: deque[tuple[_Waiting[Any], Outcome[Any]]] = deque()
+        self._is_woken = False
+
+    def tell(self, waiting: _Waiting[Any], outcome: Outcome[Any]) -> None:
+        """Hand an outcome over; from any thread."""
+        self._told.append((waiting, outcome))
+        if not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        # First: what is told from here on wakes the loop again.
+        self._is_woken = False
+        while self._told:
+            waiting, outcome = self._told.popleft()
+            waiting.finish(outcome)
+
+
 class _Waiting(Generic[Result]):
     """One request that waits for one outcome, until its deadline, and while its caller does."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, outcomes: _Outcomes) -> None:
         self._request = request
-        self._loop = asyncio.get_running_loop()
+        self._outcomes = outcomes
+        self._loop = outcomes.loop
         self._done: asyncio.Future[Outcome[Result]] = self._loop.create_future()
         self._watcher: asyncio.Task[None] | None = None
 
     def tell(self, outcome: Outcome[Result]) -> None:
         """Hand the outcome over; from any thread."""
-        self._loop.call_soon_threadsafe(self._finish, outcome)
+        self._outcomes.tell(self, outcome)
 
     async def outcome(self, watch_after: float) -> Outcome[Result]:
         """The outcome; whether the caller is still there is watched after so many seconds.
@@ -294,7 +320,8 @@ class _Waiting(Generic[Result]):
             pass
         self._fail(ClientGoneError())
 
-    def _finish(self, outcome: Outcome[Result]) -> None:
+    def finish(self, outcome: Outcome[Result]) -> None:
+        """Let the request go on, where it still waits."""
         if not self._done.done():
             self._done.set_result(outcome)
 
@@ -303,15 +330,11 @@ class _Waiting(Generic[Result]):
             self._done.set_exception(error)
 
 
-@contextmanager
-def _refusing() -> Iterator[None]:
+def _refusal(error: EngineError) -> RequestError:
     """What the engine does not take, as the answer that says so."""
-    try:
-        yield
-    except OverloadedError as error:
-        raise _overloaded(error.retry_after, error.reason) from None
-    except ClosedError:
-        raise RequestError(503, "the server is shutting down: ask another one") from None
+    if isinstance(error, OverloadedError):
+        return _overloaded(error.retry_after, error.reason)
+    return RequestError(503, "the server is shutting down: ask another one")
 
 
 def _late() -> RequestError:

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.schemas import Limits
 
@@ -26,6 +26,7 @@ from service.schemas import Limits
 SWALLOWED_BODIES = 32
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 SANE_CODING = re.compile(r"[a-z0-9._-]{1,32}")
+JSON = b"application/json"
 CLOSE = ((b"connection", b"close"),)
 ACCEPTED_CODINGS = ((b"accept-encoding", b"gzip, deflate, identity"),)
 # What some editors and .NET write before UTF-8.
@@ -66,7 +67,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     headers: Headers = ()
-    media_type: bytes = b"application/json"
+    media_type: bytes = JSON
 
 
 @dataclass(slots=True)
@@ -104,8 +105,10 @@ class Request:
 
     def name(self, *given: object) -> None:
         """Take the first name that the body gives, where it is sane and no header gives one."""
+        if self.named:
+            return
         name = next((name for name in given if name is not None), None)
-        if self.named or not isinstance(name, str) or not name.isascii():
+        if not isinstance(name, str) or not name.isascii():
             return
         if SANE_REQUEST_ID.fullmatch(name.encode()):
             self.id, self.named = name, True
@@ -144,8 +147,10 @@ class Request:
                 not JSON.
             ClientGoneError: the caller left before the body had come.
         """
-        content_type = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if content_type != b"application/json":
+        content_type = self.headers.get(b"content-type", b"")
+        if content_type != JSON:
+            content_type = content_type.partition(b";")[0].strip().lower()
+        if content_type != JSON:
             raise RequestError(415, "send the request as Content-Type: application/json")
         coding = self._coding()
         body = await self._body(limits)
@@ -153,7 +158,9 @@ class Request:
 
     def _coding(self) -> str | None:
         """The coding of the body; None where it has none."""
-        given = self.headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+        if b"content-encoding" not in self.headers:
+            return None
+        given = self.headers[b"content-encoding"].decode("latin-1").strip().lower()
         coding = {"": None, "identity": None, "x-gzip": "gzip"}.get(given, given)
         if coding not in (None, "gzip", "deflate"):
             name = given if SANE_CODING.fullmatch(given) else "of this kind"
@@ -302,14 +309,20 @@ async def send_answer(send: Send, request: Request, answer: Answer) -> None:
     """
     headers = [
         (b"content-type", answer.media_type),
-        (b"content-length", str(len(answer.body)).encode()),
+        (b"content-length", b"%d" % len(answer.body)),
         (b"x-request-id", request.id.encode()),
         *answer.headers,
     ]
     if request.timing:
         timing = ", ".join(
-            f"{name};dur={seconds * 1000:.2f}" for name, seconds in request.timing.items()
+            [f"{name};dur={seconds * 1000:.2f}" for name, seconds in request.timing.items()]
         )
         headers.append((b"server-timing", timing.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": request.unread})
+
+
+async def wait_for_ever() -> Message:
+    """What a caller who cannot leave sends after the body."""
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never

@@ -9,17 +9,15 @@ package, so what is measured is what ships.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import onnxruntime
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from service.decisions import (
     Decision,
@@ -30,7 +28,14 @@ from service.decisions import (
     probabilities,
     text_probabilities,
 )
-from service.inference.prefixes import Beginning, Prefixes
+from service.inference.device import PROVIDERS, Device, DeviceError, available_cores, check_device
+from service.inference.tokenizing import (
+    AS_PACKAGED,
+    EncodedText,
+    TextEncoder,
+    TokenizationOptions,
+    Window,
+)
 from service.model_package import (
     MODEL_FILE,
     TOKENIZER_FILE,
@@ -53,10 +58,6 @@ GOLDEN_SCORE_TOLERANCE = 0.02
 GOLDEN_MARGIN = 0.05
 
 
-Device = Literal["cpu", "cuda"]
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-
 class GoldenMismatchError(Exception):
     """This copy of the package does not answer as it did where it was made."""
 
@@ -76,40 +77,6 @@ class NotFiniteError(Exception):
         self.texts = tuple(texts)
 
 
-class DeviceError(Exception):
-    """The device that was asked for is not there; the message says what is."""
-
-
-class TokenIds:
-    """Token ids of a part of a text.
-
-    The `Encoding` of a text that was too long would keep all of its tokens, a hundred bytes each.
-    """
-
-    __slots__ = ("ids", "type_ids")
-
-    def __init__(self, ids: list[int], type_ids: list[int]) -> None:
-        self.ids = ids
-        self.type_ids = type_ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-Window: TypeAlias = Encoding | TokenIds
-
-
-class EncodedText(NamedTuple):
-    """A text as the model reads it.
-
-    `windows` holds token ids, not padded, at most `max_length` a window: more than one only where
-    the package reads long texts by windows. `truncated` says that the rest was cut off.
-    """
-
-    windows: tuple[Window, ...]
-    truncated: bool
-
-
 class RowAnswer(NamedTuple):
     """A window's logits and probabilities, each of shape (labels,).
 
@@ -122,24 +89,6 @@ class RowAnswer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizationOptions:
-    """How a request wants its texts read, where that is not how the package reads them.
-
-    `keep_end` says whether the beginning of a text that is too long is cut off, or its end; None
-    leaves it to the package. `max_length` is in tokens, special ones included, and at most the
-    package's: of each text that many are read, in one window. Without `add_special_tokens` a text
-    has none.
-    """
-
-    keep_end: bool | None = None
-    max_length: int | None = None
-    add_special_tokens: bool = True
-
-
-AS_PACKAGED = TokenizationOptions()
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction(Decision):
     """The answer to one text, and how much of it was read.
 
@@ -149,35 +98,6 @@ class Prediction(Decision):
     tokens: int
     windows: int
     truncated: bool
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use: its affinity, and the quota of cgroup v2 if there.
-
-    ONNX Runtime sizes its pools from the host (onnxruntime#29510), so this is asked instead.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        quota, period = "max", "1"
-    if quota != "max":
-        cores = min(cores or 1, -(-int(quota) // int(period)))
-    return max(1, cores or 1)
-
-
-def check_device(device: Device) -> None:
-    """Refuse a device that this ONNX Runtime was not built for.
-
-    Raises:
-        DeviceError: the message says what is there and what to install.
-    """
-    available = onnxruntime.get_available_providers()
-    if PROVIDERS[device] not in available:
-        raise DeviceError(
-            f"ONNX Runtime {onnxruntime.__version__} has no {PROVIDERS[device]} here, only "
-            f"{', '.join(available)}: install onnxruntime-gpu, or serve on the CPU"
-        )
 
 
 class Classifier:
@@ -202,10 +122,7 @@ class Classifier:
         self._padding = tokenizer.padding
         # Padding happens per batch in `logits`, by the values the package states.
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
-        self._prefixes = Prefixes(tokenizer)
-        self._whole_tokenizer: Tokenizer | None = None
-        self._copying = threading.Lock()
+        self.encoder = TextEncoder(manifest, tokenizer)
 
     @classmethod
     def load(
@@ -263,116 +180,8 @@ class Classifier:
     def encode(
         self, texts: Sequence[Text], options: TokenizationOptions = AS_PACKAGED
     ) -> list[EncodedText]:
-        """Each text, or pair, as token ids.
-
-        Threads may call this side by side: a tokenizer is never changed once it is made.
-
-        Args:
-            texts: texts, or pairs where the package was made for pairs.
-            options: what is to be otherwise than in the package. The first call that cuts texts
-                otherwise copies the tokenizer, unless `prepare` has.
-        """
-        special = options.add_special_tokens
-        if self._cuts_otherwise(options):
-            limit = options.max_length or self.manifest.max_length
-            keep_end = self._keeps_end if options.keep_end is None else options.keep_end
-            encodings = self._whole().encode_batch_fast(list(texts), add_special_tokens=special)
-            return [cut(encoding, limit, keep_end=keep_end) for encoding in encodings]
-        if not special:
-            return self._encode_whole(texts, special=False)
-        beginnings = [self.beginning(text) for text in texts]
-        encoded = self.encode_beginnings(beginnings)
-        for index in self.unsettled(beginnings, encoded):
-            encoded[index] = self._encode_more(texts[index])
-        return encoded
-
-    def reads_beginnings(self, options: TokenizationOptions) -> bool:
-        """Whether the beginning of a text may decide how it is read."""
-        return options.add_special_tokens and not self._cuts_otherwise(options)
-
-    def beginning(self, text: Text, *, tokens: int | None = None) -> Beginning:
-        """As much of a text as is likely to decide how it is read; often all of it.
-
-        Args:
-            text: a text, or a pair, which is always read whole.
-            tokens: how many to allow for; `max_length` by default.
-        """
-        if isinstance(text, str) and self.manifest.long_text == "truncate":
-            return self._prefixes.of(text, tokens or self.manifest.max_length)
-        return Beginning(text, True)
-
-    @staticmethod
-    def unsettled(beginnings: Sequence[Beginning], encoded: Sequence[EncodedText]) -> list[int]:
-        """Which of the texts must be read further: they were cut, and have room for more tokens."""
-        return [
-            index
-            for index, (beginning, text) in enumerate(zip(beginnings, encoded, strict=True))
-            if not (beginning.is_whole or text.truncated)
-        ]
-
-    def encode_beginnings(self, beginnings: Sequence[Beginning]) -> list[EncodedText]:
-        """The same as token ids; of those that are `unsettled`, the answer is still to come."""
-        return self._encode_whole([beginning.text for beginning in beginnings])
-
-    def _encode_more(self, text: Text) -> EncodedText:
-        """A text whose beginning was too short: twice as much each time, so twice the work."""
-        tokens = 2 * self.manifest.max_length
-        while True:
-            beginning = self.beginning(text, tokens=tokens)
-            (encoded,) = self.encode_beginnings([beginning])
-            if not self.unsettled([beginning], [encoded]):
-                return encoded
-            tokens *= 2
-
-    def _encode_whole(self, texts: Sequence[Text], *, special: bool = True) -> list[EncodedText]:
-        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
-            list(texts), add_special_tokens=special
-        )
-        return [self._windows(encoding) for encoding in encodings]
-
-    @property
-    def special_tokens(self) -> int:
-        """How many tokens each text, or pair, has besides its own."""
-        return int(self._tokenizer.num_special_tokens_to_add(self.manifest.has_pairs))
-
-    def is_prepared(self, options: TokenizationOptions) -> bool:
-        """Whether `encode` with these options does its own work only."""
-        return self._whole_tokenizer is not None or not self._cuts_otherwise(options)
-
-    def prepare(self, options: TokenizationOptions) -> None:
-        """Do what the first call with such options would have to: 0.1 s for a large vocabulary."""
-        if self._cuts_otherwise(options):
-            self._whole()
-
-    @property
-    def _keeps_end(self) -> bool:
-        return bool(self._tokenizer.truncation["direction"] == "left")
-
-    def _cuts_otherwise(self, options: TokenizationOptions) -> bool:
-        if options.max_length is not None:
-            return True
-        # By windows nothing is cut off, on whichever side.
-        by_windows = self.manifest.long_text == "window"
-        return not by_windows and options.keep_end not in (None, self._keeps_end)
-
-    def _windows(self, encoding: Encoding) -> EncodedText:
-        """What is read of a text, and nothing of it that is not."""
-        rest = encoding.overflowing
-        if not rest:
-            return EncodedText((encoding,), truncated=False)
-        if self.manifest.long_text == "window":
-            windows = tuple(TokenIds(part.ids, part.type_ids) for part in (encoding, *rest))
-            return EncodedText(windows, truncated=False)
-        return EncodedText((TokenIds(encoding.ids, encoding.type_ids),), truncated=True)
-
-    def _whole(self) -> Tokenizer:
-        """A copy of the tokenizer that cuts nothing off: a limit cannot be given with a call."""
-        with self._copying:
-            if self._whole_tokenizer is None:
-                copy = Tokenizer.from_str(self._tokenizer.to_str())
-                copy.no_truncation()
-                self._whole_tokenizer = copy
-        return self._whole_tokenizer
+        """Each text, or pair, as token ids: see `TextEncoder.encode`."""
+        return self.encoder.encode(texts, options)
 
     def logits(self, encodings: Sequence[Window]) -> FloatArray:
         """Run one batch of windows, padded to its longest: shape (windows, labels), float32."""
@@ -497,44 +306,6 @@ class Classifier:
             raise GoldenMismatchError(f"{folder}: {error}") from None
         compare_golden(golden, answers, self.manifest, str(folder))
         return len(golden)
-
-
-def cut(encoding: Encoding, limit: int, *, keep_end: bool) -> EncodedText:
-    """At most `limit` tokens of a text or pair, special ones included, as `tokenizers` cuts them.
-
-    Args:
-        encoding: the text or pair whole.
-        limit: at least its special tokens.
-        keep_end: cut off the beginning, not the end.
-    """
-    if len(encoding) <= limit:
-        return EncodedText((encoding,), truncated=False)
-    # For each token 0 or 1, its text's place in the pair, or None: a special one.
-    places = encoding.sequence_ids
-    lengths = places.count(0), places.count(1)
-    kept = longest_first(*lengths, limit - places.count(None))
-    spans = []
-    for place in (0, 1):
-        first = places.index(place) if lengths[place] else 0
-        first += lengths[place] - kept[place] if keep_end else 0
-        spans.append(range(first, first + kept[place]))
-    chosen = [index for index, place in enumerate(places) if place is None or index in spans[place]]
-    ids, type_ids = encoding.ids, encoding.type_ids
-    window = TokenIds([ids[index] for index in chosen], [type_ids[index] for index in chosen])
-    return EncodedText((window,), truncated=True)
-
-
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of each text of a pair are kept where `room` are: the longer one gives way.
-
-    By the strategy that every package states; a single text is a pair with nothing.
-    """
-    shorter, longer = sorted((first, second))
-    longer = shorter if shorter > room else max(shorter, room - shorter)
-    if shorter + longer > room:
-        shorter = room // 2
-        longer = shorter + room % 2
-    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def compare_golden(

@@ -13,16 +13,15 @@ import logging
 import os
 import threading
 import time
-from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import psutil
 
-from service.classifier import Prediction
-from service.inference.engine import FAILURES, Engine
+from service.counting import CONFIDENCES, SECONDS, Counting, Key
+from service.inference.engine import Engine
+from service.inference.totals import FAILURES
 from service.model_package import Manifest
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bentoml.service")
 
-SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-CONFIDENCES = tuple(step / 20 for step in range(1, 21))
 # Labels with a series of their own; what comes after them in the model's order is OTHER.
 COUNTED_LABELS = 200
 OTHER = "other"
@@ -158,28 +155,6 @@ METRICS = (
 )
 
 
-Key = tuple[str, ...]
-
-
-class _Counted:
-    """What was counted since it was last written: the name of a metric and its labels → how much.
-
-    Of a histogram the first number is the sum of what was observed, the others count its buckets.
-    """
-
-    def __init__(self) -> None:
-        self.counters: dict[Key, float] = defaultdict(float)
-        self.histograms: dict[Key, list[float]] = {}
-
-    def observe(self, key: Key, bounds: tuple[float, ...], value: float) -> None:
-        """Count a value in the first bucket that has room for it; the last one has room for all."""
-        found = self.histograms.get(key)
-        if found is None:
-            found = self.histograms[key] = [0.0] * (len(bounds) + 2)
-        found[0] += value
-        found[1 + bisect_left(bounds, value)] += 1
-
-
 class Metrics:
     """Everything that is counted.
 
@@ -210,14 +185,17 @@ class Metrics:
             make = kinds[metric.kind]
             self._made[metric.name] = make(metric.name, metric.about, metric.labels, **more)
         self._children: dict[Key, Any] = {}
-        self._counting = threading.Lock()
-        self._counted = _Counted()
-        self._label_series = {
+        label_series = {
             label: label if place < COUNTED_LABELS else OTHER
             for place, label in enumerate(manifest.labels)
         }
+        self._counting = Counting(label_series)
+        # As they are: a call in between would cost as much as they do.
+        self.request = self._counting.request
+        self.answered = self._counting.answered
+        self.refused = self._counting.refused
         # So that a rate can be taken of the first one, too.
-        for label in self._label_series.values():
+        for label in label_series.values():
             self._of("whetstone_predictions_total", label)
         for reason in REASONS:
             self._of("whetstone_refusals_total", reason)
@@ -239,44 +217,13 @@ class Metrics:
         self._ended = threading.Event()
         threading.Thread(target=self._keep_sampling, name="metrics", daemon=True).start()
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count one request; 499 stands for a caller who left."""
-        with self._counting:
-            counted = self._counted
-            counted.counters["whetstone_requests_total", route, str(status)] += 1
-            counted.observe(("whetstone_request_duration_seconds", route), SECONDS, seconds)
-
-    def refused(self, reason: str) -> None:
-        """Count a 429."""
-        with self._counting:
-            self._counted.counters["whetstone_refusals_total", reason] += 1
-
     def ignored(self, fields: int) -> None:
         """Count fields of a request that were ignored; their names are strangers'."""
         self._of("whetstone_ignored_fields_total").inc(fields)
 
-    def answered(self, answers: Sequence[Prediction], timing: Mapping[str, float]) -> None:
-        """Count the texts of a request, and the seconds of its stages."""
-        with self._counting:
-            counted, counters = self._counted, self._counted.counters
-            for stage, seconds in timing.items():
-                counted.observe(("whetstone_stage_duration_seconds", stage), SECONDS, seconds)
-            counters["whetstone_texts_total",] += len(answers)
-            for answer in answers:
-                counters["whetstone_tokens_total",] += answer.tokens
-                counted.observe(("whetstone_confidence",), CONFIDENCES, answer.score)
-                for label in (answer.label,) if answer.labels is None else answer.labels:
-                    series = self._label_series[label]
-                    counters["whetstone_predictions_total", series] += 1
-                if answer.truncated:
-                    counters["whetstone_truncated_texts_total",] += 1
-                if answer.abstained:
-                    counters["whetstone_abstained_texts_total",] += 1
-
     def write(self) -> None:
         """Write what was counted to where all workers' metrics are read."""
-        with self._counting:
-            counted, self._counted = self._counted, _Counted()
+        counted = self._counting.take()
         for key, count in counted.counters.items():
             self._of(*key).inc(count)
         for key, (total, *counts) in counted.histograms.items():

@@ -9,6 +9,7 @@ and `truncate` added to the request, and `score`, `labels`, `abstained`, `trunca
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -274,6 +275,8 @@ UNSUPPORTED = {
 }
 # What vLLM and SGLang take and what makes no difference here: not even counted as ignored.
 HARMLESS = frozenset({"user", "priority", "cache_salt", *UNSUPPORTED})
+# The same at /predict.
+PREDICT_HARMLESS = frozenset({"model", "options"})
 # Fields and parameters of the other tasks that Hugging Face's clients know.
 OTHER_TASKS = frozenset(
     {
@@ -312,11 +315,9 @@ def ignored_fields(content: Any, model: type[BaseModel], harmless: frozenset[str
         UnacceptableRequestError: one of them looks like a misspelt field of `model`. The message
             names ours: the other one is the caller's.
     """
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or content.keys() <= _accepted_names(model, harmless):
         return 0
-    unknown = content.keys() - model.model_fields.keys() - harmless
-    if not unknown:
-        return 0
+    unknown = content.keys() - _accepted_names(model, harmless)
     fields = [name for name in model.model_fields if name not in WITHOUT_INFLUENCE]
     # In the order of the body, not of the set.
     for name in islice((name for name in content if name in unknown), SPELLED_FIELDS):
@@ -331,6 +332,11 @@ def ignored_fields(content: Any, model: type[BaseModel], harmless: frozenset[str
     return len(unknown)
 
 
+@cache
+def _accepted_names(model: type[BaseModel], harmless: frozenset[str]) -> frozenset[str]:
+    return harmless | model.model_fields.keys()
+
+
 def parse_request(content: Any, limits: Limits, *, has_pairs: bool) -> ClassifyRequest:
     """A decoded JSON body as a request to a model that reads texts, or pairs.
 
@@ -340,11 +346,8 @@ def parse_request(content: Any, limits: Limits, *, has_pairs: bool) -> ClassifyR
     """
     if not isinstance(content, dict):
         raise UnacceptableRequestError("the body must be a JSON object", None)
-    for name, refused in UNSUPPORTED.items():
-        if name in content and content[name] not in refused.harmless:
-            raise UnacceptableRequestError(
-                f"{name} is not supported as it is sent: {refused.advice}", name
-            )
+    if not UNSUPPORTED.keys().isdisjoint(content):
+        _refuse_unsupported(content)
     if "input" not in content:
         raise UnacceptableRequestError("input is missing: send a text or a list of texts", "input")
     _check_texts(content["input"], "input", limits)
@@ -359,6 +362,15 @@ def parse_request(content: Any, limits: Limits, *, has_pairs: bool) -> ClassifyR
         return ClassifyRequest.model_validate(content)
     except ValidationError as error:
         raise _first_problem(error) from None
+
+
+def _refuse_unsupported(content: dict[str, Any]) -> None:
+    """Refuse a field that would change the answer elsewhere."""
+    for name, refused in UNSUPPORTED.items():
+        if name in content and content[name] not in refused.harmless:
+            raise UnacceptableRequestError(
+                f"{name} is not supported as it is sent: {refused.advice}", name
+            )
 
 
 def parse_predict_request(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service.api_keys import ApiKeys, ApiKeysError
-from service.classifier import (
-    Classifier,
-    Device,
-    DeviceError,
-    GoldenMismatchError,
-    available_cores,
-    check_device,
-)
+from service.classifier import Classifier, GoldenMismatchError
+from service.http.access_log import write_accesses
+from service.http.middleware import BoundedPreflights, TracedRoutes
+from service.inference.device import Device, DeviceError, available_cores, check_device
 from service.inference.engine import BATCH_TOKENS, Engine
 from service.metrics import Metrics
 from service.model_package import (
@@ -44,7 +39,7 @@ from service.model_package import (
     verify_package,
 )
 from service.probes import Probes, ProbesError, listen
-from service.routes import BoundedPreflights, Routes, TracedRoutes, access_logger
+from service.routes import Routes
 from service.schemas import ClassifyRequest, ClassifyResponse
 from service.settings import SettingsError, read_settings
 from service.upgrades import ignore_upgrades
@@ -234,7 +229,7 @@ class TextClassifier:
         for text in [answer.input for answer in read_golden(folder)] or [stand_in]:
             engine.run(classifier.encode([text]))
         if settings.access_log:
-            _log_accesses()
+            write_accesses()
         manifest = classifier.manifest
         # BentoML's folder for the metrics of all its workers.
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -286,12 +281,3 @@ class TextClassifier:
     def __is_alive__(self) -> bool:
         """What `/livez` asks."""
         return routes.alive
-
-
-def _log_accesses() -> None:
-    """Write the lines of the access log as they are, one JSON object each."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    access_logger.addHandler(handler)
-    access_logger.setLevel(logging.INFO)
-    access_logger.propagate = False

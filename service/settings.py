@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from service.classifier import Device
 from service.inference.admission import QUEUE_TOKENS
+from service.inference.device import Device
 from service.schemas import Limits
 
 PREFIX = "WHETSTONE_"

@@ -8,6 +8,8 @@ request (uvicorn#2722, httptools#124). So such a request could smuggle another o
 
 from __future__ import annotations
 
+from typing import Any
+
 import httptools
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,6 +22,11 @@ class NoUpgrades(HttpToolsProtocol):
     is then given the same headers without `Upgrade`, and what came behind them: it alone decides
     where the body ends and where the next request begins.
     """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        # Nobody reads uvicorn's own, and it would put a line together for every request.
+        self.access_log = False
 
     def data_received(self, data: bytes) -> None:
         """Read what came; every part of it once."""

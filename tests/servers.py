@@ -158,7 +158,12 @@ def classify(address: str, body: Any) -> Any:
 
 @contextmanager
 def routes_of(
-    classifier: Classifier, *, threads: int = 1, keys: ApiKeys | None = None, **settings: Any
+    classifier: Classifier,
+    *,
+    threads: int = 1,
+    keys: ApiKeys | None = None,
+    metrics: Any = None,
+    **settings: Any,
 ) -> Iterator[Routes]:
     """Our routes in this process, serving `classifier` by a real engine."""
     chosen = Settings(**settings)
@@ -171,7 +176,7 @@ def routes_of(
         batch_tokens=batch_tokens,
         queue_tokens=chosen.queue_tokens,
     )
-    routes.attach(classifier, engine)
+    routes.attach(classifier, engine, metrics)
     try:
         yield routes
     finally:

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.bench_serve import FULL, QUICK, TEXTS, Cell, read_counters
 from benchmarks.bench_soak import BINS, growth, series
 from benchmarks.load import Arrival, Load, drive, drive_open, percentile, post
+from benchmarks.serve_attacks import bystander_summary, text_of
 from benchmarks.serve_report import (
     cpu_ratio,
     draw,
@@ -185,6 +186,29 @@ def test_overload() -> None:
     assert summary["in_time_share_of_accepted"] == pytest.approx(90 / 93)
     assert summary["refused_p50_ms"] == 4
     assert summary["statuses"] == {"0": 1, "200": 91, "429": 50, "504": 1}
+
+
+def test_bystanders_of_a_crowd_are_a_row_each() -> None:
+    arrivals = [
+        *[Arrival(0.0, 0.0, 0.2, 200, 0)] * 3,
+        # Answered, but late; refused.
+        Arrival(0.0, 0.0, 1.4, 200, 0),
+        Arrival(0.0, 0.0, 0.01, 429, 0),
+    ]
+    summary = bystander_summary(arrivals, deadline=1)
+    assert (summary["goodput"], summary["p50_ms"], summary["slowest_ms"]) == (0.6, 200, 1400)
+    assert summary["statuses"] == {"200": 4, "429": 1}
+    assert bystander_summary([], deadline=1)["goodput"] is None
+    crowd = {"texts": 80, "slowest_wave_ms": 9000.0}
+    result = found() | {"attacks": {"long texts": {"crowd": crowd, "bystanders": {"2": summary}}}}
+    row = "| 80 at once, long texts | 2 | 0.60 | 200 | 200 | 1,400 | 9,000 |"
+    assert row in markdown(result).splitlines()
+    assert "at once" not in markdown(found())
+
+
+@pytest.mark.parametrize("characters", [1, 7, 100, 5000])
+def test_a_text_of_a_crowd_has_the_length_that_it_should(characters: int) -> None:
+    assert len(text_of(["parcel", "a"], characters)) == characters
 
 
 def test_an_overload_that_refused_nobody() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Encoding
 
-from service.classifier import EncodedText, Prediction
+from service.classifier import Prediction
 from service.decisions import text_probabilities
+from service.inference.tokenizing import EncodedText
 from service.model_package import Manifest
 from training import calibrate as calibrate_module
 from training.calibrate import (

@@ -17,14 +17,13 @@ from tokenizers import Tokenizer
 from service.classifier import (
     BATCH_TOKENS,
     Classifier,
-    DeviceError,
     GoldenMismatchError,
     NotFiniteError,
-    TokenizationOptions,
-    available_cores,
     length_sorted_batches,
 )
 from service.decisions import softmax
+from service.inference.device import DeviceError, available_cores
+from service.inference.tokenizing import TokenizationOptions
 from service.model_package import (
     GOLDEN_FILE,
     MODEL_FILE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ from starlette.types import Message
 from service.asgi import SWALLOWED_BODIES
 from service.classifier import Classifier
 from service.inference.admission import ClosedError, OverloadedError
+from service.inference.tokenizing import TextEncoder
 from service.openapi import NOT_BLANK
 from service.routes import ROUTES, Routes
 from service.schemas import Limits
@@ -282,12 +284,13 @@ def test_info_tells_what_is_served(client: TestClient, classifier: Classifier) -
 def test_a_fault_of_ours_shows_neither_trace_nor_text(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(Classifier):
+    class Broken(TextEncoder):
         def encode_beginnings(self, beginnings: Any) -> Any:
             raise RuntimeError(f"cannot classify {beginnings}")
 
-    broken = Broken.__new__(Broken)
-    broken.__dict__.update(classifier.__dict__)
+    broken = copy.copy(classifier)
+    broken.encoder = copy.copy(classifier.encoder)
+    broken.encoder.__class__ = Broken
     with routes_of(broken) as routes, caplog.at_level(logging.DEBUG):
         # What escaped the application would be raised here, and logged by a server.
         answer = TestClient(routes).post("/classify", json={"input": "a secret text"})
@@ -459,27 +462,19 @@ HARMLESS_FIELDS = {
 }
 
 
-def counted(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Where `routes` counts ignored fields."""
-    counts: list[int] = []
-    monkeypatch.setattr(
-        routes,
-        "_metrics",
-        SimpleNamespace(
-            ignored=counts.append,
-            request=lambda *_: None,
-            answered=lambda *_: None,
-            close=lambda: None,
-        ),
+def counting(counts: list[int]) -> SimpleNamespace:
+    """Metrics that keep what ignored fields are counted."""
+    return SimpleNamespace(
+        ignored=counts.append,
+        request=lambda *_: None,
+        answered=lambda *_: None,
+        close=lambda: None,
     )
-    return counts
 
 
-def test_unknown_fields_are_ignored_and_counted(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with routes_of(classifier) as routes:
-        counts = counted(routes, monkeypatch)
+def test_unknown_fields_are_ignored_and_counted(classifier: Classifier) -> None:
+    counts: list[int] = []
+    with routes_of(classifier, metrics=counting(counts)) as routes:
         client = TestClient(routes)
         plain = asked(client)
         assert asked(client, **HARMLESS_FIELDS) == plain
@@ -882,7 +877,7 @@ def test_what_is_refused_however_short_is_not_tokenized(
 
     with routes_of(classifier) as routes:
         monkeypatch.setattr("service.inference.engine.Engine.check", full)
-        monkeypatch.setattr(Classifier, "encode_beginnings", encode)
+        monkeypatch.setattr(TextEncoder, "encode_beginnings", encode)
         status, headers, _ = asyncio.run(ask(routes, {"input": "a"}))
     assert (status, headers["retry-after"]) == (429, "4")
 
@@ -1073,7 +1068,7 @@ def test_after_closing_nothing_more_is_taken(classifier: Classifier) -> None:
         answer = client.post("/predict", json={"inputs": "a"})
         assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
         with pytest.raises(ClosedError):
-            routes._loaded.engine.submit(classifier.encode(["a"]), print)  # type: ignore[union-attr]
+            routes._inference.engine.submit(classifier.encode(["a"]), print)  # type: ignore[union-attr]
 
 
 def test_many_long_texts_are_tokenized_beside_the_others(

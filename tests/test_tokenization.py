@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from service.classifier import AS_PACKAGED, Classifier, EncodedText, TokenizationOptions
+from service.classifier import Classifier
+from service.inference.tokenizing import AS_PACKAGED, EncodedText, TokenizationOptions
 from tests.conftest import example_rows
 from tests.test_families import FAMILIES, Family, train_tokenizer
 
@@ -106,7 +107,7 @@ def test_token_ids_are_those_of_the_tokenizer_set_so(kind: str, processor: str) 
     def check(own: str, item: Any, side: bool | None, limit: int | None, special: bool) -> None:
         package = packaged(kind, processor, own)
         classifier = classifier_of(package, pairs=isinstance(item, tuple))
-        least = classifier.special_tokens + 1
+        least = classifier.encoder.special_tokens + 1
         options = TokenizationOptions(side, limit and max(limit, least), special)
         (encoded,) = classifier.encode([item], options)
         found_ids, type_ids, truncated = expected(package, item, options)
@@ -146,19 +147,19 @@ def test_the_tokenizer_is_copied_once_and_only_for_what_needs_it(
     original = Tokenizer.from_str
     classifier = classifier_of(packaged("wordpiece"), pairs=False)
     stand_in = SimpleNamespace(from_str=lambda text: copies.append(1) or original(text))
-    monkeypatch.setattr("service.classifier.Tokenizer", stand_in)
+    monkeypatch.setattr("service.inference.tokenizing.Tokenizer", stand_in)
     for options in (
         AS_PACKAGED,
         TokenizationOptions(False),
         TokenizationOptions(None, None, False),
     ):
-        assert classifier.is_prepared(options)
-        classifier.prepare(options)
+        assert classifier.encoder.is_prepared(options)
+        classifier.encoder.prepare(options)
         classifier.encode(["a"], options)
     assert copies == []
     cut = [TokenizationOptions(max_length=limit) for limit in range(3, MAX_LENGTH)]
     cut.append(TokenizationOptions(keep_end=True))
-    assert not any(map(classifier.is_prepared, cut))
+    assert not any(map(classifier.encoder.is_prepared, cut))
     threads = [
         threading.Thread(target=classifier.encode, args=(["a b c"], options)) for options in cut
     ]
@@ -167,4 +168,4 @@ def test_the_tokenizer_is_copied_once_and_only_for_what_needs_it(
     for thread in threads:
         thread.join()
     assert copies == [1]
-    assert all(map(classifier.is_prepared, cut))
+    assert all(map(classifier.encoder.is_prepared, cut))

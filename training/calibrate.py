@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import EncodedText, Prediction, predictions
+from service.classifier import Prediction, predictions
 from service.decisions import FloatArray, text_probabilities
+from service.inference.tokenizing import EncodedText
 from service.model_package import Manifest
 from training.config import ExportArguments
 from training.data.dataset import LabelledData

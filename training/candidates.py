@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import Classifier, EncodedText, NotFiniteError, Prediction
+from service.classifier import Classifier, NotFiniteError, Prediction
 from service.decisions import FloatArray
+from service.inference.tokenizing import EncodedText
 from service.model_package import (
     MODEL_FILE,
     TOKENIZER_FILE,

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.classifier import Classifier, Prediction, TokenIds, predictions
+from service.classifier import Classifier, Prediction, predictions
+from service.inference.tokenizing import TokenIds
 from service.model_package import Manifest, Text
 
 # Tokens of the texts that are asked alone and again in batches of NEIGHBOURS: about 2,000 short

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.classifier import TEXTS_AT_ONCE, Classifier, EncodedText, Prediction
+from service.classifier import TEXTS_AT_ONCE, Classifier, Prediction
 from service.decisions import FloatArray, aggregate_windows, probabilities
+from service.inference.tokenizing import EncodedText
 from service.model_package import (
     CARD_FILE,
     MODEL_FILE,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.classifier import Classifier, EncodedText, Window, length_sorted_batches
+from service.classifier import Classifier, length_sorted_batches
 from service.decisions import FloatArray
+from service.inference.tokenizing import EncodedText, Window
 from service.model_package import Text
 from training.costs import batch_within_memory
 from training.errors import ExportError

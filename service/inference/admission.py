@@ -92,12 +92,13 @@ class Load(NamedTuple):
 class Place(NamedTuple):
     """Where admitted work stands.
 
-    Seconds: to spare before it must begin, of its own work on all threads, of its last part.
+    Seconds: of all that is before it, to spare before it must begin, of its own work on all
+    threads.
     """
 
+    before: float
     spare: float
     own: float
-    last: float
 
 
 class Admission:
@@ -133,6 +134,11 @@ class Admission:
         inference = load.tokens * self.token_rate.value / self._threads
         return inference + load.tokenizing / self._tokenizer_threads
 
+    def is_light(self, ahead: Load, seconds: float) -> bool:
+        """Whether one token would be in time behind that, however late others were."""
+        # The margin for lateness is half of the usable time at most.
+        return self.seconds(ahead) + self.token_rate.value < seconds * USABLE_TIME / 2
+
     def admit(
         self, ahead: Load, waiting_tokens: float, own: Load, last: float, seconds: float | None
     ) -> Place:
@@ -159,7 +165,7 @@ class Admission:
             raise OverloadedError(
                 before, "too_long" if too_long else "deadline" if late else "queue_full"
             )
-        return Place(spare, takes, last)
+        return Place(before, spare, takes)
 
     def margin(self, usable: float) -> float:
         """Seconds to allow for lateness; never more than half, or one stall would refuse it all."""
@@ -167,10 +173,14 @@ class Admission:
 
     def learn_lateness(self, job: Job[object]) -> None:
         """Keep the largest lateness of recent answers: this one reaches its caller now."""
-        lateness = self._clock() - job.expected
-        if lateness > self._lateness_now():
-            self._lateness, self._late_at = lateness, self._clock()
+        now = self._clock()
+        lateness = now - job.expected
+        # What was ready in time tells nothing, and that is nearly everything.
+        if lateness > 0 and lateness > self._lateness_now():
+            self._lateness, self._late_at = lateness, now
 
     def _lateness_now(self) -> float:
+        if not self._lateness:
+            return 0.0
         age = self._clock() - self._late_at
         return self._lateness * math.exp2(-age / LATENESS_HALF_LIFE)

@@ -17,22 +17,16 @@ for nobody, at most one a second, and where it takes less time than was thought,
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from service.classifier import EncodedText, NotFiniteError, Window
 from service.decisions import FloatArray
 from service.inference.admission import (
     ESTIMATE_SHARE,
@@ -44,8 +38,13 @@ from service.inference.admission import (
     OverloadedError,
     Place,
 )
-from service.inference.jobs import Failed, Job, Outcome, Stage
+from service.inference.computing import Computing, Model
+from service.inference.jobs import Failed, Job, Outcome, Stage, TokenizingTask
 from service.inference.queue import Batch, Queue
+from service.inference.threads import Pool, make_pools, start_threads, yield_to_others
+from service.inference.tokenizing import EncodedText, Window
+from service.inference.totals import EngineState, Totals
+from service.inference.workload import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -53,68 +52,8 @@ BATCH_TOKENS = {"cpu": 128, "cuda": 16_384}
 # A part is due after so many times the time that it and those before it take a thread: large, and
 # long texts wait for short ones that come later; small, and the queue becomes first in, first out.
 PATIENCE = 8.0
-# By so much less than others of the process an inference thread weighs where cores are short: at 5
-# a third.
-NICER = 5
-MOST_NICENESS = 19
 # A refusal makes an engine that has nothing to do measure again, after so many seconds.
 MEASURE_AFTER = 1.0
-# Why a computation failed: an exception, or logits that are no numbers.
-FAILURES = ("error", "not_finite")
-
-
-class Model(Protocol):
-    """What the engine runs: `service.classifier.Classifier`, or a stand-in for a measurement."""
-
-    def logits(self, encodings: Sequence[Window]) -> FloatArray:
-        """Shape (windows, labels)."""
-
-
-class TokenizingTask(NamedTuple):
-    """A part of a request's texts: `work` tokenizes them, in about `seconds` of one thread."""
-
-    work: Callable[[], list[EncodedText]]
-    seconds: float
-
-
-class EngineState(NamedTuple):
-    """Totals since the start, and what is there now; seconds are ages, 0 where there is none.
-
-    `failed_jobs` counts by `FAILURES`, `waiting_seconds` is the work of tokenizing that waits.
-    """
-
-    batches: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    waiting_windows: int = 0
-    waiting_tokens: int = 0
-    waiting_seconds: float = 0.0
-    oldest_seconds: float = 0.0
-    running_seconds: float = 0.0
-    failed_jobs: Mapping[str, int] = {}
-
-
-@dataclass(slots=True)
-class _Pool:
-    """Threads that take the same stages out of the queue."""
-
-    stages: tuple[Stage, ...]
-    work_came: threading.Condition
-    idle: int = 0
-
-
-def yield_to_others() -> None:
-    """Let this thread wait for others where cores are short; for threads that compute.
-
-    In an overload every refusal is the event loop's work. With as many busy inference threads as
-    cores it gets its turns late, and then everything is late: refusals, and answers that are ready.
-    """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        # A sandbox may forbid what needs no privilege.
-        with contextlib.suppress(OSError):
-            niceness = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICENESS, niceness + NICER))
 
 
 class Engine:
@@ -154,71 +93,45 @@ class Engine:
             clock=clock,
             seconds_per_token=seconds_per_token,
         )
-        self._model = model
-        self._answers: Callable[[FloatArray], Sequence[Any]] = answers or list
+        self._computing = Computing(model, answers or list)
         self._assemble: Callable[[list[Any]], Any] = list if answers else _rows
         self._clock = clock
         self._lock = threading.Lock()
         self._queue = Queue(batch_tokens)
-        # What each thread computes, and since when.
-        self._running: dict[int, tuple[float, Load]] = {}
-        # Tokens that requests being tokenized are likely to bring.
-        self._promised = 0
+        self._workload = Workload(self._queue, clock)
         self._closing = False
         # When a batch for nobody was last queued.
         self._measured_at = clock()
-        self._batches = 0
-        self._tokens = 0
-        self._padded_tokens = 0
-        self._failed_jobs = Counter(dict.fromkeys(FAILURES, 0))
-        self._pools = {"inference": self._pool("inference", "tokenizing")}
-        self._pools["tokenizing"] = self._pools["inference"]
-        if tokenizer_threads:
-            self._pools = {stage: self._pool(stage) for stage in ("inference", "tokenizing")}
-        self._workers = [
-            *self._start("inference", threads),
-            *self._start("tokenizing", tokenizer_threads),
-        ]
-
-    def _pool(self, *stages: Stage) -> _Pool:
-        return _Pool(stages, threading.Condition(self._lock))
-
-    def _start(self, stage: Stage, threads: int) -> Iterator[threading.Thread]:
-        for index in range(threads):
-            worker = threading.Thread(
-                target=self._serve,
-                args=(self._pools[stage],),
-                name=f"{stage}-{index}",
-                daemon=True,
-            )
-            worker.start()
-            yield worker
+        self._totals = Totals()
+        self._pools = make_pools(self._lock, apart=bool(tokenizer_threads))
+        counts: dict[Stage, int] = {"inference": threads, "tokenizing": tokenizer_threads}
+        self._threads = start_threads(self._pools, counts, self._serve)
 
     @property
     def threads_alive(self) -> bool:
         """Whether every thread is there; they end when the engine is closed, and never else."""
-        return self._closing or all(worker.is_alive() for worker in self._workers)
+        return self._closing or all(thread.is_alive() for thread in self._threads)
 
     @property
     def running_seconds(self) -> float:
         """How long what is longest under way has taken; 0 where nothing is."""
         with self._lock:
-            return self._longest_running()
+            return self._workload.longest_running
 
     def state(self) -> EngineState:
         """What an operator may want to know; as dear as the queue is long."""
         with self._lock:
             oldest = self._queue.oldest()
             return EngineState(
-                batches=self._batches,
-                tokens=self._tokens,
-                padded_tokens=self._padded_tokens,
+                batches=self._totals.batches,
+                tokens=self._totals.tokens,
+                padded_tokens=self._totals.padded_tokens,
                 waiting_windows=self._queue.windows,
                 waiting_tokens=self._queue.tokens,
                 waiting_seconds=self._queue.task_seconds,
                 oldest_seconds=0.0 if oldest is None else self._clock() - oldest,
-                running_seconds=self._longest_running(),
-                failed_jobs=dict(self._failed_jobs),
+                running_seconds=self._workload.longest_running,
+                failed_jobs=dict(self._totals.failed_jobs),
             )
 
     def check(self, seconds: float) -> None:
@@ -231,8 +144,14 @@ class Engine:
             EngineError: as `submit`.
         """
         with self._lock:
+            if self._closing:
+                raise ClosedError("the engine is shutting down")
+            ahead = self._workload.ahead()
+            is_full = self._queue.tokens >= self.queue_tokens
+            if not is_full and self.admission.is_light(ahead, seconds):
+                return
             try:
-                self._admit(Load(1), self.admission.token_rate.value, seconds)
+                self._admit(ahead, Load(1), self.admission.token_rate.value, seconds)
             except OverloadedError:
                 # With nothing to do it may be tokenized: `submit` measures by it.
                 if not self._is_idle():
@@ -260,19 +179,20 @@ class Engine:
         longest = max(task.seconds for task in tasks)
         takes = sum(task.seconds for task in tasks)
         with self._lock:
-            ahead = self._ahead()
+            ahead = self._workload.ahead()
             own = Load(promised_tokens * ESTIMATE_SHARE, takes)
             try:
-                place = self._admit(own, longest, seconds)
+                place = self._admit(ahead, own, longest, seconds)
             except OverloadedError:
                 # With nothing to do it is tokenized: `submit` knows its tokens, and measures.
                 if not self._is_idle():
                     raise
-                place = Place(0.0, self.admission.seconds(own), longest)
+                takes_all = self.admission.seconds(own)
+                place = Place(self.admission.seconds(ahead), 0.0, takes_all)
             now = self._clock()
             job = Job("tokenizing", len(tasks), _joined, on_done, now)
             job.promised_tokens = promised_tokens
-            self._promised += promised_tokens
+            self._workload.promised_tokens += promised_tokens
             # Others may go before for as long as the work itself justifies, and no longer than the
             # deadline leaves.
             patience = min(PATIENCE, max(0.0, place.spare - longest) / max(takes, 1e-9))
@@ -285,9 +205,8 @@ class Engine:
                     for task, work in zip(tasks, done, strict=True)
                 ),
             )
-            seconds_ahead = self.admission.seconds(ahead) + max(takes, longest)
-            job.expected = now + max(seconds_ahead, patience * takes + longest)
-            self._wake("tokenizing", len(tasks))
+            job.expected = now + max(place.before + takes, patience * takes + longest)
+            self._pools["tokenizing"].wake(len(tasks))
         return job
 
     def submit(
@@ -314,12 +233,11 @@ class Engine:
         longest = max(windows, key=len)
         tokens = sum(map(len, windows))
         with self._lock:
-            ahead = self._ahead()
             rate = self.admission.token_rate.value
             # A window is one thread's work, and the last one may be the longest.
             last = len(longest) * rate
             try:
-                place = self._admit(Load(tokens), last, seconds)
+                place = self._admit(self._workload.ahead(), Load(tokens), last, seconds)
             except OverloadedError:
                 if self._is_idle():
                     self._measure_again(longest)
@@ -330,8 +248,7 @@ class Engine:
             pace = min(rate * PATIENCE, max(0.0, place.spare - last) / tokens)
             self._push(job, windows, pace)
             # What is due later by design is not late when it comes later.
-            ready = self.admission.seconds(ahead) + place.own
-            job.expected = now + max(ready, pace * tokens + last)
+            job.expected = now + max(place.before + place.own, pace * tokens + last)
         return job
 
     def run(self, texts: Sequence[EncodedText]) -> Any:
@@ -363,8 +280,10 @@ class Engine:
 
     def answered(self, job: Job[Any]) -> None:
         """Say that a job's answer has reached its caller; how late counts for what comes next."""
-        with self._lock:
-            self.admission.learn_lateness(job)
+        # Nearly always it is not late, and there is nothing to learn.
+        if self._clock() > job.expected:
+            with self._lock:
+                self.admission.learn_lateness(job)
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more work, finish what is queued, end the threads; give up after `timeout` s."""
@@ -373,29 +292,20 @@ class Engine:
             for pool in self._pools.values():
                 pool.work_came.notify_all()
         until = math.inf if timeout is None else monotonic() + timeout
-        for worker in self._workers:
-            worker.join(None if timeout is None else max(0.0, until - monotonic()))
+        for thread in self._threads:
+            thread.join(None if timeout is None else max(0.0, until - monotonic()))
 
     # What follows is called with the lock held, except where it says otherwise.
 
-    def _admit(self, own: Load, last: float, seconds: float | None) -> Place:
+    def _admit(self, ahead: Load, own: Load, last: float, seconds: float | None) -> Place:
         if self._closing:
             raise ClosedError("the engine is shutting down")
-        return self.admission.admit(self._ahead(), self._queue.tokens, own, last, seconds)
-
-    def _ahead(self) -> Load:
-        """What waits, runs, or will come from what is being tokenized."""
-        tokens: float = self._queue.tokens + self._promised
-        tokenizing = self._queue.task_seconds
-        for _, load in self._running.values():
-            tokens += load.tokens
-            tokenizing += load.tokenizing
-        return Load(tokens, tokenizing)
+        return self.admission.admit(ahead, self._queue.tokens, own, last, seconds)
 
     def _is_idle(self) -> bool:
         """Whether nothing waits or runs, nor was measured just now."""
-        has_work = self._queue.windows or self._queue.tasks or self._running
-        return not has_work and self._clock() - self._measured_at > MEASURE_AFTER
+        age = self._clock() - self._measured_at
+        return self._workload.is_empty and age > MEASURE_AFTER
 
     def _measure_again(self, window: Window) -> None:
         """Run a window for nobody: does a token take less time by now?"""
@@ -406,28 +316,17 @@ class Engine:
 
     def _push(self, job: Job[Any], windows: Sequence[Window], pace: float) -> None:
         """Queue windows, each due after `pace` seconds per token up to it."""
-        read = accumulate(map(len, windows))
-        due = (job.since + pace * tokens for tokens in read)
-        self._queue.push_windows(job, zip(due, windows, strict=True))
-        self._wake("inference", len(windows))
-
-    def _wake(self, stage: Stage, parts: int) -> None:
-        pool = self._pools[stage]
-        if pool.idle:
-            pool.work_came.notify(min(pool.idle, parts))
-
-    def _longest_running(self) -> float:
-        began = min((since for since, _ in self._running.values()), default=math.inf)
-        return max(0.0, self._clock() - began)
+        self._queue.push_windows(job, windows, pace)
+        self._pools["inference"].wake(len(windows))
 
     def _close_job(self, job: Job[Any]) -> None:
         """Pass over what is left of `job`."""
         if job.is_open:
             job.is_open = False
             self._queue.drop(job)
-            self._promised -= job.promised_tokens
+            self._workload.promised_tokens -= job.promised_tokens
 
-    def _serve(self, pool: _Pool) -> None:
+    def _serve(self, pool: Pool) -> None:
         """What each thread does; without the lock."""
         yield_to_others()
         # A batch is timed from the end of the one before it, where there was work all the time:
@@ -438,20 +337,17 @@ class Engine:
                 while not self._queue.has(*pool.stages):
                     if self._closing:
                         return
-                    pool.idle += 1
-                    pool.work_came.wait()
-                    pool.idle -= 1
+                    pool.wait()
                     began = self._clock()
                 batch = self._take(pool)
             began = self._run(batch, began)
 
-    def _take(self, pool: _Pool) -> Batch:
+    def _take(self, pool: Pool) -> Batch:
         batch = self._queue.take(pool.idle, *pool.stages)
         now = self._clock()
         for entry in batch.entries:
             entry.job.take(now)
-        task = batch.entries[0].work if batch.stage == "tokenizing" else 0.0
-        self._running[threading.get_ident()] = now, Load(batch.padded_tokens, task)
+        self._workload.begin(batch, now)
         return batch
 
     def _run(self, batch: Batch, began: float) -> float:
@@ -459,20 +355,21 @@ class Engine:
 
         An error is the outcome of those in it, and of nobody else.
         """
-        parts = self._compute(batch)
+        parts = self._computing.parts(batch)
         ended = self._clock()
         over: list[Job[Any]] = []
         with self._lock:
-            del self._running[threading.get_ident()]
+            self._workload.end()
             if batch.stage == "inference":
-                self._count(batch, ended - began, parts)
+                self._totals.count(batch)
+                self._learn(batch, ended - began, parts)
             for entry, part in zip(batch.entries, parts, strict=True):
                 job = entry.job
                 if not job.is_open:
                     continue
                 if isinstance(part, Failed):
                     job.fail(part.error)
-                    self._failed_jobs[_reason(part.error)] += 1
+                    self._totals.count_failure(part.error)
                 elif not job.put(entry.place, part, ended):
                     continue
                 self._close_job(job)
@@ -484,39 +381,14 @@ class Engine:
                 logger.error("a caller could not be told: %s", type(raised).__name__)
         return ended
 
-    def _compute(self, batch: Batch) -> list[Any]:
-        """What each entry came to, or `Failed`; without the lock."""
-        size = len(batch.entries)
-        try:
-            if batch.stage == "tokenizing":
-                return [batch.entries[0].content()]
-            logits = self._model.logits([entry.content for entry in batch.entries])
-            if logits.ndim != 2 or len(logits) != size:
-                raise ValueError(f"logits of shape {logits.shape} for {size} windows")
-            finite = np.isfinite(logits)
-            if finite.all():
-                return list(self._answers(logits))
-            fine = [bool(row.all()) for row in finite]
-            answers = iter(self._answers(logits[fine]))
-        except Exception as raised:  # noqa: BLE001 - whatever it was, the thread goes on
-            # No message and no trace: either may hold a part of a text.
-            logger.error("%s failed for a batch: %s", batch.stage, type(raised).__name__)
-            return [Failed(raised)] * size
-        logger.error("the model computed no finite logits for %d windows", fine.count(False))
-        failed = Failed(NotFiniteError())
-        return [next(answers) if each else failed for each in fine]
-
-    def _count(self, batch: Batch, took: float, parts: list[Any]) -> None:
-        padded = batch.padded_tokens
-        self._batches += 1
-        self._padded_tokens += padded
-        self._tokens += sum(len(entry.content) for entry in batch.entries)
+    def _learn(self, batch: Batch, took: float, parts: list[Any]) -> None:
+        """What a token took in this batch; of one that failed that says nothing."""
         if any(isinstance(part, Failed) for part in parts):
             return
         if any(entry.job.is_measurement for entry in batch.entries):
-            self.admission.token_rate.believe_less(took, padded)
+            self.admission.token_rate.believe_less(took, batch.padded_tokens)
         else:
-            self.admission.token_rate.learn(took, padded)
+            self.admission.token_rate.learn(took, batch.padded_tokens)
 
 
 def _rows(rows: list[FloatArray]) -> FloatArray:
@@ -526,7 +398,3 @@ def _rows(rows: list[FloatArray]) -> FloatArray:
 
 def _joined(parts: list[list[EncodedText]]) -> list[EncodedText]:
     return list(chain.from_iterable(parts))
-
-
-def _reason(error: Exception) -> str:
-    return "not_finite" if isinstance(error, NotFiniteError) else "error"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 
@@ -36,6 +36,13 @@ class Failed:
 
 
 Outcome: TypeAlias = Completed[Result] | Failed
+
+
+class TokenizingTask(NamedTuple):
+    """A part of a request's texts: `work` tokenizes them, in about `seconds` of one thread."""
+
+    work: Callable[[], list[Any]]
+    seconds: float
 
 
 class Job(Generic[Result]):

@@ -16,11 +16,11 @@ the short ones have a turn of as much work, and wait for one such part, not for 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from service.classifier import Window
 from service.inference.jobs import Job, Stage
+from service.inference.tokenizing import Window
 
 # Of a batch's tokens, at most this share is padding.
 MAX_PADDING = 0.1
@@ -77,14 +77,17 @@ class Queue:
         self._short_turn = 0.0
         self._number = 0
 
-    def push_windows(self, job: Job[Any], windows: Iterable[tuple[float, Window]]) -> None:
-        """Queue a job's windows, each with the time at which it is due."""
-        for place, (due, window) in enumerate(windows):
+    def push_windows(self, job: Job[Any], windows: Sequence[Window], pace: float) -> None:
+        """Queue a job's windows, each due after `pace` seconds per token up to it."""
+        read = 0
+        for place, window in enumerate(windows):
             length = len(window)
+            read += length
+            due = job.since + pace * read
             entry = self._entry(due, job, place, window, length, length)
             heapq.heappush(self._by_length.setdefault(length, []), entry)
-            self.windows += 1
-            self.tokens += length
+        self.windows += len(windows)
+        self.tokens += read
 
     def push_tasks(
         self, job: Job[Any], tasks: Iterable[tuple[float, Callable[[], Any], float, float]]

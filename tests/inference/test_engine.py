@@ -16,21 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.classifier import Classifier, EncodedText, NotFiniteError
+from service.classifier import Classifier, NotFiniteError
 from service.inference.admission import (
     FIRST_SECONDS_PER_TOKEN,
     ClosedError,
     OverloadedError,
 )
-from service.inference.engine import (
-    MEASURE_AFTER,
-    NICER,
-    Engine,
-    EngineState,
-    TokenizingTask,
-)
-from service.inference.jobs import Completed, Failed, Job, Outcome
+from service.inference.engine import MEASURE_AFTER, Engine
+from service.inference.jobs import Completed, Failed, Job, Outcome, TokenizingTask
 from service.inference.queue import MAX_PADDING
+from service.inference.threads import NICER
+from service.inference.tokenizing import EncodedText
+from service.inference.totals import EngineState
 
 SECONDS = 30
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from service.classifier import (
     Classifier,
-    EncodedText,
     NotFiniteError,
     Prediction,
     length_sorted_batches,
 )
+from service.inference.tokenizing import EncodedText
 from service.model_package import Text
 
 # Windows of a batch at most, as everywhere else; texts that are tokenized at once.

@@ -1,0 +1,52 @@
+"""What an engine has done since it started, counted; its lock guards every call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from service.classifier import NotFiniteError
+from service.inference.queue import Batch
+
+# Why a computation failed: an exception, or logits that are no numbers.
+FAILURES = ("error", "not_finite")
+
+
+class EngineState(NamedTuple):
+    """Totals since the start, and what is there now; seconds are ages, 0 where there is none.
+
+    `failed_jobs` counts by `FAILURES`, `waiting_seconds` is the work of tokenizing that waits.
+    """
+
+    batches: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    waiting_windows: int = 0
+    waiting_tokens: int = 0
+    waiting_seconds: float = 0.0
+    oldest_seconds: float = 0.0
+    running_seconds: float = 0.0
+    failed_jobs: Mapping[str, int] = {}
+
+
+class Totals:
+    """Counts batches of inference, and jobs that failed."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.tokens = 0
+        self.padded_tokens = 0
+        self.failed_jobs = Counter(dict.fromkeys(FAILURES, 0))
+
+    def count(self, batch: Batch) -> None:
+        """A batch was computed, or has failed."""
+        self.batches += 1
+        self.padded_tokens += batch.padded_tokens
+        # A window's work is its tokens.
+        self.tokens += int(sum(entry.work for entry in batch.entries))
+
+    def count_failure(self, error: Exception) -> None:
+        """A job has failed."""
+        reason = "not_finite" if isinstance(error, NotFiniteError) else "error"
+        self.failed_jobs[reason] += 1

@@ -1,0 +1,64 @@
+"""What an engine has taken on: what waits, what runs, and what will come from tokenizing."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+from service.inference.admission import Load
+from service.inference.queue import Batch, Queue
+
+
+class Workload:
+    """What there is to do; the engine's lock guards every call.
+
+    Args:
+        queue: what waits.
+        clock: seconds; it never goes back.
+    """
+
+    def __init__(self, queue: Queue, clock: Callable[[], float]) -> None:
+        # Tokens that requests being tokenized are likely to bring.
+        self.promised_tokens = 0
+        self._queue = queue
+        self._clock = clock
+        # What each thread computes, and since when; and the work of all of them together.
+        self._running: dict[int, tuple[float, Load]] = {}
+        self._running_tokens = 0.0
+        self._running_tokenizing = 0.0
+
+    def begin(self, batch: Batch, now: float) -> None:
+        """This thread begins to compute a batch."""
+        task = batch.entries[0].work if batch.stage == "tokenizing" else 0.0
+        self._running[threading.get_ident()] = now, Load(batch.padded_tokens, task)
+        self._add_up()
+
+    def end(self) -> None:
+        """This thread has computed its batch."""
+        del self._running[threading.get_ident()]
+        self._add_up()
+
+    def _add_up(self) -> None:
+        # Once a batch: every request asks for it.
+        self._running_tokens = sum([load.tokens for _, load in self._running.values()])
+        self._running_tokenizing = sum([load.tokenizing for _, load in self._running.values()])
+
+    def ahead(self) -> Load:
+        """All of it, as what comes now finds it."""
+        queue = self._queue
+        return Load(
+            queue.tokens + self.promised_tokens + self._running_tokens,
+            queue.task_seconds + self._running_tokenizing,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not (self._queue.windows or self._queue.tasks or self._running)
+
+    @property
+    def longest_running(self) -> float:
+        """How many seconds what is longest under way has taken; 0 where nothing is."""
+        began = min((since for since, _ in self._running.values()), default=math.inf)
+        return max(0.0, self._clock() - began)
