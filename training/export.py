@@ -33,7 +33,6 @@ from service.model_package import (
     write_golden,
     write_text,
 )
-from training.calibrate import DEFAULT_THRESHOLD, warn_of_low_precision
 from training.candidates import FP32_SCORE_TOLERANCE, Trial, choose
 from training.card import model_card
 from training.data import leakage
@@ -46,7 +45,9 @@ from training.gates import parse_gates
 from training.layout import PACKAGE
 from training.metrics import all_metrics, validation_metrics
 from training.parity import TorchCheckpoint, check_parity
+from training.promises import warn_of_promises
 from training.run_lock import alone_in
+from training.thresholds import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from training.train import TrainedRun
@@ -112,9 +113,7 @@ def export(run: TrainedRun) -> Path:
         del checkpoint
         chosen, selection = choose(trial, arguments)
 
-        warn_of_low_precision(
-            chosen.manifest, arguments.threshold_precision, validation.labels, chosen.answers
-        )
+        warn_of_promises(chosen.manifest)
         shutil.copyfile(chosen.folder / MODEL_FILE, folder / MODEL_FILE)
         shutil.copyfile(chosen.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         metrics = all_metrics(chosen.manifest, validation.labels, chosen.answers)
