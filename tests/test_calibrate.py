@@ -296,7 +296,7 @@ def test_each_label_of_several_gets_its_coefficients_and_rare_ones_share_theirs(
     assert found.platt["x"] == pytest.approx((0.5, 1), abs=0.15)
     assert found.platt["y"] == pytest.approx((1, -2), abs=0.2)
     scores = scores_of(logits, np.ones(3000, dtype=int), None)
-    everything = fit_platt(scores, truth, np.asarray([[1.0], [0.0]]), shared=True)
+    everything = fit_platt(scores, truth, shared=True)
     assert found.platt["rare"] == pytest.approx(everything[:, 0].tolist(), abs=1e-4)
     assert found.calibration["after"]["ece"] < found.calibration["before"]["ece"]
 

@@ -74,7 +74,8 @@ def finish(
         if right < plain_right:
             reason = f"{plain_right - right} rows more would be answered wrongly"
             found = {**calibrated.calibration, "method": None, "reason": reason}
-            manifest = plain.model_copy(update={"calibration": found})
+            # With what its own thresholds promise.
+            manifest = plain.model_copy(update={"calibration": found | plain.calibration})
             answers = plain_answers
     manifest = with_abstention(manifest, arguments, truth, answers)
     return manifest, predictions(manifest, encoded, logits)
@@ -226,17 +227,18 @@ def _fit_platt(rows: _Rows, near: Manifest) -> Manifest:
     """Slope and intercept of each label; labels with fewer than FEW_POSITIVES rows share theirs."""
     labels = rows.draft.labels
     scores = scores_of(rows.logits, rows.windows, rows.draft.window_aggregation)
-    start = np.asarray([near.platt.get(label, (1.0, 0.0)) for label in labels]).T
+    begin = np.asarray(list(near.platt.values())).T if near.platt else None
     counts = rows.truth.sum(axis=0)
     own = np.minimum(counts, len(rows.truth) - counts) >= FEW_POSITIVES
     found = np.zeros((2, len(labels)))
-    found[:, own] = fit_platt(scores.take(own), rows.truth[:, own], start[:, own])
+    start = None if begin is None else begin[:, own]
+    found[:, own] = fit_platt(scores.take(own), rows.truth[:, own], start)
     # A label whose logits say nothing would get a constant, which no threshold can use.
     sharing = found[0] <= LEAST_SLOPE
     if sharing.any():
-        # One of them has what they shared before.
-        begin = start[:, [int(np.argmax(sharing))]]
-        found[:, sharing] = fit_platt(scores, rows.truth, begin, shared=True)
+        # The first of them has what they shared before.
+        start = None if begin is None else begin[:, sharing][:, :1]
+        found[:, sharing] = fit_platt(scores, rows.truth, start, shared=True)
     slopes = np.maximum(found[0].round(CALIBRATION_DECIMALS), LOWEST_SLOPE).tolist()
     intercepts = found[1].round(CALIBRATION_DECIMALS).tolist()
     platt = dict(zip(labels, zip(slopes, intercepts, strict=True), strict=True))

@@ -98,7 +98,10 @@ KINDS = {kind.name: kind for kind in (FP32, OPTIMISED, INT8, FP16)}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A graph as the package that it would be: calibrated, with its thresholds and answers."""
+    """A graph as the package that it would be: calibrated, with its thresholds and answers.
+
+    `logits` are those of the windows of the validation rows.
+    """
 
     kind: Kind
     folder: Path
@@ -107,6 +110,7 @@ class Candidate:
     answers: list[Prediction]
     verdict: Verdict
     evidence: dict[str, Any] = field(repr=False)
+    logits: FloatArray = field(repr=False)
 
     @property
     def passed(self) -> bool:
@@ -204,7 +208,7 @@ class Trial:
         manifest = manifest.model_copy(
             update={"score_tolerance": max(change, FP32_SCORE_TOLERANCE)}
         )
-        candidate = Candidate(kind, folder, classifier, manifest, answers, verdict, found)
+        candidate = Candidate(kind, folder, classifier, manifest, answers, verdict, found, logits)
         self.candidates[kind.name] = candidate
         return candidate
 

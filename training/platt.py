@@ -1,6 +1,6 @@
 """Platt scaling of all labels at once: a slope and an intercept for each label's logits.
 
-    slopes, intercepts = fit_platt(scores_of(logits, windows, None), truth, start)
+    slopes, intercepts = fit_platt(scores_of(logits, windows, None), truth)
 
 The slope and the intercept with the lowest log loss (Platt 1999, "Probabilistic Outputs for Support
 Vector Machines"), found by Newton's method with backtracking (Lin, Lin and Weng 2007, "A note on
@@ -80,7 +80,7 @@ def scores_of(logits: FloatArray, windows: np.ndarray, how: Aggregation | None) 
 
 
 def fit_platt(
-    scores: Scores, truth: np.ndarray, start: np.ndarray, *, shared: bool = False
+    scores: Scores, truth: np.ndarray, near: np.ndarray | None = None, *, shared: bool = False
 ) -> np.ndarray:
     """Slopes and intercepts, of shape (2, labels); or (2, 1) for what the labels share.
 
@@ -89,13 +89,18 @@ def fit_platt(
 
     Args:
         truth: booleans of shape (rows, labels).
-        start: where the search begins, of the shape of the answer; any point will do.
+        near: where the search begins, of the shape of the answer: what other rows of the same kind
+            gave. Without, it begins where every row has the label's share as its probability.
         shared: one slope and one intercept for all labels together.
     """
     counts = truth.sum(axis=0, dtype=np.float64)
     totals = np.full_like(counts, len(truth))
     if shared:
         counts, totals = np.full_like(counts, counts.sum()), np.full_like(counts, totals.sum())
+    if near is None:
+        intercepts = np.log((counts + 1) / (totals - counts + 1))
+        near = np.stack([np.full_like(counts, LOWEST_SLOPE), intercepts])
+        near = near[:, :1] if shared else near
     highs, lows = (counts + 1) / (counts + 2), 1 / (totals - counts + 2)
     by_label = np.ascontiguousarray(truth.T)
     size = max(1, BLOCK // max(1, scores.logits.shape[1]))
@@ -114,8 +119,8 @@ def fit_platt(
             columns = [np.stack(one(point)).sum(axis=1, keepdims=True) for one in measures]
             return Sums(*np.sum(columns, axis=0))
 
-        return _newton(measure_all, start.astype(np.float64))
-    found = [_newton(measure_block(block), start[:, block]) for block in blocks]
+        return _newton(measure_all, near.astype(np.float64))
+    found = [_newton(measure_block(block), near[:, block]) for block in blocks]
     return np.concatenate([np.empty((2, 0)), *found], axis=1)
 
 

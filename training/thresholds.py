@@ -88,18 +88,15 @@ def warn_of_few_rows(arguments: ExportArguments, data: LabelledData) -> None:
 
 def _warn_of_few(key: str, wanted: float, counts: dict[str, int]) -> None:
     few = {name: count for name, count in counts.items() if most_promised(count) < wanted}
-    if few:
-        name, count = min(few.items(), key=lambda item: item[1])
-        whose = f"{len(few)} labels, such as {name!r}: " if name else ""
-        logger.warning(
-            "%s %g cannot be promised%s%d validation rows can promise %s at most, %d are needed",
-            key,
-            wanted,
-            f" of {whose}" if whose else ": ",
-            count,
-            floored(most_promised(count)),
-            rows_for(wanted),
-        )
+    if not few:
+        return
+    name, count = min(few.items(), key=lambda item: item[1])
+    whose = f" of label {name!r}" if name else ""
+    others = f" (and of {len(few) - 1} more)" if len(few) > 1 else ""
+    logger.warning(
+        "%s %g cannot be promised%s%s: %d validation rows can promise %s at most, %d are needed",
+        *(key, wanted, whose, others, count, floored(most_promised(count)), rows_for(wanted)),
+    )
 
 
 def with_choices(

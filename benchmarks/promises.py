@@ -1,0 +1,218 @@
+"""How often a wanted precision is kept on new rows, by the rule that thresholds are chosen by.
+
+    python -m benchmarks.promises --out benchmarks/results/promises.json
+
+Scores of rows with a label and of others are drawn from two normal distributions so far apart, so
+many of the rows having the label, and in some cases a share of them labelled as not having it. A
+threshold is chosen on rows of which so many have the label, by two rules: the best recall whose
+precision on these rows is the wanted one, and the rule of `training.thresholds`, which wants it
+proven. What each is worth on new rows follows from the distributions, without another sample.
+
+Abstention is the same with other words: answers that are right are the rows with the label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+from tqdm import tqdm
+
+from benchmarks.load import ROOT, machine, write_result
+from training.promises import CONFIDENCE, most_promised
+from training.thresholds import choose_threshold
+
+POSITIVES = (5, 10, 12, 30, 100, 300)
+PACKAGES = ("numpy", "scipy", "whetstone")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A label: how far apart scores are, in standard deviations, and how common it is."""
+
+    separation: float
+    prevalence: float
+    mislabelled: float = 0.0
+
+    def precision(self, score: float) -> float:
+        """Of new rows with at least that score."""
+        found = self.prevalence * norm.sf(score - self.separation)
+        others = (1 - self.prevalence) * norm.sf(score)
+        return float(found * (1 - self.mislabelled) / (found + others))
+
+    def recall(self, score: float) -> float:
+        """Of new rows with the label."""
+        return float(norm.sf(score - self.separation))
+
+    def possible_recall(self, precision: float) -> float:
+        """The highest recall that any threshold with that precision has."""
+        scores = np.linspace(-4, self.separation + 4, 800)
+        return max((self.recall(s) for s in scores if self.precision(s) >= precision), default=0.0)
+
+    def sample(self, random: np.random.Generator, positives: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows have the label, exactly `positives` of them, and the rows' scores."""
+        having = round(positives / (1 - self.mislabelled))
+        others = round(having * (1 - self.prevalence) / self.prevalence)
+        scores = np.concatenate(
+            [random.normal(self.separation, 1, having), random.normal(0, 1, others)]
+        )
+        return np.arange(having + others) < positives, scores
+
+
+CASES = {
+    ("label", 0.9): (
+        Labelled(2, 0.1),
+        Labelled(2, 0.4),
+        Labelled(3, 0.02),
+        Labelled(3, 0.1),
+        Labelled(4, 0.1),
+        Labelled(4, 0.1, mislabelled=0.04),
+        Labelled(5, 0.3, mislabelled=0.1),
+    ),
+    # A label is a right answer.
+    ("abstention", 0.95): (Labelled(1, 0.9), Labelled(2, 0.8), Labelled(2, 0.9)),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Of packages: the share whose precision on new rows is the wanted one, the mean of both."""
+
+    kept: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`promised` and `broken` are shares of all packages; so is `bound_kept`, of lower bounds."""
+
+    best_observed: Rule
+    proven: Rule
+    promised: float
+    broken: float
+    bound_kept: float
+
+
+def best_observed(truth: np.ndarray, scores: np.ndarray, wanted: float) -> float:
+    """The threshold with the best recall at the wanted precision on these very rows."""
+    order = np.argsort(-scores)
+    ranked, hits = scores[order], np.cumsum(truth[order])
+    precisions = hits / np.arange(1, len(scores) + 1)
+    reached = precisions >= wanted
+    best = np.argmax(np.where(reached, hits, -1) if reached.any() else precisions)
+    return float(ranked[best : best + 2].mean())
+
+
+def proven(truth: np.ndarray, scores: np.ndarray, wanted: float) -> tuple[float, bool, float]:
+    """The threshold that would ship, whether the precision is promised, and the lower bound."""
+    middle = float(scores.mean())
+    probs = (1 / (1 + np.exp(middle - scores))).astype(np.float32)
+    threshold, promise = choose_threshold(truth, probs, wanted)
+    assert promise is not None  # noqa: S101 - a precision is wanted
+    score = middle + float(np.log(threshold / (1 - threshold)))
+    return score, promise.promised, promise.lower_bound
+
+
+def simulate(labelled: Labelled, positives: int, wanted: float, times: int) -> Outcome:
+    """Choose thresholds again and again, on `positives` rows with the label and the others."""
+    random = np.random.default_rng(positives)
+    old, new, promised, bounds = [], [], [], []
+    for _ in range(times):
+        truth, scores = labelled.sample(random, positives)
+        old.append(best_observed(truth, scores, wanted))
+        score, is_promised, bound = proven(truth, scores, wanted)
+        new.append(score)
+        promised.append(is_promised)
+        bounds.append(bound)
+    precisions = np.asarray([labelled.precision(score) for score in new])
+    return Outcome(
+        _rule(labelled, old, wanted),
+        _rule(labelled, new, wanted),
+        float(np.mean(promised)),
+        float(np.mean(np.asarray(promised) & (precisions < wanted))),
+        float(np.mean(precisions >= bounds)),
+    )
+
+
+def _rule(labelled: Labelled, scores: list[float], wanted: float) -> Rule:
+    precisions = np.asarray([labelled.precision(score) for score in scores])
+    recalls = [labelled.recall(score) for score in scores]
+    return Rule(
+        float((precisions >= wanted).mean()), float(precisions.mean()), float(np.mean(recalls))
+    )
+
+
+def main() -> None:
+    """Simulate and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/promises.json")
+    parser.add_argument("--times", type=int, default=1000)
+    arguments = parser.parse_args()
+    cases = [
+        (what, wanted, labelled, positives)
+        for (what, wanted), several in CASES.items()
+        for labelled in several
+        for positives in POSITIVES
+    ]
+    table: list[dict[str, Any]] = []
+    for what, wanted, labelled, positives in tqdm(cases, desc="simulate", unit="case"):
+        outcome = simulate(labelled, positives, wanted, arguments.times)
+        table.append(
+            {
+                "of": what,
+                "wanted": wanted,
+                **asdict(labelled),
+                "positives": positives,
+                "can_promise_at_most": most_promised(positives),
+                "possible_recall": labelled.possible_recall(wanted),
+                **asdict(outcome),
+            }
+        )
+    result = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(PACKAGES),
+        "confidence": CONFIDENCE,
+        "times": arguments.times,
+        "by_positives": summary(table),
+        "cases": table,
+    }
+    print(json.dumps(result["by_positives"], indent=2))
+    write_result(arguments.out, result)
+
+
+def summary(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means over the distributions, by what is chosen and how many rows have the label."""
+    found = []
+    for what, wanted in CASES:
+        for positives in POSITIVES:
+            rows = [r for r in table if (r["of"], r["positives"]) == (what, positives)]
+
+            def mean(rule: str, key: str, rows: list[dict[str, Any]] = rows) -> float:
+                return float(np.mean([row[rule][key] for row in rows]))
+
+            found.append(
+                {
+                    "of": what,
+                    "wanted": wanted,
+                    "positives": positives,
+                    **{
+                        f"{rule}_{key}": mean(rule, key)
+                        for rule in ("best_observed", "proven")
+                        for key in ("kept", "precision", "recall")
+                    },
+                    "promised": float(np.mean([row["promised"] for row in rows])),
+                    "most_broken": max(row["broken"] for row in rows),
+                }
+            )
+    return found
+
+
+if __name__ == "__main__":
+    main()
