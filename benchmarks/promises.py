@@ -55,6 +55,19 @@ class Labelled:
         scores = np.linspace(-4, self.separation + 4, 800)
         return max((self.recall(s) for s in scores if self.precision(s) >= precision), default=0.0)
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """That rows with these scores have the label, as a calibrated package would give them."""
+        odds = np.log(self.prevalence / (1 - self.prevalence))
+        logits = self.separation * (scores - self.separation / 2) + odds
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+    def score(self, probability: float) -> float:
+        """The score that has this probability."""
+        likely = np.clip(probability, 1e-9, 1 - 1e-8)
+        odds = np.log(self.prevalence / (1 - self.prevalence))
+        logit = np.log(likely / (1 - likely))
+        return float((logit - odds) / self.separation + self.separation / 2)
+
     def sample(self, random: np.random.Generator, positives: int) -> tuple[np.ndarray, np.ndarray]:
         """Which rows have the label, exactly `positives` of them, and the rows' scores."""
         having = round(positives / (1 - self.mislabelled))
@@ -100,24 +113,15 @@ class Outcome:
     bound_kept: float
 
 
-def best_observed(truth: np.ndarray, scores: np.ndarray, wanted: float) -> float:
+def best_observed(truth: np.ndarray, probs: np.ndarray, wanted: float) -> float:
     """The threshold with the best recall at the wanted precision on these very rows."""
-    order = np.argsort(-scores)
-    ranked, hits = scores[order], np.cumsum(truth[order])
-    precisions = hits / np.arange(1, len(scores) + 1)
+    order = np.argsort(-probs, kind="stable")
+    ranked, hits = probs[order].astype(np.float64), np.cumsum(truth[order])
+    cuts = np.flatnonzero(np.append(ranked[:-1] != ranked[1:], True))
+    precisions = hits[cuts] / (cuts + 1)
     reached = precisions >= wanted
-    best = np.argmax(np.where(reached, hits, -1) if reached.any() else precisions)
+    best = cuts[np.argmax(np.where(reached, hits[cuts], -1) if reached.any() else precisions)]
     return float(ranked[best : best + 2].mean())
-
-
-def proven(truth: np.ndarray, scores: np.ndarray, wanted: float) -> tuple[float, bool, float]:
-    """The threshold that would ship, whether the precision is promised, and the lower bound."""
-    middle = float(scores.mean())
-    probs = (1 / (1 + np.exp(middle - scores))).astype(np.float32)
-    threshold, promise = choose_threshold(truth, probs, wanted)
-    assert promise is not None  # noqa: S101 - a precision is wanted
-    score = middle + float(np.log(threshold / (1 - threshold)))
-    return score, promise.promised, promise.lower_bound
 
 
 def simulate(labelled: Labelled, positives: int, wanted: float, times: int) -> Outcome:
@@ -126,11 +130,13 @@ def simulate(labelled: Labelled, positives: int, wanted: float, times: int) -> O
     old, new, promised, bounds = [], [], [], []
     for _ in range(times):
         truth, scores = labelled.sample(random, positives)
-        old.append(best_observed(truth, scores, wanted))
-        score, is_promised, bound = proven(truth, scores, wanted)
-        new.append(score)
-        promised.append(is_promised)
-        bounds.append(bound)
+        probs = labelled.probabilities(scores)
+        old.append(labelled.score(best_observed(truth, probs, wanted)))
+        threshold, promise = choose_threshold(truth, probs, wanted)
+        assert promise is not None  # noqa: S101 - a precision is wanted
+        new.append(labelled.score(threshold))
+        promised.append(promise.promised)
+        bounds.append(promise.lower_bound)
     precisions = np.asarray([labelled.precision(score) for score in new])
     return Outcome(
         _rule(labelled, old, wanted),

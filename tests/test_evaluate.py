@@ -134,13 +134,13 @@ def test_the_table_shows_each_label_and_the_totals(capsys: pytest.CaptureFixture
     row = next(line for line in shown.splitlines() if "late" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "late",
-        "1.000",
-        "0.667",
-        "0.800",
+        "1.00",
+        "0.67",
+        "0.80",
         "3",
     ]
     assert "tiny on mine.csv" in shown
-    assert "3 rows: accuracy 0.6667, macro-F1 0.4000" in shown
+    assert "3 rows: accuracy 0.67, macro-F1 0.40" in shown
 
 
 @pytest.mark.parametrize("label", ["[urgent]", "[/b]", "a[bold]b", ":thumbs_up:"])

@@ -30,6 +30,7 @@ from training.calibrate import finish
 from training.config import ExportArguments
 from training.costs import cpu_milliseconds, neighbour_effect
 from training.data.dataset import Split
+from training.digits import measured
 from training.errors import ExportError
 from training.exporter import optimise
 from training.gates import Answers, Gates, Rule, Verdict, evidence, judge
@@ -352,8 +353,8 @@ def print_selection(selection: dict[str, Any]) -> None:
         cells = ["-"] * 5
         if row["verdict"] != "unavailable":
             cells = [
-                f"{row['macro_f1']:.4f}",
-                f"{row['label_agreement']:.1%}",
+                measured(row["macro_f1"], selection["rows"]),
+                measured(row["label_agreement"], selection["rows"]),
                 f"{row['mean_probability_drift']:.4f}",
                 f"{row['bytes'] / 1e6:.0f}",
                 "/".join(f"{cost:.1f}" for cost in row["cpu_ms_per_text"].values()),

@@ -39,11 +39,11 @@ from training.data import leakage
 from training.data.dataset import chosen_golden_texts
 from training.data.encoding import make_targets
 from training.errors import ExportError
-from training.evaluate import headline
+from training.evaluate import headline, validation_metrics_of
 from training.exporter import export_graph
 from training.gates import parse_gates
 from training.layout import PACKAGE
-from training.metrics import all_metrics, validation_metrics
+from training.metrics import validation_metrics
 from training.parity import TorchCheckpoint, check_parity
 from training.promises import warn_of_promises
 from training.run_lock import alone_in
@@ -116,7 +116,9 @@ def export(run: TrainedRun) -> Path:
         warn_of_promises(chosen.manifest)
         shutil.copyfile(chosen.folder / MODEL_FILE, folder / MODEL_FILE)
         shutil.copyfile(chosen.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-        metrics = all_metrics(chosen.manifest, validation.labels, chosen.answers)
+        metrics, _ = validation_metrics_of(
+            chosen.manifest, arguments, validation.labels, encoded, chosen.logits
+        )
         manifest = chosen.manifest.model_copy(
             update={
                 "metrics": {"validation": headline(metrics)},

@@ -84,7 +84,11 @@ def all_metrics(
     scores = np.asarray([answer.score for answer in answers])
     metrics["coverage"] = coverage_table(right, scores)
     if behaviour.abstain_threshold is not None:
-        metrics["abstention"] = coverage_at(right, scores, behaviour.abstain_threshold)
+        # By what each answer says of itself: out-of-fold it has its fold's threshold.
+        kept = np.asarray([not answer.abstained for answer in answers])
+        threshold = behaviour.abstain_threshold
+        metrics["abstention"] = coverage_at(right, kept.astype(float), 1.0)
+        metrics["abstention"]["threshold"] = threshold
     return metrics
 
 
@@ -131,7 +135,7 @@ def positive_metrics(
     return {
         "label": positive,
         "threshold": behaviour.thresholds[positive],
-        **{name: metrics["per_label"][positive][name] for name in ("precision", "recall", "f1")},
+        **metrics["per_label"][positive],
         "average_precision": average_precisions(is_positive, probs)[0],
     }
 

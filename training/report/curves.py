@@ -52,7 +52,7 @@ def calibration(found: Measured) -> Section | None:
         Column("Value"),
     ]
     rows = [
-        [element("th", name, scope="row"), scored(measured[key])]
+        [element("th", name, scope="row"), scored(measured[key], len(found.split))]
         for key, name in MEASURES.items()
         if measured.get(key) is not None
     ]
@@ -78,7 +78,10 @@ def _fitted(evidence: dict[str, Any]) -> Html:
     parts = [element("h3", "At export"), paragraph(method)]
     before, after = evidence.get("before") or {}, evidence.get("after") or {}
     rows = [
-        [element("th", name, scope="row"), scored(before.get(key)), scored(after.get(key))]
+        [
+            element("th", name, scope="row"),
+            *(scored(one.get(key), evidence.get("rows")) for one in (before, after)),
+        ]
         for key, name in MEASURES.items()
         if key in before
     ]
@@ -101,8 +104,13 @@ def coverage(found: Measured) -> Section | None:
             f" The ring is where the package abstains, below {score(abstention['threshold'])}."
         )
     columns = [Column("Coverage"), Column("Precision"), Column("Score from")]
+    size = len(found.split)
     rows = [
-        [scored(point["coverage"]), scored(point["precision"]), scored(point["threshold"])]
+        [
+            scored(point["coverage"], size),
+            scored(point["precision"], round(point["coverage"] * size)),
+            scored(point["threshold"]),
+        ]
         for point in points
     ]
     return Section(
@@ -137,7 +145,7 @@ def precision_recall(found: Measured) -> Section | None:
         return None
     columns = [Column("Label", numeric=False), Column("Average precision")]
     ranked = sorted(curves, key=lambda one: one.area)
-    areas = [[labelled(one.label), scored(one.area)] for one in ranked]
+    areas = [[labelled(one.label), scored(one.area, one.answered["support"])] for one in ranked]
     beside = table(columns, areas, "Average precision by label", sorted_by=(1, "ascending"))
     return Section(
         "precision-recall",

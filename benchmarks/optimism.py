@@ -1,0 +1,226 @@
+"""How much validation rows flatter a package that was chosen by them.
+
+    python -m benchmarks.optimism --out benchmarks/results/optimism.json
+
+Ten epochs' logits are drawn: their quality rises to a plateau, they grow too sure, and what is hard
+in a row is hard for all of them. As in a training, the epoch with the best macro-F1 on so many
+validation rows is kept, calibrated and given its thresholds by the same rows. Its figures on these
+rows, as they are and out-of-fold, are compared with those of as many new rows.
+
+The gates see a candidate that is as good, whose answers differ in 0.7 % of the rows: on the rows
+that chose the epoch, and on new ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
+
+from benchmarks.load import ROOT, machine, write_result
+from service.classifier import EncodedText, Prediction, predictions
+from service.decisions import FloatArray, probabilities
+from service.model_package import Manifest, Task
+from training.calibrate import finish
+from training.config import ExportArguments
+from training.evaluate import validation_metrics_of
+from training.gates import Answers, Gates, judge
+from training.metrics import all_metrics, label_matrix, validation_metrics
+from training.thresholds import DEFAULT_THRESHOLD
+
+EPOCHS = 10
+LABELS: dict[Task, int] = {"single_label": 6, "multi_label": 9}
+PREVALENCE = 0.06
+# How far apart scores are at the end, in standard deviations.
+SEPARATION: dict[Task, float] = {"single_label": 2.6, "multi_label": 3.2}
+# Of a score's variance, what all epochs share.
+SHARED = 0.9
+# By how much logits are too large after each epoch.
+TOO_SURE = 0.12
+# Standard deviation of what a candidate's logits differ by: 0.7 % of answers change.
+ROUNDING = 0.04
+ROWS = (50, 150, 500, 1000)
+PACKAGES = ("numpy", "scipy", "scikit-learn", "whetstone")
+METRICS = ("accuracy", "macro_f1", "micro_f1", "ece")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Truth of shape (rows, labels), and what is hard in each: noise that all epochs share."""
+
+    truth: np.ndarray
+    shared: np.ndarray
+
+    @property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The names of each row's labels."""
+        return [tuple(str(place) for place in np.flatnonzero(row)) for row in self.truth]
+
+
+def draw(random: np.random.Generator, task: Task, rows: int) -> Rows:
+    """So many rows."""
+    shape = (rows, LABELS[task])
+    if task == "single_label":
+        truth = np.eye(shape[1], dtype=bool)[random.integers(0, shape[1], rows)]
+    else:
+        truth = random.random(shape) < PREVALENCE
+        # Without a row a label's F1 is nothing that could be compared.
+        truth[np.arange(shape[1]), np.arange(shape[1])] = True
+    return Rows(truth, random.normal(size=shape))
+
+
+def logits_of(random: np.random.Generator, task: Task, rows: Rows, epoch: int) -> FloatArray:
+    """What the model of an epoch gives these rows."""
+    separation = SEPARATION[task] * (1 - np.exp(-(epoch + 1) / 1.5))
+    own = random.normal(size=rows.truth.shape)
+    scores = separation * rows.truth + np.sqrt(SHARED) * rows.shared + np.sqrt(1 - SHARED) * own
+    right = separation * scores
+    if task == "multi_label":
+        right += np.log(PREVALENCE / (1 - PREVALENCE)) - separation**2 / 2
+    return np.asarray(right * (1 + TOO_SURE * epoch), dtype=np.float32)
+
+
+def draft_of(task: Task) -> Manifest:
+    """A manifest before anything is chosen."""
+    names = tuple(map(str, range(LABELS[task])))
+    thresholds = dict.fromkeys(names, DEFAULT_THRESHOLD) if task == "multi_label" else {}
+    return Manifest.model_construct(
+        task=task, labels=names, max_length=8, thresholds=thresholds, calibration={}
+    )
+
+
+def encoded_texts(rows: int) -> list[EncodedText]:
+    """Texts of one window, which nothing here reads."""
+    tokenizer = Tokenizer(models.WordLevel({"x": 0, "?": 1}, unk_token="?"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return [EncodedText((tokenizer.encode("x"),), truncated=False)] * rows
+
+
+def measure(manifest: Manifest, rows: Rows, answers: list[Prediction]) -> dict[str, float]:
+    """The figures of METRICS."""
+    found = all_metrics(manifest, rows.labels, answers)
+    return _flat(found)
+
+
+def _flat(found: dict[str, Any]) -> dict[str, float]:
+    flat = {**found, "ece": found["calibration"]["ece"]}
+    return {name: float(flat[name]) for name in METRICS}
+
+
+def one_training(random: np.random.Generator, task: Task, size: int) -> dict[str, dict[str, float]]:
+    """By what the figures rest on, the figures; and of `gates` whether they refuse."""
+    rows, new = draw(random, task, size), draw(random, task, size)
+    targets = rows.truth.argmax(axis=1) if task == "single_label" else rows.truth
+    epochs = [logits_of(random, task, rows, epoch) for epoch in range(EPOCHS)]
+    scores = [
+        validation_metrics(probabilities(logits, task), targets, task)["macro_f1"]
+        for logits in epochs
+    ]
+    best = int(np.argmax(scores))
+    logits, new_logits = epochs[best], logits_of(random, task, new, best)
+    arguments, encoded, draft = ExportArguments(), encoded_texts(size), draft_of(task)
+    manifest, answers = finish(draft, arguments, rows.labels, encoded, logits)
+    folded, _ = validation_metrics_of(manifest, arguments, rows.labels, encoded, logits)
+    fresh = predictions(manifest, encoded, new_logits)
+    targets = new.truth.argmax(axis=1) if task == "single_label" else new.truth
+    unchosen = validation_metrics(probabilities(new_logits, task), targets, task)["macro_f1"]
+    refused = {
+        name: _refused(random, manifest, some, one)
+        for name, some, one in (("same", rows, logits), ("new", new, new_logits))
+    }
+    return {
+        "same": measure(manifest, rows, answers),
+        "out_of_fold": _flat(folded),
+        "new": measure(manifest, new, fresh),
+        "chosen_by": {"same": scores[best], "new": unchosen},
+        "refused": refused,
+    }
+
+
+def _refused(
+    random: np.random.Generator, manifest: Manifest, rows: Rows, logits: FloatArray
+) -> float:
+    """1 where a candidate is refused that is as good, on these rows; else 0."""
+    encoded, arguments = encoded_texts(len(rows.truth)), ExportArguments()
+    changed = (logits * (1 + random.normal(0, ROUNDING, logits.shape))).astype(np.float32)
+    draft = draft_of(manifest.task)
+    compared = []
+    for some in (logits, changed):
+        _, answers = finish(draft, arguments, rows.labels, encoded, some)
+        answered = label_matrix([tuple(answer.answer) for answer in answers], draft.labels)
+        compared.append(Answers(np.stack([answer.probs for answer in answers]), answered))
+    verdict = judge(rows.truth, compared[0], compared[1], manifest, Gates())
+    return float(verdict.outcome == "refused")
+
+
+def simulate(task: Task, size: int, times: int) -> dict[str, Any]:
+    """Means over trainings: by how much each figure is above that of new rows, and its spread."""
+    random = np.random.default_rng(size)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(times):
+        for name, figures in one_training(random, task, size).items():
+            found[name].append(figures)
+
+    def column(name: str, key: str) -> np.ndarray:
+        return np.asarray([figures[key] for figures in found[name]])
+
+    table: dict[str, Any] = {"task": task, "rows": size}
+    for key in METRICS:
+        new = column("new", key)
+        table[key] = {
+            "new": float(new.mean()),
+            "spread": float(new.std()),
+            **{
+                name: {
+                    "above_new": float((column(name, key) - new).mean()),
+                    "error": float((column(name, key) - new).std() / np.sqrt(times)),
+                }
+                for name in ("same", "out_of_fold")
+            },
+        }
+    gap = column("chosen_by", "same") - column("chosen_by", "new")
+    table["macro_f1_that_chose"] = {
+        "above_new": float(gap.mean()),
+        "error": float(gap.std() / np.sqrt(times)),
+        "spread": float(column("chosen_by", "new").std()),
+    }
+    table["as_good_refused"] = {
+        name: float(column("refused", name).mean()) for name in ("same", "new")
+    }
+    return table
+
+
+def main() -> None:
+    """Simulate and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/optimism.json")
+    parser.add_argument("--times", type=int, default=200)
+    arguments = parser.parse_args()
+    cases = [(task, size) for task in LABELS for size in ROWS]
+    table = [
+        simulate(task, size, arguments.times)
+        for task, size in tqdm(cases, desc="simulate", unit="case")
+    ]
+    result = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(PACKAGES),
+        "epochs": EPOCHS,
+        "labels": LABELS,
+        "prevalence": PREVALENCE,
+        "times": arguments.times,
+        "cases": table,
+    }
+    print(json.dumps(table, indent=2))
+    write_result(arguments.out, result)
+
+
+if __name__ == "__main__":
+    main()
