@@ -194,30 +194,48 @@ def main() -> None:
 
 
 def summary(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The means over the distributions, by what is chosen and how many rows have the label."""
+    """Means over the distributions in which any threshold has the wanted precision.
+
+    By what is chosen and how many rows have the label; `most_broken` is of all distributions.
+    """
     found = []
     for what, wanted in CASES:
         for positives in POSITIVES:
             rows = [r for r in table if (r["of"], r["positives"]) == (what, positives)]
-
-            def mean(rule: str, key: str, rows: list[dict[str, Any]] = rows) -> float:
-                return float(np.mean([row[rule][key] for row in rows]))
-
-            found.append(
-                {
-                    "of": what,
-                    "wanted": wanted,
-                    "positives": positives,
-                    **{
-                        f"{rule}_{key}": mean(rule, key)
-                        for rule in ("best_observed", "proven")
-                        for key in ("kept", "precision", "recall")
-                    },
-                    "promised": float(np.mean([row["promised"] for row in rows])),
-                    "most_broken": max(row["broken"] for row in rows),
-                }
-            )
+            possible = [row for row in rows if row["possible_recall"] > 0]
+            line: dict[str, Any] = {"of": what, "wanted": wanted, "positives": positives}
+            for rule in ("best_observed", "proven"):
+                for key in ("kept", "precision", "recall"):
+                    line[f"{rule}_{key}"] = float(np.mean([row[rule][key] for row in possible]))
+            line["possible_recall"] = float(np.mean([row["possible_recall"] for row in possible]))
+            line["promised"] = float(np.mean([row["promised"] for row in possible]))
+            line["most_broken"] = max(row["broken"] for row in rows)
+            found.append(line)
     return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The README's table."""
+    lines = [
+        "| | can prove at most | kept: as seen, proven | mean precision | recall | promised |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["by_positives"]:
+        if row["positives"] in (10, 12) and row["of"] == "abstention":
+            continue
+        what = "rows with the label" if row["of"] == "label" else "right answers"
+        pairs = [
+            f"{row[f'best_observed_{key}']:.2f}, **{row[f'proven_{key}']:.2f}**"
+            for key in ("kept", "precision", "recall")
+        ]
+        lines.append(
+            f"| {row['wanted']:g} of {row['positives']} {what} "
+            f"| {most_promised(row['positives']):.2f} "
+            f"| {' | '.join(pairs)} | {row['promised']:.0%} |"
+        )
+    broken = max(row["most_broken"] for row in result["by_positives"])
+    lines += ["", f"Of no distribution more than {broken:.0%} of the packages break a promise."]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

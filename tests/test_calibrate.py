@@ -15,7 +15,7 @@ from service.classifier import EncodedText, Prediction
 from service.decisions import text_probabilities
 from service.model_package import Manifest
 from training import calibrate as calibrate_module
-from training.calibrate import finish, with_calibration
+from training.calibrate import finish, out_of_fold, with_calibration
 from training.config import ExportArguments
 from training.errors import ExportError
 from training.platt import fit_platt, scores_of
@@ -350,3 +350,43 @@ def test_labels_that_validation_does_not_have_are_not_scaled_away() -> None:
     labels = [tuple(name for name, has in zip(names, row, strict=True) if has) for row in truth]
     found = with_calibration(draft, labels, [1] * 400, logits)
     assert found.platt["flat"][0] > 0.05
+
+
+def test_out_of_fold_answers_are_by_what_other_rows_chose() -> None:
+    """Labels that the logits say nothing of: what is fitted to the rows finds something in them."""
+    random = np.random.default_rng(0)
+    names = ("x", "y")
+    draft = Manifest.model_construct(
+        task="multi_label", labels=names, thresholds=dict.fromkeys(names, 0.5), max_length=8
+    )
+    encoded = [EncodedText((encoding(),), truncated=False)] * 60
+    same, folded = [], []
+    for _ in range(20):
+        logits = random.normal(size=(60, 2)).astype(np.float32)
+        truth = random.random((60, 2)) < 0.3
+        rows = [tuple(n for n, has in zip(names, row, strict=True) if has) for row in truth]
+        arguments = ExportArguments(threshold_precision=0.5)
+        chosen, given_answers = finish(draft, arguments, rows, encoded, logits)
+        held = out_of_fold(chosen, arguments, rows, encoded, logits)
+        for found, these in ((same, given_answers), (folded, held)):
+            hits = [
+                bool(a.answer & set(row)) for a, row in zip(these, rows, strict=True) if a.answer
+            ]
+            found.append(np.mean(hits) if hits else np.nan)
+    # A third of the rows have either label, half is what was asked for.
+    assert np.nanmean(same) > np.nanmean(folded) + 0.1
+    assert np.nanmean(folded) < 0.5
+
+
+def test_out_of_fold_answers_keep_the_order_of_the_rows() -> None:
+    """Where the rows leave no doubt every fold chooses alike, and answers are the package's."""
+    truth = [("b",) if row % 3 == 0 else ("a",) for row in range(90)]
+    score = np.asarray([4.0 if labels == ("b",) else -4.0 for labels in truth])
+    logits = np.stack([-score, score], axis=1).astype(np.float32)
+    encoded = [EncodedText((encoding(),), truncated=False)] * 90
+    arguments = ExportArguments(positive_label="b", abstain_precision=0.9)
+    chosen, given_answers = finish(manifest(), arguments, truth, encoded, logits)
+    held = out_of_fold(chosen, arguments, truth, encoded, logits)
+    assert [answer.label for answer in held] == [labels[0] for labels in truth]
+    assert [a.answer for a in held] == [a.answer for a in given_answers]
+    assert not any(answer.abstained for answer in held)
