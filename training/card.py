@@ -111,7 +111,9 @@ def _calibrated(manifest: Manifest) -> str:
         "temperature": f"by a temperature of {manifest.temperature:g}",
         "platt": "by Platt scaling of each label",
     }[found["method"]]
-    before, after = (measured(found[when]["ece"], found["rows"]) for when in ("before", "after"))
+    before, after = (
+        measured(found[when]["ece"], found.get("rows", 0)) for when in ("before", "after")
+    )
     return (
         f"Probabilities are calibrated {how}: on validation rows held out the expected "
         f"calibration error went from {before} to {after}."
