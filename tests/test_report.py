@@ -405,6 +405,16 @@ def test_the_matrix_of_many_labels_counts_what_was_answered(tmp_path: Path) -> N
     assert int(first) == (confusion * ~np.eye(77, dtype=bool)).max()
 
 
+def test_a_precision_that_is_not_promised_is_named(tmp_path: Path) -> None:
+    promise = {"wanted": 0.9, "rows": 12, "promised": False, "observed": 1.0, "lower_bound": 0.7}
+    promises = {"labels": {"a": promise, "b": {**promise, "rows": 90, "promised": True}}}
+    calibration = CALIBRATION | {"promises": promises}
+    case = single(["a", "b"], 50, 1, calibration=calibration)
+    shown = " ".join(text for _, text in Page(case.write(tmp_path / "index.html")).texts)
+    assert "label 'a': 12 validation rows can promise a precision of 0.82 at most" in shown
+    assert "label 'b'" not in shown
+
+
 def test_evidence_is_shown_with_its_reasons(tmp_path: Path) -> None:
     case = single(["a", "b"], 50, 1, selection=SELECTION, calibration=CALIBRATION)
     content = case.write(tmp_path / "index.html", behaviour=BEHAVIOUR)

@@ -161,4 +161,4 @@ def warn_of_promises(manifest: Manifest) -> None:
     for sentence in said[:SAID]:
         logger.warning("%s", sentence)
     if len(said) > SAID:
-        logger.warning("so it is of %d labels more: manifest.json names them", len(said) - SAID)
+        logger.warning("and so of %d labels more, which manifest.json names", len(said) - SAID)

@@ -1,6 +1,8 @@
 """Thresholds and abstention, chosen on the validation split.
 
-threshold, promise = choose_threshold(truth, probs, 0.9)
+    threshold, promise = choose_threshold(truth, probs, 0.9)
+
+Which precision new rows keep from a threshold on is for `training.promises` to say.
 """
 
 from __future__ import annotations
@@ -81,9 +83,8 @@ def warn_of_few_rows(arguments: ExportArguments, data: LabelledData) -> None:
         _warn_of_few("abstain_precision", wanted, {"": len(truth)})
     if (wanted := arguments.threshold_precision) is not None:
         names = data.labels if arguments.positive_label is None else [arguments.positive_label]
-        counts = label_matrix(truth, names if len(names) > 1 else data.labels).sum(axis=0)
-        by_label = dict(zip(data.labels, counts.tolist(), strict=True))
-        _warn_of_few("threshold_precision", wanted, {name: by_label[name] for name in names})
+        counts = {name: sum(name in labels for labels in truth) for name in names}
+        _warn_of_few("threshold_precision", wanted, counts)
 
 
 def _warn_of_few(key: str, wanted: float, counts: dict[str, int]) -> None:

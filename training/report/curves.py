@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.metrics import average_precisions
+from training.promises import broken_promises
 from training.report.page import (
     Column,
     Html,
@@ -59,6 +60,9 @@ def calibration(found: Measured) -> Section | None:
     beside = [table(numbers, rows, "Calibration on these rows")]
     if evidence := found.manifest.calibration:
         beside.append(_fitted(evidence))
+    if said := broken_promises(found.manifest):
+        beside.append(element("h3", "Precision that is not promised"))
+        beside.append(element("ul", *(element("li", one) for one in said), class_="reasons"))
     pairs = " A pair is a row and a label." if found.several else ""
     return Section(
         "calibration",
