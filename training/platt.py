@@ -22,7 +22,9 @@ from service.model_package import Aggregation
 LOWEST_SLOPE = 1e-4
 MOST_STEPS, MOST_HALVINGS = 100, 20
 # Newton's error after a step is about the square of it, and coefficients are rounded to 1e-4.
-SMALL_STEP = 3e-5
+SMALL_STEP = 1e-3
+# With the expected curvature it is a share of the step.
+SMALL_SCORING_STEP = 3e-5
 # Of the descent that the gradient promises, the least that a step must bring.
 LEAST_DESCENT = 1e-4
 # What losses as sums of float64 may differ by.
@@ -112,6 +114,7 @@ def fit_platt(
         measure = _one_value if part.starts is None else _mean_of_windows
         return lambda point: measure(part, targets, point)
 
+    small = SMALL_STEP if scores.starts is None else SMALL_SCORING_STEP
     if shared:
         measures = [measure_block(block) for block in blocks]
 
@@ -119,17 +122,21 @@ def fit_platt(
             columns = [np.stack(one(point)).sum(axis=1, keepdims=True) for one in measures]
             return Sums(*np.sum(columns, axis=0))
 
-        return _newton(measure_all, near.astype(np.float64))
-    found = [_newton(measure_block(block), near[:, block]) for block in blocks]
+        return _newton(measure_all, near.astype(np.float64), small)
+    found = [_newton(measure_block(block), near[:, block], small) for block in blocks]
     return np.concatenate([np.empty((2, 0)), *found], axis=1)
 
 
-def _newton(measure: Measure, point: np.ndarray) -> np.ndarray:
-    """The point of shape (2, labels) with the lowest loss, each label for itself."""
+def _newton(measure: Measure, point: np.ndarray, small: float) -> np.ndarray:
+    """The point of shape (2, labels) with the lowest loss, each label for itself.
+
+    Args:
+        small: after a step smaller than this nothing is measured any more.
+    """
     sums = measure(point)
     for _ in range(MOST_STEPS):
         step = _step(point, sums)
-        if np.abs(step).max(initial=0) < SMALL_STEP:
+        if np.abs(step).max(initial=0) < small:
             # So near that its loss need not be measured.
             point = _bounded(point + step)
             break
