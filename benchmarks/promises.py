@@ -30,7 +30,7 @@ from tqdm import tqdm
 from benchmarks.load import ROOT, machine, write_result
 from service.model_package import Manifest
 from training.calibrate import with_calibration
-from training.promises import CONFIDENCE, most_promised
+from training.promises import CONFIDENCE, floored, most_promised
 from training.thresholds import choose_threshold
 
 POSITIVES = (5, 10, 12, 30, 100, 300)
@@ -250,7 +250,7 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         lines.append(
             f"| {row['wanted']:g} of {row['positives']} {what} "
-            f"| {most_promised(row['positives']):.2f} "
+            f"| {floored(most_promised(row['positives']))} "
             f"| {' | '.join(pairs)} | {row['promised']:.0%} |"
         )
     broken = max(row["most_broken"] for row in result["by_positives"])
