@@ -7,8 +7,8 @@ in a row is hard for all of them. As in a training, the epoch with the best macr
 validation rows is kept, calibrated and given its thresholds by the same rows. Its figures on these
 rows, as they are and out-of-fold, are compared with those of as many new rows.
 
-The gates see a candidate that is as good, whose answers differ in 0.7 % of the rows: on the rows
-that chose the epoch, and on new ones.
+The gates see a candidate that is as good, whose logits differ a little: on the rows that chose the
+epoch, and on new ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SEPARATION: dict[Task, float] = {"single_label": 2.6, "multi_label": 3.2}
 SHARED = 0.9
 # By how much logits are too large after each epoch.
 TOO_SURE = 0.12
-# Standard deviation of what a candidate's logits differ by: 0.7 % of answers change.
+# Standard deviation of what a candidate's logits differ by, as a share of each.
 ROUNDING = 0.04
 ROWS = (50, 150, 500, 1000)
 PACKAGES = ("numpy", "scipy", "scikit-learn", "whetstone")
@@ -219,12 +219,28 @@ def markdown(result: dict[str, Any]) -> str:
     for case in result["cases"]:
         what = "one label" if case["task"] == "single_label" else "several labels"
         chose = case["macro_f1_that_chose"]
-        cells = [f"{chose['above_new'] * 100:+.1f} (±{chose['spread'] * 100:.1f})"]
+        cells = [f"{_points(chose['above_new'])} (±{chose['spread'] * 100:.1f})"]
         for key in ("accuracy", "macro_f1", "ece"):
-            same, folded = (case[key][on]["above_new"] * 100 for on in ("same", "out_of_fold"))
-            cells.append(f"{same:+.1f}, **{folded:+.1f}** (±{case[key]['spread'] * 100:.1f})")
+            same, folded = (_points(case[key][on]["above_new"]) for on in ("same", "out_of_fold"))
+            cells.append(f"{same}, **{folded}** (±{case[key]['spread'] * 100:.1f})")
         lines.append(f"| {case['rows']:,}, {what} | {' | '.join(cells)} |")
-    return "\n".join(lines).replace("| -", "| −").replace(", **-", ", **−")  # noqa: RUF001
+    same, new = (
+        np.mean([case["as_good_refused"][on] for case in result["cases"]]) for on in ("same", "new")
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The gates compare two that the same rows chose: of candidates as good, with logits "
+            f"that differ by {ROUNDING:.0%}, they",
+            f"refuse {same:.0%} on the rows that chose the epoch and {new:.0%} on new ones.",
+        ]
+    )
+
+
+def _points(share: float) -> str:
+    """A share as points with a sign; what is written as zero has a plus."""
+    return f"{round(share * 100, 1) + 0.0:+.1f}".replace("-", "−")  # noqa: RUF001
 
 
 def main() -> None:
