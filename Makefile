@@ -6,7 +6,7 @@ DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict
+	bench-compare bench-quality bench-predict bench-promises bench-optimism
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -27,6 +27,8 @@ help:
 	@echo "make bench-predict   scoring files beside a raw loop   -> benchmarks/results/predict.{json,md}"
 	@echo "make bench-train     training beside the tutorial's    -> benchmarks/results/train.{json,md,png}"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
+	@echo "make bench-promises  is a wanted precision kept       -> benchmarks/results/promises.json"
+	@echo "make bench-optimism  how much validation flatters     -> benchmarks/results/optimism.json"
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
 	@echo "make bench-quality   what the defaults reach; DATA= (public sets), SETS=, ROWS= -> benchmarks/results/quality.{json,md,png}"
@@ -120,6 +122,12 @@ bench-int8: runs/bench/package/manifest.json
 
 bench-gates: setup
 	$(BIN)/python -m benchmarks.gates
+
+bench-promises: setup
+	$(BIN)/python -m benchmarks.promises
+
+bench-optimism: setup
+	$(BIN)/python -m benchmarks.optimism
 
 bench-compare: setup
 	$(BIN)/python -m benchmarks.promotion

@@ -152,8 +152,9 @@ class Manifest(Behaviour):
 
     `version` is a digest of model, tokenizer and behaviour, so equal content has an equal
     version; `created_at` gives the order. `metrics`, `parity`, `selection` (which graphs were
-    tried, and why this one ships), `calibration` (how it was fitted, before and after) and
-    `provenance` are evidence for people: nothing in them changes an answer.
+    tried, and why this one ships), `calibration` (how it was fitted, before and after, and what
+    precision the thresholds promise) and `provenance` are evidence for people: nothing in them
+    changes an answer.
     """
 
     format_version: int = FORMAT_VERSION

@@ -32,10 +32,28 @@ def test_the_card_tells_what_ships_and_why(tiny_package: Path) -> None:
 
 def test_the_card_says_how_probabilities_are_calibrated(tiny_package: Path) -> None:
     measured = {"ece": 0.05, "brier": 0.2, "log_loss": 0.4}
-    evidence = {"method": "temperature", "before": measured, "after": {**measured, "ece": 0.01}}
+    after = {**measured, "ece": 0.01}
+    evidence = {"method": "temperature", "rows": 500, "before": measured, "after": after}
     manifest = read_manifest(tiny_package).model_copy(
         update={"temperature": 1.7, "calibration": evidence}
     )
     text = model_card(manifest)
     assert "by a temperature of 1.7" in text
-    assert "from 0.0500 to 0.0100" in text
+    assert "from 0.05 to 0.010" in text
+
+
+def test_the_card_says_on_what_numbers_rest_and_what_is_not_promised(tiny_package: Path) -> None:
+    manifest = read_manifest(tiny_package)
+    rests_on = manifest.metrics["validation"]["rests_on"]
+    assert rests_on == "validation rows, which also chose the checkpoint"
+    promise = {"wanted": 0.9, "rows": 12, "promised": False, "observed": 1.0, "lower_bound": 0.749}
+    promises = {"confidence": 0.9, "labels": {"billing": promise}}
+    text = model_card(manifest.model_copy(update={"calibration": {"promises": promises}}))
+    assert f"| {rests_on} |" in text
+    assert (
+        "- label 'billing': 12 validation rows can promise a precision of 0.82 at most, not 0.9; "
+        "from its threshold on they prove 0.74"
+    ) in text
+    # A card of a package that says neither can still be written.
+    old = {key: v for key, v in manifest.metrics["validation"].items() if key != "rests_on"}
+    assert "## Labels" in model_card(manifest.model_copy(update={"metrics": {"validation": old}}))

@@ -275,9 +275,10 @@ def test_evaluate_prints_a_table_and_writes_metrics_report_and_picture(
     out = tmp_path / "report"
     assert main(["evaluate", str(tiny_package), str(labelled), "--output_dir", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^│ praise +│( +\d\.\d{3} │){3} +\d+ │$", shown, re.MULTILINE)
+    assert re.search(r"^│ praise +│( +\d\.\d{2} │){3} +\d+ │$", shown, re.MULTILINE)
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
-    assert f"30 rows: accuracy {metrics['accuracy']:.4f}" in shown
+    assert f"30 rows: accuracy {metrics['accuracy']:.2f}" in shown
+    assert metrics["rests_on"] == "rows that the package was not made with"
     wanted = "accuracy macro_f1 weighted_f1 micro_f1 per_label confusion"
     assert metrics.keys() >= set(wanted.split())
     assert sum(map(sum, metrics["confusion"])) == metrics["rows"] == 30

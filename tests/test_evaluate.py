@@ -11,10 +11,13 @@ import pytest
 
 from service.classifier import Classifier
 from tests.conftest import example_rows
+from training.config import ExportArguments
+from training.data.leakage import overlap
 from training.data.splits import Split
 from training.evaluate import (
     draw_confusion,
     evaluate,
+    evaluate_validation,
     headline,
     print_metrics,
     write_metrics,
@@ -134,13 +137,13 @@ def test_the_table_shows_each_label_and_the_totals(capsys: pytest.CaptureFixture
     row = next(line for line in shown.splitlines() if "late" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "late",
-        "1.000",
-        "0.667",
-        "0.800",
+        "1.00",
+        "0.67",
+        "0.80",
         "3",
     ]
     assert "tiny on mine.csv" in shown
-    assert "3 rows: accuracy 0.6667, macro-F1 0.4000" in shown
+    assert "3 rows: accuracy 0.67, macro-F1 0.40" in shown
 
 
 @pytest.mark.parametrize("label", ["[urgent]", "[/b]", "a[bold]b", ":thumbs_up:"])
@@ -200,3 +203,36 @@ def test_the_screen_shows_the_confusions(capsys: pytest.CaptureFixture[str]) -> 
     (pair,) = [line for line in shown.splitlines() if "label 00" in line]
     assert "label 01" in pair
     assert "label 02" not in shown
+
+
+def test_metrics_say_on_which_rows_they_rest(classifier: Classifier, rows: Split) -> None:
+    new, answers = evaluate(classifier, rows, "test.csv")
+    assert new["rests_on"] == headline(new)["rests_on"] == "rows that the package was not made with"
+    found = example_rows("train")[:8]
+    seen = Split([row["text"] for row in found], [(row["label"],) for row in found])
+    mixed = Split([*rows.texts[:12], *seen.texts], [*rows.labels[:12], *seen.labels])
+    flattered, _ = evaluate(classifier, mixed, "mixed.csv")
+    looked = overlap(classifier.manifest, mixed.texts)
+    assert looked is not None
+    assert 0 < len(looked.rows) <= 8
+    assert f"rows of which {len(looked.rows)} were there" in flattered["rests_on"]
+    # Nothing was fitted to validation but the checkpoint: answers are the package's own.
+    chosen, same = evaluate_validation(classifier, ExportArguments(), rows)
+    assert chosen["rests_on"] == "validation rows, which also chose the checkpoint"
+    assert [a.label for a in same] == [a.label for a in answers]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(40, "fitted to others of them (out-of-fold)"), (9, "the calibration and the thresholds")],
+)
+def test_validation_rows_are_answered_out_of_fold_where_they_are_enough(
+    classifier: Classifier, rows: Split, count: int, said: str
+) -> None:
+    changed = Classifier.__new__(Classifier)
+    manifest = classifier.manifest.model_copy(update={"abstain_threshold": 0.1})
+    changed.__dict__.update(classifier.__dict__ | {"manifest": manifest})
+    some = Split(rows.texts[:count], rows.labels[:count])
+    metrics, _ = evaluate_validation(changed, ExportArguments(abstain_precision=0.1), some)
+    assert metrics["rests_on"].endswith(said)
+    assert metrics["abstention"]["threshold"] == 0.1

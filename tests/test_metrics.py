@@ -56,7 +56,7 @@ def test_metrics_of_several_labels() -> None:
     assert metrics["per_label"]["b"]["threshold"] == 0.5
     assert json.loads(json.dumps(metrics)) == metrics
     assert headline(metrics)["samples_f1"] == metrics["samples_f1"]
-    assert "micro-F1 0.7500" in summary(metrics)
+    assert "micro-F1 0.75" in summary(metrics)
 
 
 def test_validation_metrics_of_several_labels_need_no_threshold_for_average_precision() -> None:

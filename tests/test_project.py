@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import bench_soak, bench_train, champions, quality_report, serve_report, sizing
+from benchmarks import (
+    bench_soak,
+    bench_train,
+    champions,
+    optimism,
+    promises,
+    quality_report,
+    serve_report,
+    sizing,
+)
 from service.metrics import metrics_table
 from service.settings import settings_table
 from tests.conftest import EXAMPLE, ROOT
@@ -164,6 +173,8 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("train", bench_train.markdown),
         ("train-card", bench_train.markdown),
         ("quality", quality_report.summary),
+        ("promises", promises.markdown),
+        ("optimism", optimism.markdown),
     ],
 )
 def test_the_readmes_figures_are_those_of_the_benchmarks(

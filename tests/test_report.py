@@ -23,7 +23,7 @@ from tests.browsers import Browser, browsing
 from training.data.splits import Split
 from training.metrics import all_metrics
 from training.report import write_report
-from training.report.page import Html, element, escape, score, signed
+from training.report.page import Html, element, escape, score, signed, span
 from training.report.rows import (
     CURVE_POINTS,
     SLICE_VALUES,
@@ -302,6 +302,9 @@ def test_numbers_have_one_format() -> None:
     ]
     written = [signed(value) for value in (0.0123, -0.0123, -0.0001, None)]
     assert written == ["+0.012", "−0.012", "0.000", "–"]  # noqa: RUF001
+    assert [score(0.875, rows) for rows in (8, 1000, 10_000)] == ["0.88", "0.88", "0.875"]
+    assert span(0.8812, 0.9331) == "0.88–0.93"  # noqa: RUF001
+    assert span(0.9212, 0.9331) == "0.921–0.933"  # noqa: RUF001
 
 
 @pytest.mark.parametrize(("hits", "rows"), [(0, 10), (10, 10), (9, 10), (1, 1), (481, 1000)])
@@ -315,11 +318,12 @@ def test_the_headline_has_intervals(tmp_path: Path) -> None:
     metrics = case.measured().metrics
     content = case.write(tmp_path / "index.html")
     tiles = dict(re.findall(r'<div class="tile"><h3>(.*?)</h3><p class="value">(.*?)</p>', content))
-    assert tiles["Accuracy"] == score(metrics["accuracy"])
-    assert tiles["F1 of spam"] == score(metrics["positive"]["f1"])
-    assert tiles["ECE"] == score(metrics["calibration"]["ece"])
+    # So few rows carry two digits.
+    assert tiles["Accuracy"] == f"{metrics['accuracy']:.2f}"
+    assert tiles["F1 of spam"] == f"{metrics['positive']['f1']:.2f}"
+    assert tiles["ECE"] == f"{metrics['calibration']['ece']:.2f}"
     tile = content.split("<h3>F1 of spam</h3>")[1].split("</div>")[0]
-    low, high = map(float, re.findall(r"0\.\d{3}", tile.split("95 % interval")[1])[:2])
+    low, high = map(float, re.findall(r"[01]\.\d{2}", tile.split("95 % interval")[1])[:2])
     assert low < metrics["positive"]["f1"] < high
 
 
@@ -399,6 +403,16 @@ def test_the_matrix_of_many_labels_counts_what_was_answered(tmp_path: Path) -> N
     listed = content.split("Most confused pairs</caption>")[1].split("</table>")[0]
     first = re.findall(r'data-v="(\d+)"', listed)[0]
     assert int(first) == (confusion * ~np.eye(77, dtype=bool)).max()
+
+
+def test_a_precision_that_is_not_promised_is_named(tmp_path: Path) -> None:
+    promise = {"wanted": 0.9, "rows": 12, "promised": False, "observed": 1.0, "lower_bound": 0.7}
+    promises = {"labels": {"a": promise, "b": {**promise, "rows": 90, "promised": True}}}
+    calibration = CALIBRATION | {"promises": promises}
+    case = single(["a", "b"], 50, 1, calibration=calibration)
+    shown = " ".join(text for _, text in Page(case.write(tmp_path / "index.html")).texts)
+    assert "label 'a': 12 validation rows can promise a precision of 0.82 at most" in shown
+    assert "label 'b'" not in shown
 
 
 def test_evidence_is_shown_with_its_reasons(tmp_path: Path) -> None:

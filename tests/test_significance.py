@@ -112,7 +112,8 @@ def test_several_labels_a_row() -> None:
 def test_a_label_that_nobody_has_or_answers_has_no_f1() -> None:
     truth = np.asarray([[True, False], [True, False]])
     assert np.isnan(label_f1(truth, truth)[1])
-    assert interval(truth, truth, "macro_f1") == (1, 1)
+    # Two rows, all right, say little.
+    assert interval(truth, truth, "macro_f1") == (0, 1)
 
 
 def test_holm_is_the_textbooks() -> None:
@@ -155,3 +156,51 @@ def test_resamples_of_many_rows_fit_a_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert all((block.sum(axis=1) == 10).all() for block in blocks)
     (one, *_) = significance._resamples(1000)
     assert one.shape == (1, 1000)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "micro_f1"])
+@pytest.mark.parametrize("right", [True, False])
+def test_an_interval_of_rows_that_are_all_alike_is_none_of_a_point(
+    metric: Metric, right: bool
+) -> None:
+    """30 right of 30, or none: a bootstrap would say 1 to 1."""
+    truth = one_hot(np.arange(30) % 3, 3)
+    answered = truth if right else one_hot((np.arange(30) + 1) % 3, 3)
+    low, high = interval(truth, answered, metric)
+    # The rule of three says 0.9, Wilson's interval 0.89.
+    assert (low, high) == pytest.approx((0.9, 1) if right else (0, 0.1), abs=0.02)
+
+
+def test_a_rare_label_without_an_error_leaves_room_for_its_own() -> None:
+    """One row of 500 has the label c: its recall may be anything."""
+    labels = np.arange(500) % 2
+    labels[0] = 2
+    truth = one_hot(labels, 3)
+    low, high = interval(truth, truth, "macro_f1")
+    assert low < 1 - 1 / 3
+    assert high == 1
+    # Of micro-F1 each row counts alike.
+    assert interval(truth, truth, "micro_f1")[0] == pytest.approx(1 - 3 / 500)
+
+
+def test_intervals_of_very_good_answers_hold_the_true_value() -> None:
+    """One error in 40: a bootstrap of 30 rows sees none in half of the samples."""
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        truth = random.integers(0, 3, 30)
+        wrong = random.random(30) < 0.025
+        answered = np.where(wrong, (truth + 1) % 3, truth)
+        low, high = interval(one_hot(truth, 3), one_hot(answered, 3), "macro_f1")
+        held += low <= 0.975 <= high
+    assert held > 180
+
+
+def test_the_ends_of_a_difference_that_nobody_saw_are_apart() -> None:
+    truth = one_hot(np.arange(100) % 2, 2)
+    same = paired_difference(truth, truth, truth, "macro_f1")
+    assert (same.low, same.high) == (0, 0)
+    assert same.ends == (-0.03, 0.03)
+    after = one_hot(np.where(np.arange(100) < 30, 0, np.arange(100) % 2), 2)
+    seen = paired_difference(truth, truth, after, "macro_f1")
+    assert seen.ends == (seen.low, seen.high)

@@ -31,6 +31,7 @@ from training.calibrate import finish
 from training.config import ExportArguments
 from training.costs import cpu_milliseconds, neighbour_effect
 from training.data.splits import Split
+from training.digits import measured
 from training.errors import ExportError
 from training.exporter import optimise
 from training.gates import Answers, Gates, Rule, Verdict, evidence, judge
@@ -99,7 +100,10 @@ KINDS = {kind.name: kind for kind in (FP32, OPTIMISED, INT8, FP16)}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A graph as the package that it would be: calibrated, with its thresholds and answers."""
+    """A graph as the package that it would be: calibrated, with its thresholds and answers.
+
+    `logits` are those of the windows of the validation rows.
+    """
 
     kind: Kind
     folder: Path
@@ -108,6 +112,7 @@ class Candidate:
     answers: list[Prediction]
     verdict: Verdict
     evidence: dict[str, Any] = field(repr=False)
+    logits: FloatArray = field(repr=False)
 
     @property
     def passed(self) -> bool:
@@ -209,7 +214,7 @@ class Trial:
         manifest = manifest.model_copy(
             update={"score_tolerance": max(change, FP32_SCORE_TOLERANCE)}
         )
-        candidate = Candidate(kind, folder, classifier, manifest, answers, verdict, found)
+        candidate = Candidate(kind, folder, classifier, manifest, answers, verdict, found, logits)
         self.candidates[kind.name] = candidate
         return candidate
 
@@ -353,8 +358,8 @@ def print_selection(selection: dict[str, Any]) -> None:
         cells = ["-"] * 5
         if row["verdict"] != "unavailable":
             cells = [
-                f"{row['macro_f1']:.4f}",
-                f"{row['label_agreement']:.1%}",
+                measured(row["macro_f1"], selection["rows"]),
+                measured(row["label_agreement"], selection["rows"]),
                 f"{row['mean_probability_drift']:.4f}",
                 f"{row['bytes'] / 1e6:.0f}",
                 "/".join(f"{cost:.1f}" for cost in row["cpu_ms_per_text"].values()),

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from service.model_package import GOLDEN_FILE, Manifest
+from training.digits import measured
 from training.evaluate import summary
+from training.promises import broken_promises
 
 # Metrics of the manifest under the names that the hub knows.
 HUB_METRICS = (("accuracy", "accuracy"), ("f1", "macro_f1"), ("f1", "micro_f1"))
@@ -21,7 +23,8 @@ def model_card(manifest: Manifest) -> str:
     base = manifest.provenance.get("base_model", {}).get("name", "unknown")
     rows = manifest.provenance.get("dataset", {})
     metrics = "\n".join(
-        f"| {split} | {found['rows']} | {summary(found)} | {_calibration_error(found)} |"
+        f"| {split} | {found['rows']} | {summary(found)} | {_calibration_error(found)} | "
+        f"{found.get('rests_on', '')} |"
         for split, found in manifest.metrics.items()
     )
     labels = "\n".join(
@@ -44,12 +47,11 @@ A text classifier, fine-tuned from `{base}` and exported to ONNX ({manifest.prec
 
 ## Measured on this package
 
-| split | rows | | calibration error |
-|---|---|---|---|
+| split | rows | | calibration error | rests on |
+|---|---|---|---|---|
 {metrics}
 
-The checkpoint, the calibration and the thresholds were chosen by the validation split, so that
-split's numbers flatter a little. {_calibrated(manifest)}
+{_calibrated(manifest)}{_promised(manifest)}
 
 ## What ships, and why
 
@@ -97,7 +99,7 @@ def _golden(manifest: Manifest) -> str:
 
 
 def _calibration_error(metrics: dict[str, Any]) -> str:
-    return f"{metrics['ece']:.4f}" if "ece" in metrics else ""
+    return measured(metrics["ece"], metrics["rows"]) if "ece" in metrics else ""
 
 
 def _calibrated(manifest: Manifest) -> str:
@@ -109,9 +111,22 @@ def _calibrated(manifest: Manifest) -> str:
         "temperature": f"by a temperature of {manifest.temperature:g}",
         "platt": "by Platt scaling of each label",
     }[found["method"]]
+    before, after = (
+        measured(found[when]["ece"], found.get("rows", 0)) for when in ("before", "after")
+    )
     return (
         f"Probabilities are calibrated {how}: on validation rows held out the expected "
-        f"calibration error went from {found['before']['ece']:.4f} to {found['after']['ece']:.4f}."
+        f"calibration error went from {before} to {after}."
+    )
+
+
+def _promised(manifest: Manifest) -> str:
+    """What precision new rows may have less of than was wanted."""
+    said = broken_promises(manifest)
+    if not said:
+        return ""
+    return "\n\nThe precision that was wanted is not promised of all:\n\n" + "\n".join(
+        f"- {sentence}" for sentence in said
     )
 
 
@@ -127,8 +142,8 @@ def _selection(manifest: Manifest) -> str:
         cells = ["", "", "", ""]
         if row["verdict"] != "unavailable":
             cells = [
-                f"{row['macro_f1']:.4f}",
-                f"{row['label_agreement']:.2%}",
+                measured(row["macro_f1"], found["rows"]),
+                measured(row["label_agreement"], found["rows"]),
                 f"{row['mean_probability_drift']:.4f}",
                 f"{row['bytes'] / 1e6:.0f}",
             ]

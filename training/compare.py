@@ -137,9 +137,10 @@ class Comparison:
         if self.champion.manifest.version == self.challenger.manifest.version:
             return f"{self.outcome}: both are version {self.challenger.manifest.version}"
         found = self.paired.differences["macro_f1"]
+        low, high = found.ends
         return (
-            f"{self.outcome}: macro-F1 {found.point:+.4f} (95 % interval {found.low:+.4f} to "
-            f"{found.high:+.4f}), and no rule speaks against it"
+            f"{self.outcome}: macro-F1 {found.point:+.4f} (95 % interval {low:+.4f} to "
+            f"{high:+.4f}), and no rule speaks against it"
         )
 
 

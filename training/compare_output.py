@@ -16,6 +16,7 @@ from service.classifier import Prediction
 from service.model_package import write_text
 from training.compare import NO_CHAMPION, Comparison, LabelChange, Side
 from training.data.sources import sha256_of
+from training.digits import FEWEST, decimals, decimals_of, difference_decimals, measured
 from training.gates import SIGNIFICANCE
 from training.layout import COMPARE_FILE, FLIPS_FILE
 from training.significance import Difference, Metric
@@ -54,14 +55,15 @@ def measures(found: Comparison) -> list[Measure]:
         ("answered", ("abstention", "coverage")),
         ("right of those", ("abstention", "precision")),
     ]
-    rows = []
+    rows, size = [], len(found.split)
     for name, key in paired:
         if found.paired is None:
-            rows.append(Measure(name, None, new.metrics[key], ".4f"))
+            rows.append(_alone(name, None, new.metrics[key], size))
         else:
             one = found.paired.differences[key]
-            rows.append(Measure(name, one.before, one.after, ".4f", one))
-    rows += [Measure(name, _value(old, path), _value(new, path), ".4f") for name, path in paths]
+            form = f".{decimals(one.half_width)}f"
+            rows.append(Measure(name, one.before, one.after, form, one))
+    rows += [_alone(name, _value(old, path), _value(new, path), size) for name, path in paths]
     rows.append(
         Measure(
             "model, MB",
@@ -75,6 +77,13 @@ def measures(found: Comparison) -> list[Measure]:
         for length, cost in new.cpu_ms.items()
     ]
     return [one for one in rows if one.before is not None or one.after is not None]
+
+
+def _alone(name: str, before: float | None, after: float | None, rows: int) -> Measure:
+    """A share of so many rows, with the decimals that the less certain of both carries."""
+    known = [value for value in (before, after) if value is not None]
+    digits = min((decimals_of(value, rows) for value in known), default=FEWEST)
+    return Measure(name, before, after, f".{digits}f")
 
 
 def _value(side: Side | None, path: tuple[str, ...]) -> float | None:
@@ -106,8 +115,10 @@ def print_comparison(found: Comparison) -> None:
         points = interval = ""
         if one.before is not None and one.after is not None:
             points = signed(one.after - one.before, one.form)
-        if one.difference is not None:
-            interval = f"{signed(one.difference.low)} to {signed(one.difference.high)}"
+        if one.difference is not None and one.before is not None and one.after is not None:
+            form = f".{difference_decimals(one.difference.half_width)}f"
+            points = signed(one.after - one.before, form)
+            interval = " to ".join(signed(end, form) for end in one.difference.ends)
         table.add_row(one.name, *cells, points, interval)
     console.print(table)
     if found.paired is not None:
@@ -146,7 +157,9 @@ def _gain(change: LabelChange) -> float:
 
 
 def _label_line(change: LabelChange) -> str:
-    before, after = ("-" if f1 is None else f"{f1:.3f}" for f1 in (change.before, change.after))
+    before, after = (
+        "-" if f1 is None else measured(f1, change.rows) for f1 in (change.before, change.after)
+    )
     verdict = ""
     if change.worse < SIGNIFICANCE:
         verdict = f", significantly worse (p = {change.worse:.2g})"
@@ -207,7 +220,9 @@ def as_json(found: Comparison) -> dict[str, Any]:
     if paired is not None:
         content |= {
             "differences": {
-                name: asdict(one) | {"point": one.point, "half_width": one.half_width}
+                name: asdict(one)
+                | dict(zip(("low", "high"), one.ends, strict=True))
+                | {"point": one.point, "half_width": one.half_width}
                 for name, one in paired.differences.items()
             },
             "rows_needed": paired.differences["macro_f1"].rows_needed(found.bounds.max_half_width),

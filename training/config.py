@@ -193,13 +193,13 @@ class ExportArguments:
     )
     threshold_precision: float | None = _key(
         None,
-        "choose thresholds (of several labels a row, or of positive_label) for this precision "
-        "instead of the best F1",
+        "choose thresholds (of several labels a row, or of positive_label) that prove this "
+        "precision for new rows, instead of those of the best F1",
     )
     abstain_precision: float | None = _key(
         None,
-        "mark answers as abstained below the score from which on this share of them is right on "
-        "validation",
+        "mark answers as abstained below the score from which on validation proves that this "
+        "share of them is right on new rows",
     )
 
 

@@ -6,14 +6,21 @@ Everything goes through `service.classifier.Classifier`, the code that serves.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.classifier import Classifier, Prediction
-from service.model_package import write_text
+from service.classifier import Classifier, Prediction, predictions
+from service.decisions import FloatArray
+from service.inference.tokenizing import EncodedText
+from service.model_package import Manifest, write_text
+from training.calibrate import out_of_fold
+from training.config import ExportArguments
+from training.data import leakage
 from training.data.splits import Split
+from training.digits import measured
 from training.errors import DataError
 from training.layout import CONFUSION_FILE, LABELS_FILE
 from training.metrics import all_metrics
@@ -29,6 +36,8 @@ READABLE_LABELS = 40
 # A screen holds a confusion matrix of this many labels; of more, its largest cells.
 SCREEN_LABELS = 10
 SCREEN_PAIRS = 10
+# Fewer rows than this are too few to fit anything to a part of them.
+FEWEST_FOLDED = 10
 
 
 def evaluate(
@@ -49,29 +58,88 @@ def evaluate(
     metrics = all_metrics(classifier.manifest, split.labels, answers)
     if seen is not None:
         metrics["unseen"] = unseen_metrics(classifier.manifest, split, answers, seen)
-    return metrics, answers
+    return {"rests_on": _unseen(classifier.manifest, split), **metrics}, answers
+
+
+def evaluate_validation(
+    classifier: Classifier, arguments: ExportArguments, split: Split
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """The same of the rows that the package was chosen by, each answered out-of-fold."""
+    encoded = classifier.encode(split.texts)
+    with progress(len(split), "evaluate", "text", leave=False) as bar:
+        logits = classifier.window_logits(encoded, on_batch=bar.update)
+    return validation_metrics_of(
+        classifier.manifest, arguments, split.labels, encoded, logits, split.groups
+    )
+
+
+def validation_metrics_of(
+    manifest: Manifest,
+    arguments: ExportArguments,
+    truth: Sequence[tuple[str, ...]],
+    encoded: Sequence[EncodedText],
+    logits: FloatArray,
+    groups: np.ndarray | None = None,
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """Metrics of validation rows that flatter as little as they can, and the answers.
+
+    Args:
+        truth: the labels of the validation rows.
+        logits: of the package, of shape (windows of `encoded`, labels).
+        groups: numbers of shape (rows,), equal where rows may not be parted; None where all may.
+    """
+    rests_on = "validation rows, which also chose the checkpoint"
+    fitted = manifest.temperature != 1 or manifest.platt or manifest.thresholds
+    if not fitted and manifest.abstain_threshold is None:
+        answers = predictions(manifest, encoded, logits)
+    elif len(truth) < FEWEST_FOLDED:
+        rests_on += ", the calibration and the thresholds"
+        answers = predictions(manifest, encoded, logits)
+    else:
+        rests_on += "; calibration and thresholds were fitted to others of them (out-of-fold)"
+        answers = out_of_fold(manifest, arguments, truth, encoded, logits, groups)
+    return {"rests_on": rests_on, **all_metrics(manifest, truth, answers)}, answers
+
+
+def _unseen(manifest: Manifest, split: Split) -> str:
+    """Whether the package was made with any of these rows, for `rests_on`."""
+    found = leakage.overlap(manifest, split.texts)
+    if found is None:
+        return "rows of which the package does not say whether it was made with them"
+    looked = "" if found.looked_at == len(split) else f" of the {found.looked_at} looked up"
+    if not found.rows:
+        return f"rows that the package was not made with{looked and f' (none{looked})'}"
+    return (
+        f"rows of which {len(found.rows)}{looked} were there when the package was made: they "
+        "flatter it"
+    )
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """The few numbers that a manifest keeps."""
     names = ("rows", "accuracy", "micro_f1", "macro_f1", "weighted_f1", "samples_f1")
-    names = (*names, "average_precision", "positive", "abstention")
+    names = (*names, "average_precision", "positive", "abstention", "rests_on")
     found = {name: metrics[name] for name in names if name in metrics}
     calibration = metrics.get("calibration", {})
     return found | {name: calibration[name] for name in ("ece", "brier") if name in calibration}
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The headline in words."""
+    """The headline in words, with the decimals that its rows carry."""
+
+    def written(name: str) -> str:
+        return measured(metrics[name], metrics["rows"])
+
     if "samples_f1" in metrics:
         return (
-            f"micro-F1 {metrics['micro_f1']:.4f}, macro-F1 {metrics['macro_f1']:.4f}, "
-            f"samples-F1 {metrics['samples_f1']:.4f}, average precision "
-            f"{metrics['average_precision']:.4f}"
+            f"micro-F1 {written('micro_f1')}, macro-F1 {written('macro_f1')}, "
+            f"samples-F1 {written('samples_f1')}, average precision {written('average_precision')}"
         )
-    text = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
+    text = f"accuracy {written('accuracy')}, macro-F1 {written('macro_f1')}"
     if positive := metrics.get("positive"):
-        text += f", F1 of {positive['label']} {positive['f1']:.4f}"
+        # Older packages do not say how many rows have the label.
+        f1 = measured(positive["f1"], positive.get("support", metrics["rows"]))
+        text += f", F1 of {positive['label']} {f1}"
     return text
 
 
@@ -88,7 +156,7 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     for name in (*columns, "support"):
         table.add_column(name.replace("f1", "F1").replace("_", " "), justify="right")
     for label, row in metrics["per_label"].items():
-        values = ["-" if row[name] is None else f"{row[name]:.3f}" for name in columns]
+        values = [_cell(row, name) for name in columns]
         table.add_row(label, *values, str(row["support"]))
     # A label's brackets and colons are its own.
     console = Console(markup=False, emoji=False)
@@ -98,20 +166,32 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     console.print(f"{metrics['rows']} rows: {summary(metrics)}", highlight=False)
     if positive := metrics.get("positive"):
         area = positive["average_precision"]
+
+        def written(name: str) -> str:
+            return measured(positive[name], positive["support"])
+
         console.print(
             f"{positive['label']} from {positive['threshold']:.3f} on: precision "
-            f"{positive['precision']:.4f}, recall {positive['recall']:.4f}, average precision "
-            + ("-, of no row" if area is None else f"{area:.4f}"),
+            f"{written('precision')}, recall {written('recall')}, average precision "
+            + ("-, of no row" if area is None else written("average_precision")),
             highlight=False,
         )
     if (unseen := metrics.get("unseen")) and (sentence := unseen_sentence(unseen)):
         console.print(sentence, highlight=False)
+    rows = metrics["rows"]
     if found := metrics.get("abstention"):
         console.print(
-            f"abstained on {1 - found['coverage']:.1%} of the rows; of the others "
-            f"{found['precision']:.1%} are right",
+            f"abstained on {measured(1 - found['coverage'], rows)} of the rows; of the others "
+            f"{measured(found['precision'], round(found['coverage'] * rows))} are right",
             highlight=False,
         )
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    """A label's number, with the decimals that its rows carry; a threshold is no measure."""
+    if row[name] is None:
+        return "-"
+    return f"{row[name]:.3f}" if name == "threshold" else measured(row[name], row["support"])
 
 
 def _confusion_table(metrics: dict[str, Any]) -> Table:
@@ -172,7 +252,7 @@ def draw_labels(metrics: dict[str, Any], path: Path) -> None:
         axes.barh(places + offset, values, height=0.25, label=name.replace("f1", "F1"))
     axes.set_yticks(places, names)
     axes.set_xlim(0, 1)
-    axes.set_title(f"micro-F1 {metrics['micro_f1']:.3f}, macro-F1 {metrics['macro_f1']:.3f}")
+    axes.set_title(f"{summary(metrics)}")
     figure.legend(loc="outside lower center", ncols=3)
     save_figure(figure, path)
 
@@ -192,7 +272,7 @@ def draw_confusion(metrics: dict[str, Any], path: Path) -> None:
     figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.8)
     axes.set_xlabel("answered")
     axes.set_ylabel("true")
-    axes.set_title(f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}")
+    axes.set_title(f"{summary(metrics)}")
     small = len(labels) > READABLE_LABELS
     names = [plain(label) for label in labels]
     axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=6 if small else 9)

@@ -34,20 +34,21 @@ from service.model_package import (
     write_golden,
     write_text,
 )
-from training.calibrate import DEFAULT_THRESHOLD, warn_of_low_precision
 from training.candidates import FP32_SCORE_TOLERANCE, Trial, choose
 from training.card import model_card
 from training.data import leakage
 from training.data.dataset import chosen_golden_texts
 from training.data.encoding import make_targets
 from training.errors import ExportError
-from training.evaluate import headline
+from training.evaluate import headline, validation_metrics_of
 from training.exporter import export_graph
 from training.gates import parse_gates
 from training.layout import PACKAGE
-from training.metrics import all_metrics, validation_metrics
+from training.metrics import validation_metrics
 from training.parity import TorchCheckpoint, check_parity
+from training.promises import warn_of_promises
 from training.run_lock import alone_in
+from training.thresholds import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from training.train import TrainedRun
@@ -113,12 +114,13 @@ def export(run: TrainedRun) -> Path:
         del checkpoint
         chosen, selection = choose(trial, arguments)
 
-        warn_of_low_precision(
-            chosen.manifest, arguments.threshold_precision, validation.labels, chosen.answers
-        )
+        warn_of_promises(chosen.manifest)
         shutil.copyfile(chosen.folder / MODEL_FILE, folder / MODEL_FILE)
         shutil.copyfile(chosen.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-        metrics = all_metrics(chosen.manifest, validation.labels, chosen.answers)
+        metrics, _ = validation_metrics_of(
+            *(chosen.manifest, arguments, validation.labels, encoded, chosen.logits),
+            validation.groups,
+        )
         manifest = chosen.manifest.model_copy(
             update={
                 "metrics": {"validation": headline(metrics)},

@@ -244,7 +244,7 @@ def evidence(verdict: Verdict) -> dict[str, Any]:
         "largest_probability_drift": verdict.largest_drift,
         "macro_f1_difference": {
             "point": verdict.difference.point,
-            "low": verdict.difference.low,
-            "high": verdict.difference.high,
+            "low": verdict.difference.ends[0],
+            "high": verdict.difference.ends[1],
         },
     }

@@ -84,7 +84,11 @@ def all_metrics(
     scores = np.asarray([answer.score for answer in answers])
     metrics["coverage"] = coverage_table(right, scores)
     if behaviour.abstain_threshold is not None:
-        metrics["abstention"] = coverage_at(right, scores, behaviour.abstain_threshold)
+        # By what each answer says of itself: out-of-fold it has its fold's threshold.
+        kept = np.asarray([not answer.abstained for answer in answers])
+        threshold = behaviour.abstain_threshold
+        metrics["abstention"] = coverage_at(right, kept.astype(float), 1.0)
+        metrics["abstention"]["threshold"] = threshold
     return metrics
 
 
@@ -131,7 +135,7 @@ def positive_metrics(
     return {
         "label": positive,
         "threshold": behaviour.thresholds[positive],
-        **{name: metrics["per_label"][positive][name] for name in ("precision", "recall", "f1")},
+        **metrics["per_label"][positive],
         "average_precision": average_precisions(is_positive, probs)[0],
     }
 
@@ -203,20 +207,15 @@ def calibration_metrics(probs: FloatArray, truth: np.ndarray, task: Task) -> dic
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     # A bin holds its upper edge, the first one its lower edge, too.
     places = np.clip(np.searchsorted(edges, confidence) - 1, 0, CALIBRATION_BINS - 1)
+    counts = np.bincount(places, minlength=CALIBRATION_BINS)
+    sums = np.bincount(places, weights=confidence, minlength=CALIBRATION_BINS)
+    hits = np.bincount(places, weights=right, minlength=CALIBRATION_BINS)
     bins: list[dict[str, Any]] = []
-    ece = 0.0
-    for index in range(CALIBRATION_BINS):
-        inside = places == index
-        count = int(inside.sum())
-        mean, share = (
-            (float(confidence[inside].mean()), float(right[inside].mean()))
-            if count
-            else (None, None)
-        )
-        if mean is not None and share is not None:
-            ece += count / len(confidence) * abs(mean - share)
+    for index, count in enumerate(counts.tolist()):
+        mean, share = (sums[index] / count, hits[index] / count) if count else (None, None)
         ends = {"low": float(edges[index]), "high": float(edges[index + 1])}
         bins.append({**ends, "count": count, "confidence": mean, "accuracy": share})
+    ece = float(np.abs(sums - hits).sum() / len(confidence))
     return {"ece": ece, "brier": float(brier), "log_loss": float(log_loss), "bins": bins}
 
 

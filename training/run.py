@@ -13,6 +13,7 @@ from training.distributed import is_first
 from training.evaluate import (
     draw_metrics,
     evaluate,
+    evaluate_validation,
     headline,
     print_metrics,
     summary,
@@ -78,9 +79,11 @@ def _measure(run: TrainedRun, package: Path) -> str:
     """Metrics of the finished package on the test split, else on validation; one line."""
     name, split = ("test", run.data.test) if run.data.test else ("validation", run.data.validation)
     classifier = Classifier.load(package)
-    known = [*run.data.train.texts, *(run.data.validation.texts if run.data.test else ())]
-    seen = nearly_seen(split.texts, known)
-    metrics, answers = evaluate(classifier, split, f"{name} split", seen)
+    if run.data.test:
+        seen = nearly_seen(split.texts, [*run.data.train.texts, *run.data.validation.texts])
+        metrics, answers = evaluate(classifier, split, "test split", seen)
+    else:
+        metrics, answers = evaluate_validation(classifier, run.recipe.export, split)
     metrics = {"split": name, **metrics}
     print_metrics(metrics, f"{classifier.manifest.name} on its {name} split")
     write_metrics(metrics, run.folder / METRICS_FILE)

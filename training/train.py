@@ -46,7 +46,6 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from service.decisions import aggregate_windows, probabilities
 from service.model_package import file_record, write_text
 from training.base_models import WEIGHTS_FILES, BaseModel, resolve_base_model, start_at_priors
-from training.calibrate import check_choices
 from training.callbacks import Progress, StopEarly, StopOnRequest
 from training.check import look_at
 from training.config import (
@@ -88,6 +87,7 @@ from training.layout import (
 from training.losses import label_odds, label_weights, weighted_loss
 from training.metrics import validation_metrics
 from training.run_lock import alone_in
+from training.thresholds import check_choices, warn_of_few_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,6 +141,8 @@ def train(
     errors = find_errors(rows)
     data = usable_data(rows, errors, recipe.data, recipe_seed(recipe))
     check_choices(recipe.export, data)
+    if is_first():
+        warn_of_few_rows(recipe.export, data)
     chosen_golden_texts(recipe.export.golden_file, recipe.data)
     weights = label_weights(recipe.data.class_weights, data)
     identity = run_identity(recipe, data)

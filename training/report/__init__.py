@@ -14,6 +14,7 @@ from typing import Any
 from service.classifier import Prediction
 from service.model_package import Manifest, write_text
 from training.data.splits import Split
+from training.digits import decimals
 from training.report.curves import calibration, coverage, precision_recall, scores
 from training.report.evidence import behaviour_tests, candidates, unseen
 from training.report.labels import confused, label_errors, labels
@@ -45,9 +46,8 @@ from training.report.rows import (
     by_length,
     by_value,
     measure,
-    wilson,
 )
-from training.significance import Metric, interval
+from training.significance import Metric, interval, wilson
 
 # Below this many rows an accuracy says little.
 SMALL_SLICE = 30
@@ -121,41 +121,48 @@ def _header(found: Measured, where: str) -> Html:
 
 def _footer() -> Html:
     return paragraph(
-        "This file holds texts of the data: keep it where they may be kept. Shares, probabilities "
-        "and metrics have three decimals; intervals are 95 % intervals, Wilson intervals of shares "
-        "and by the bootstrap over rows else. Rows are counted from 1, without the heading and "
-        "without rows that were dropped."
+        "This file holds texts of the data: keep it where they may be kept. Shares and metrics "
+        "have as many decimals as their rows carry, the third where half the 95 % interval is "
+        "below 0.01; probabilities have three. Intervals are 95 % intervals, Wilson intervals of "
+        "shares and by the bootstrap over rows else. Rows are counted from 1, without the heading "
+        "and without rows that were dropped."
     )
 
 
 def _headline(found: Measured) -> Section:
     metrics = found.metrics
+    size = len(found.split)
     measures: list[tuple[str, Metric]] = [("Accuracy", "accuracy"), ("Macro-F1", "macro_f1")]
     if found.several:
         measures = [("Micro-F1", "micro_f1"), ("Macro-F1", "macro_f1"), ("All right", "accuracy")]
     tiles = [
-        _tile(name, metrics[key], interval(found.truth, found.answered, key), _MEANINGS[key])
+        _tile(name, metrics[key], interval(found.truth, found.answered, key), _MEANINGS[key], size)
         for name, key in measures
     ]
     if found.several:
-        tiles.append(_tile("Samples-F1", metrics["samples_f1"], None, "mean over rows"))
+        tiles.append(_tile("Samples-F1", metrics["samples_f1"], None, "mean over rows", size))
         tiles.append(
-            _tile("Average precision", metrics["average_precision"], None, "mean over labels")
+            _tile("Average precision", metrics["average_precision"], None, "mean over labels", size)
         )
     else:
         tiles.append(
-            _tile("Weighted F1", metrics["weighted_f1"], None, "mean over labels by their rows")
+            _tile(
+                "Weighted F1", metrics["weighted_f1"], None, "mean over labels by their rows", size
+            )
         )
     tiles += _positive_tiles(found) + _abstention_tiles(found)
     if calibrated := metrics.get("calibration"):
-        tiles.append(_tile("ECE", calibrated["ece"], None, "calibration error, lower is better"))
-        tiles.append(_tile("Brier score", calibrated["brier"], None, "lower is better"))
+        tiles.append(
+            _tile("ECE", calibrated["ece"], None, "calibration error, lower is better", size)
+        )
+        tiles.append(_tile("Brier score", calibrated["brier"], None, "lower is better", size))
+    rests_on = f" They are {on}." if (on := metrics.get("rests_on")) else ""
     return Section(
         "headline",
         "Headline",
         "Headline",
-        f"What {plural(len(found.split), 'row')} say of the package as it ships; the interval is "
-        "where the number would fall on other rows of the same kind.",
+        f"What {plural(size, 'row')} say of the package as it ships; the interval is where the "
+        f"number would fall on other rows of the same kind.{rests_on}",
         element("div", *tiles, class_="tiles"),
     )
 
@@ -167,8 +174,14 @@ _MEANINGS = {
 }
 
 
-def _tile(name: str, value: float | None, ends: tuple[float, float] | None, about: str) -> Html:
-    parts = [element("h3", name), paragraph(score(value), class_="value")]
+def _tile(
+    name: str, value: float | None, ends: tuple[float, float] | None, about: str, rows: int
+) -> Html:
+    """A number; with its interval that says how many decimals it has, else its rows do."""
+    written = score(value, rows)
+    if ends is not None and value is not None:
+        written = score(value, digits=decimals((ends[1] - ends[0]) / 2))
+    parts = [element("h3", name), paragraph(written, class_="value")]
     if ends is not None and value is not None:
         parts.append(paragraph("95 % interval ", element("b", span(*ends)), class_="ends"))
     return element("div", *parts, paragraph(about, class_="about"), class_="tile")
@@ -181,17 +194,16 @@ def _positive_tiles(found: Measured) -> list[Html]:
     label = positive["label"]
     column = [found.manifest.labels.index(label)]
     truth, answered = found.truth[:, column], found.answered[:, column]
-    hits = int((truth & answered).sum())
+    hits, having, given = (int(x.sum()) for x in (truth & answered, truth, answered))
     threshold = f"from {score(positive['threshold'])} on"
-    recall, precision = wilson(hits, int(truth.sum())), wilson(hits, int(answered.sum()))
-    return [
-        _tile(f"F1 of {label}", positive["f1"], interval(truth, answered, "macro_f1"), threshold),
-        _tile(f"Precision of {label}", positive["precision"], precision, "of those answered so"),
-        _tile(f"Recall of {label}", positive["recall"], recall, "of those that are so"),
-        _tile(
-            f"Average precision of {label}", positive["average_precision"], None, "any threshold"
-        ),
+    f1_ends = interval(truth, answered, "macro_f1")
+    tiles = [
+        ("F1", positive["f1"], f1_ends, threshold, having),
+        ("Precision", positive["precision"], wilson(hits, given), "of those answered so", given),
+        ("Recall", positive["recall"], wilson(hits, having), "of those that are so", having),
+        ("Average precision", positive["average_precision"], None, "any threshold", having),
     ]
+    return [_tile(f"{name} of {label}", *rest) for name, *rest in tiles]
 
 
 def _abstention_tiles(found: Measured) -> list[Html]:
@@ -203,8 +215,14 @@ def _abstention_tiles(found: Measured) -> list[Html]:
     right = round(abstention["precision"] * answered)
     about = f"score from {score(abstention['threshold'])} on"
     return [
-        _tile("Coverage", abstention["coverage"], wilson(answered, rows), about),
-        _tile("Precision if answered", abstention["precision"], wilson(right, answered), about),
+        _tile("Coverage", abstention["coverage"], wilson(answered, rows), about, rows),
+        _tile(
+            "Precision if answered",
+            abstention["precision"],
+            wilson(right, answered),
+            about,
+            answered,
+        ),
     ]
 
 
@@ -232,7 +250,7 @@ def _slices(found: Measured, chosen: Mapping[str, Sequence[str]]) -> Section:
 
 
 def _overall(found: Measured) -> str:
-    return score(float(found.metrics["accuracy"]))
+    return score(float(found.metrics["accuracy"]), len(found.split))
 
 
 def _slice_table(found: Measured, name: str, parts: Sequence[Slice], start: float) -> Html:
@@ -252,10 +270,10 @@ def _slice_table(found: Measured, name: str, parts: Sequence[Slice], start: floa
             [
                 element("th", user_text(part.name), " ", mark if few else "", scope="row"),
                 counted(part.rows),
-                scored(part.accuracy),
+                scored(part.accuracy, part.rows),
                 number(span(part.low, part.high), part.low),
                 words(strip(part, start, float(found.metrics["accuracy"]))),
-                scored(part.macro_f1),
+                scored(part.macro_f1, part.rows),
             ]
         )
     return table(columns, rows, name)

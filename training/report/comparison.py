@@ -13,6 +13,7 @@ from service.classifier import Prediction
 from service.model_package import write_text
 from training.compare import Comparison, Flip, LabelChange, Paired, Side
 from training.compare_output import Measure, measures
+from training.digits import difference_decimals
 from training.gates import SIGNIFICANCE
 from training.report.mistakes import shown_texts
 from training.report.page import (
@@ -172,7 +173,9 @@ def _measure(one: Measure) -> list[Html]:
         written = f"{points:+{one.form}}".replace("-", "−")  # noqa: RUF001
         change = number(written, points)
     if one.difference is not None:
-        ends = f"{signed(one.difference.low)} to {signed(one.difference.high)}"
+        digits = difference_decimals(one.difference.half_width)
+        change = number(signed(one.difference.point, digits), one.difference.point)
+        ends = " to ".join(signed(end, digits) for end in one.difference.ends)
         interval = element("td", ends, class_="n")
     return [
         element("th", one.name, scope="row"),
@@ -217,8 +220,8 @@ def _label(one: LabelChange) -> list[Html]:
         if mark
         else labelled(one.label),
         counted(one.rows),
-        scored(one.before),
-        scored(one.after),
+        scored(one.before, one.rows),
+        scored(one.after, one.rows),
         number(signed(change), change),
         counted(one.lost),
         counted(one.gained),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.metrics import average_precisions
+from training.promises import broken_promises
 from training.report.page import (
     Column,
     Html,
@@ -52,13 +53,16 @@ def calibration(found: Measured) -> Section | None:
         Column("Value"),
     ]
     rows = [
-        [element("th", name, scope="row"), scored(measured[key])]
+        [element("th", name, scope="row"), scored(measured[key], len(found.split))]
         for key, name in MEASURES.items()
         if measured.get(key) is not None
     ]
     beside = [table(numbers, rows, "Calibration on these rows")]
     if evidence := found.manifest.calibration:
         beside.append(_fitted(evidence))
+    if said := broken_promises(found.manifest):
+        beside.append(element("h3", "Precision that is not promised"))
+        beside.append(element("ul", *(element("li", one) for one in said), class_="reasons"))
     pairs = " A pair is a row and a label." if found.several else ""
     return Section(
         "calibration",
@@ -78,7 +82,10 @@ def _fitted(evidence: dict[str, Any]) -> Html:
     parts = [element("h3", "At export"), paragraph(method)]
     before, after = evidence.get("before") or {}, evidence.get("after") or {}
     rows = [
-        [element("th", name, scope="row"), scored(before.get(key)), scored(after.get(key))]
+        [
+            element("th", name, scope="row"),
+            *(scored(one.get(key), evidence.get("rows")) for one in (before, after)),
+        ]
         for key, name in MEASURES.items()
         if key in before
     ]
@@ -101,8 +108,13 @@ def coverage(found: Measured) -> Section | None:
             f" The ring is where the package abstains, below {score(abstention['threshold'])}."
         )
     columns = [Column("Coverage"), Column("Precision"), Column("Score from")]
+    size = len(found.split)
     rows = [
-        [scored(point["coverage"]), scored(point["precision"]), scored(point["threshold"])]
+        [
+            scored(point["coverage"], size),
+            scored(point["precision"], round(point["coverage"] * size)),
+            scored(point["threshold"]),
+        ]
         for point in points
     ]
     return Section(
@@ -137,7 +149,7 @@ def precision_recall(found: Measured) -> Section | None:
         return None
     columns = [Column("Label", numeric=False), Column("Average precision")]
     ranked = sorted(curves, key=lambda one: one.area)
-    areas = [[labelled(one.label), scored(one.area)] for one in ranked]
+    areas = [[labelled(one.label), scored(one.area, one.answered["support"])] for one in ranked]
     beside = table(columns, areas, "Average precision by label", sorted_by=(1, "ascending"))
     return Section(
         "precision-recall",

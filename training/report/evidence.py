@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.model_package import Manifest
+from training.digits import difference_decimals
 from training.report.page import (
     NOTHING,
     Column,
@@ -37,6 +38,8 @@ MEASURES = (
     ("largest_probability_drift", "Largest drift", "of a probability"),
     ("largest_change_by_neighbours", "Neighbours", "change with the other texts of a batch"),
 )
+# Those that few rows tell roughly; drifts are hardly noisy.
+SHARES = ("accuracy", "macro_f1", "label_agreement")
 VERDICTS = {"passed": "good", "refused": "bad", "inconclusive": "open", "unavailable": "open"}
 
 
@@ -108,14 +111,14 @@ def candidates(manifest: Manifest) -> Section | None:
         join(
             [
                 paragraph(*ships),
-                _comparison(tried, chosen),
+                _comparison(tried, chosen, measured),
                 element("ul", *reasons, class_="reasons") if reasons else "",
             ]
         ),
     )
 
 
-def _comparison(tried: list[dict[str, Any]], chosen: str | None) -> Html:
+def _comparison(tried: list[dict[str, Any]], chosen: str | None, rows_measured: int | None) -> Html:
     """A line a measure, a column a candidate: there are more measures than candidates."""
     columns = [Column("", numeric=False)] + [Column(one["name"]) for one in tried]
     verdicts = []
@@ -128,7 +131,8 @@ def _comparison(tried: list[dict[str, Any]], chosen: str | None) -> Html:
     rows = [[element("th", "Verdict", scope="row"), *verdicts]]
     for key, name, about in MEASURES:
         if any(one.get(key) is not None for one in tried):
-            rows.append([_measure(name, about), *(scored(one.get(key)) for one in tried)])
+            size = rows_measured if key in SHARES else None
+            rows.append([_measure(name, about), *(scored(one.get(key), size) for one in tried)])
         if key == "macro_f1":
             about = "to the checkpoint, with its 95 % interval over the same rows"
             differences = [_difference(one.get("macro_f1_difference") or {}) for one in tried]
@@ -150,7 +154,9 @@ def _measure(name: str, about: str) -> Html:
 def _difference(found: dict[str, float]) -> Html:
     written = signed(found.get("point"))
     if "low" in found and "high" in found:
-        ends = f"{signed(found['low'])} to {signed(found['high'])}"
+        digits = difference_decimals((found["high"] - found["low"]) / 2)
+        written = signed(found.get("point"), digits)
+        ends = f"{signed(found['low'], digits)} to {signed(found['high'], digits)}"
         return element("td", written, element("span", ends, class_="about"), class_="n")
     return number(written, found.get("point"))
 
@@ -166,7 +172,7 @@ def behaviour_tests(results: dict[str, Any] | None) -> Section | None:
             labelled(kind),
             counted(found["passed"]),
             counted(found["failed"]),
-            scored(found["passed"] / max(found["passed"] + found["failed"], 1), bar="good"),
+            scored(_passed_share(found), found["passed"] + found["failed"], bar="good"),
         ]
         for kind, found in results.get("kinds", {}).items()
     ]
@@ -183,6 +189,10 @@ def behaviour_tests(results: dict[str, Any] | None) -> Section | None:
         "Texts that were written to ask one thing each, and what was to be answered.",
         join(parts),
     )
+
+
+def _passed_share(found: dict[str, int]) -> float:
+    return found["passed"] / max(found["passed"] + found["failed"], 1)
 
 
 def _failure(failure: dict[str, Any]) -> Html:

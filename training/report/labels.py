@@ -49,10 +49,11 @@ def labels(found: Measured) -> Section:
     ranked = sorted(found.metrics["per_label"].items(), key=lambda item: item[1]["f1"])
     rows = []
     for label, row in ranked:
-        cells = [labelled(label), scored(row["precision"]), scored(row["recall"])]
-        cells.append(scored(row["f1"], bar="good"))
+        size = row["support"]
+        cells = [labelled(label), scored(row["precision"], size), scored(row["recall"], size)]
+        cells.append(scored(row["f1"], size, bar="good"))
         if found.several:
-            cells += [scored(row["average_precision"]), scored(row["threshold"])]
+            cells += [scored(row["average_precision"], size), scored(row["threshold"])]
         rows.append([*cells, counted(row["support"]), scored(priors.get(label))])
     return Section(
         "labels",
@@ -83,8 +84,11 @@ def label_errors(found: Measured) -> Section:
         having, given = int(found.truth[:, place].sum()), int(found.answered[:, place].sum())
         cells = [labelled(found.manifest.labels[place]), counted(lost + false)]
         cells += [counted(lost), counted(false)]
-        shares = [lost / having if having else None, false / given if given else None]
-        cells += [counted(having - lost), *(scored(share, bar="bad") for share in shares)]
+        cells.append(counted(having - lost))
+        cells += [
+            scored(part / whole if whole else None, whole, bar="bad")
+            for part, whole in ((lost, having), (false, given))
+        ]
         rows.append(cells)
     return Section(
         "errors",
@@ -113,7 +117,7 @@ def confused(found: Measured) -> Section:
                 labelled(p.label),
                 words(label_name(p.answer)),
                 counted(p.rows),
-                scored(p.share, bar="bad"),
+                scored(p.share, round(p.rows / p.share), bar="bad"),
             ]
             for p in pairs[:LISTED_CONFUSIONS]
         ]
@@ -183,7 +187,7 @@ def _matrix_cells(labels: list[str], line: int, counts: np.ndarray) -> list[Html
         kind = "hit" if place == line else "miss"
         title = (
             f"{labels[line]} answered {labels[place]}: {plural(rows, 'row')}, "
-            f"{score(share)} of the label"
+            f"{score(share, total)} of the label"
         )
         depth = " deep" if share >= DEEP_SHARE else " mid" if share >= MIDDLE_SHARE else ""
         cells.append(

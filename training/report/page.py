@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
 
+from training.digits import decimals, measured
+
 STYLE, SCRIPT = "report.css", "report.js"
 # What stands for a number that is not there.
 NOTHING = "–"  # noqa: RUF001
@@ -79,16 +81,19 @@ def user_text(value: object, name: str = "span", class_: str | None = None) -> H
     return element(name, value, dir="auto", class_=class_)
 
 
-def score(value: float | None) -> str:
-    """A share, a probability or a metric."""
-    return NOTHING if value is None or math.isnan(value) else f"{value:.3f}"
+def score(value: float | None, rows: int | None = None, *, digits: int = 3) -> str:
+    """A probability; or what was measured on so many rows, with the decimals that they carry."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    return f"{value:.{digits}f}" if rows is None else measured(value, rows)
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 3) -> str:
     """A difference."""
     if value is None or math.isnan(value):
         return NOTHING
-    return score(0) if round(value, 3) == 0 else f"{value:+.3f}".replace("-", "−")  # noqa: RUF001
+    written = f"{value:+.{digits}f}".replace("-", "−")  # noqa: RUF001
+    return written if round(value, digits) else written[1:]
 
 
 def count(value: int) -> str:
@@ -97,8 +102,9 @@ def count(value: int) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """Two scores as an interval."""
-    return f"{score(low)}–{score(high)}"  # noqa: RUF001
+    """Two scores as an interval, with the decimals that its width allows."""
+    digits = decimals((high - low) / 2)
+    return f"{score(low, digits=digits)}–{score(high, digits=digits)}"  # noqa: RUF001
 
 
 def plural(number: int, singular: str) -> str:
@@ -133,9 +139,9 @@ def number(written: str, value: float | None, *, bar: Bar | None = None) -> Html
     )
 
 
-def scored(value: float | None, *, bar: Bar | None = None) -> Html:
+def scored(value: float | None, rows: int | None = None, *, bar: Bar | None = None) -> Html:
     """A cell with a score."""
-    return number(score(value), value, bar=bar)
+    return number(score(value, rows), value, bar=bar)
 
 
 def counted(value: int) -> Html:

@@ -209,7 +209,7 @@ def coverage(table: Sequence[dict[str, float]], abstention: dict[str, float] | N
 
 def difference_strip(differences: Sequence[tuple[str, Difference]], allowed: float) -> Html:
     """Differences with their intervals over one axis, zero and the drop that is allowed."""
-    ends = [end for _, one in differences for end in (one.low, one.high, one.point)]
+    ends = [end for _, one in differences for end in (*one.ends, one.point)]
     reach = max(nice(max(map(abs, [*ends, allowed]))), 0.01)
     row, left = 30, 110
     axes = Axes(width=520, height=row * len(differences) + 44, x=(-reach, reach))
@@ -232,8 +232,9 @@ def difference_strip(differences: Sequence[tuple[str, Difference]], allowed: flo
         parts.append(element("text", name, x=x, y=bottom + 17, class_="middle"))
     for place, (name, one) in enumerate(differences):
         y = row * place + row // 2 + 4
-        title = f"{name} {one.point:+.4f}, 95 % interval {one.low:+.4f} to {one.high:+.4f}"
-        whisker = {"x1": across(one.low), "x2": across(one.high), "y1": y, "y2": y}
+        low, high = one.ends
+        title = f"{name} {one.point:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        whisker = {"x1": across(low), "x2": across(high), "y1": y, "y2": y}
         parts.append(element("text", name, x=left - 10, y=y + 4, class_="end name"))
         parts.append(element("line", **whisker, class_="whisker"))
         dot = element("circle", element("title", title), cx=across(one.point), cy=y, r=5)

@@ -16,10 +16,8 @@ from service.decisions import margin
 from service.model_package import Manifest
 from training.data.splits import Split
 from training.metrics import label_matrix
-from training.significance import label_f1
+from training.significance import label_f1, wilson
 
-# 97.5 % of a normal distribution lie below.
-NORMAL_QUANTILE = 1.959964
 CURVE_POINTS = 60
 SLICE_VALUES = 30
 HISTOGRAM_BINS = 20
@@ -106,20 +104,6 @@ def measure(
         label_matrix(given, manifest.labels),
         np.stack([answer.probs for answer in answers]),
     )
-
-
-def wilson(hits: int, rows: int) -> tuple[float, float]:
-    """95 % interval of a share, sound for few rows and near 0 and 1 too.
-
-    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22.
-    """
-    if not rows:
-        return 0.0, 1.0
-    square = NORMAL_QUANTILE**2
-    middle = (hits + square / 2) / (rows + square)
-    spread = hits * (rows - hits) / rows + square / 4
-    half = NORMAL_QUANTILE * math.sqrt(spread) / (rows + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mistakes(found: Measured) -> list[int]:
