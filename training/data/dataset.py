@@ -20,6 +20,7 @@ from service.model_package import Task, Text
 from training.config import DataArguments
 from training.data.findings import Errors, Rows, find_errors
 from training.data.readers import marked, plain, read_table
+from training.defaults import validation_share
 from training.errors import DataError
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def usable_data(
             raise DataError(f"{splits[name].where}: no row is left to use")
     train, validation = usable["train"], usable.get("validation")
     if validation is None:
-        train, validation = stratified_split(train, arguments.validation_share, seed)
+        share = arguments.validation_share or validation_share(len(train)).value
+        train, validation = stratified_split(train, share, seed)
     if errors.rows:
         logger.warning("dropped %d rows that cannot be used", errors.rows)
     return LabelledData(
