@@ -36,6 +36,8 @@ ROWS_FOR_STRENGTH = 2000
 STRENGTHS = (1.0, 10.0, 100.0)
 FOLDS = 3
 MOST_ITERATIONS = 200
+# Vectors nearer to their mean than this are all the same.
+TINY = 1e-6
 TEXTS_AT_ONCE = 64
 
 
@@ -111,9 +113,11 @@ def fit_head_start(
         return None
     chosen = _draw(targets, MOST_ROWS, seed)
     vectors = _text_vectors(model, head, tokenizer, encoded, chosen)
-    # Of length 1 on average: the penalty is the same whatever the encoder's scale.
-    scale = 1 / float(np.sqrt((vectors**2).sum(axis=1).mean()))
-    table = torch.from_numpy(vectors * scale).double()
+    # Around 0 and of length 1 on average, so that a strength means the same for all encoders: in
+    # many of them all texts' vectors are nearly one.
+    middle = vectors.mean(axis=0)
+    scale = 1 / max(float(np.sqrt(((vectors - middle) ** 2).sum(axis=1).mean())), TINY)
+    table = torch.from_numpy((vectors - middle) * scale).double()
     truth = torch.from_numpy(targets[chosen])
     labels = head.out_features
     loss = weighted_loss(weights or [1.0] * labels, task, 0.0)
@@ -121,7 +125,9 @@ def fit_head_start(
     folds = _folds([rows.texts[row] for row in chosen[few]], targets[chosen[few]], seed)
     strength = _best_strength(table[few], truth[few], folds, labels, loss, task)
     weight, bias = _fit(table, truth, labels, loss, strength)
-    return HeadStart((weight * scale).float().numpy(), bias.float().numpy())
+    weight *= scale
+    bias -= weight @ torch.from_numpy(middle).double()
+    return HeadStart(weight.float().numpy(), bias.float().numpy())
 
 
 @torch.inference_mode()
@@ -201,8 +207,8 @@ def _best_strength(
 ) -> float:
     """The strength whose rows held out are answered rightly most often; of equal ones the least.
 
-    Of several labels a row the one with the lowest loss. Log loss would choose the weakest penalty
-    there is with few rows, as vectors of length 1 make no probability near 1.
+    Of several labels a row the one with the lowest loss. For one label that would, with few rows,
+    be the weakest penalty there is: vectors of length 1 make no probability near 1.
     """
     scores = []
     for strength in STRENGTHS:
