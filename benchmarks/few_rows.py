@@ -89,7 +89,7 @@ def draw_training_rows(table: Table, count: int, seed: int) -> Table:
     return Table([table.texts[row] for row in chosen], [table.labels[row] for row in chosen])
 
 
-def test_sample(table: Table) -> Table:
+def sample_of_test(table: Table) -> Table:
     """The same TEST_ROWS rows for every method and seed."""
     chosen = random.Random(0).sample(range(len(table.texts)), min(TEST_ROWS, len(table.texts)))  # noqa: S311 - no secret
     return Table([table.texts[row] for row in chosen], [table.labels[row] for row in chosen])
@@ -241,7 +241,7 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
     folder = work / cell.set / f"{cell.rows}-{cell.seed}" / cell.method
     shutil.rmtree(folder, ignore_errors=True)
     rows = draw_training_rows(read(source / "train.csv"), cell.rows, cell.seed)
-    sample = test_sample(read(source / "test.csv"))
+    sample = sample_of_test(read(source / "test.csv"))
     train = write(rows, folder / "train.csv")
     test = write(sample, folder / "test.csv")
     began, before = time.monotonic(), _cpu_seconds()

@@ -9,6 +9,8 @@ the model is the regression, an ordinary checkpoint that is judged like that of 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from service.decisions import FloatArray
-from service.model_package import Task
+from service.model_package import Task, Text
+from training.data.dataset import Split
 from training.data.encoding import EncodedSplit
 from training.losses import weighted_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from training.data.dataset import Split
 
 # Rows that the head is fitted on, and that the strength is chosen on: more cost more than they help
 # a head that the fine-tuning goes on with.
@@ -36,9 +37,12 @@ ROWS_FOR_STRENGTH = 2000
 STRENGTHS = (1.0, 10.0, 100.0)
 FOLDS = 3
 MOST_ITERATIONS = 200
-# Vectors nearer to their mean than this are all the same.
+# No vector is shorter, but of an encoder that says nothing at all.
 TINY = 1e-6
 TEXTS_AT_ONCE = 64
+# Rows a label up to which its name is one of its texts. Measured on training rows of five sets:
+# with 4 rows a label 0 to 5 points more, with 8 up to 2 more and half a point less, with 16 none.
+NAMED_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def fit_head_start(
     task: Task,
     weights: list[float] | None,
     seed: int,
+    *,
+    named: EncodedSplit | None = None,
 ) -> HeadStart | None:
     """The regression that the head of `model` starts with; None where it has no linear head.
 
@@ -107,16 +113,18 @@ def fit_head_start(
         rows, encoded, targets: the training rows, their windows, and label numbers or, for several
             labels a row, ones of shape (rows, labels).
         weights: of the labels, as the loss has them.
+        named: `label_rows`, one row a label, or none.
     """
     head = linear_head(model)
     if head is None:
         return None
     chosen = _draw(targets, MOST_ROWS, seed)
     vectors = _text_vectors(model, head, tokenizer, encoded, chosen)
-    # Around 0 and of length 1 on average, so that a strength means the same for all encoders: in
-    # many of them all texts' vectors are nearly one.
+    # Of length 1 on average, so that a strength means the same for all encoders. Not the part in
+    # which texts differ: where that is small, weights would be so large that a step of the encoder
+    # throws every logit about. Around 0, as the fit then takes fewer iterations.
     middle = vectors.mean(axis=0)
-    scale = 1 / max(float(np.sqrt(((vectors - middle) ** 2).sum(axis=1).mean())), TINY)
+    scale = 1 / max(float(np.sqrt((vectors**2).sum(axis=1).mean())), TINY)
     table = torch.from_numpy((vectors - middle) * scale).double()
     truth = torch.from_numpy(targets[chosen])
     labels = head.out_features
@@ -124,10 +132,30 @@ def fit_head_start(
     few = _draw(targets[chosen], ROWS_FOR_STRENGTH, seed)
     folds = _folds([rows.texts[row] for row in chosen[few]], targets[chosen[few]], seed)
     strength = _best_strength(table[few], truth[few], folds, labels, loss, task)
+    if named is not None:
+        own = _text_vectors(model, head, tokenizer, named, np.arange(labels))
+        table = torch.cat([table, torch.from_numpy((own - middle) * scale).double()])
+        truth = torch.cat([truth, torch.arange(labels)])
     weight, bias = _fit(table, truth, labels, loss, strength)
     weight *= scale
     bias -= weight @ torch.from_numpy(middle).double()
     return HeadStart(weight.float().numpy(), bias.float().numpy())
+
+
+def label_rows(rows: Split, labels: Sequence[str]) -> Split | None:
+    """Each label's name as a text with that label; None where names say nothing or rows enough.
+
+    A name of which no three letters stand together, such as a number, is taken to say nothing; with
+    pairs of texts, and several labels a row, no name is a row.
+    """
+    texts: list[Text] = [re.sub(r"[\W_]+", " ", label).strip() for label in labels]
+    alike = len(rows) <= NAMED_ROWS * len(labels) and all(
+        isinstance(text, str) and len(own) == 1
+        for text, own in zip(rows.texts, rows.labels, strict=True)
+    )
+    if not alike or not all(re.search(r"[^\W\d_]{3}", str(text)) for text in texts):
+        return None
+    return Split(texts, [(label,) for label in labels])
 
 
 @torch.inference_mode()

@@ -47,7 +47,7 @@ from service.decisions import aggregate_windows, probabilities
 from service.model_package import file_record, write_text
 from training.base_models import WEIGHTS_FILES, BaseModel, resolve_base_model, start_at_priors
 from training.calibrate import check_choices
-from training.callbacks import Progress, StopEarly, StopOnRequest
+from training.callbacks import Progress, SpareEvaluations, StopEarly, StopOnRequest
 from training.check import look_at
 from training.choosing import Evaluation, choose_step
 from training.config import (
@@ -71,7 +71,7 @@ from training.defaults import Default, careful_defaults, validation_share, warni
 from training.distributed import first_then_others, is_first, of_all, processes, wait_for_all
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.exporter import refuse_unexportable_family
-from training.head_start import HeadStart, fit_head_start
+from training.head_start import HeadStart, fit_head_start, label_rows
 from training.layers import freeze, parameter_groups
 from training.layout import (
     CHECKPOINT,
@@ -225,9 +225,12 @@ def train(
             checkpoint = last_checkpoint(recipe.output_dir)
             if not _had_stopped_early(trainer, checkpoint):
                 # The frozen encoder under its regression; a run that goes on has that already.
+                asked = arguments.eval_on_start
                 judged = start is not None and arguments.load_best_model_at_end
                 arguments.eval_on_start |= judged and checkpoint is None
                 trainer.train(resume_from_checkpoint=checkpoint)
+                # The record of a run says the same whether it was taken up again or not.
+                arguments.eval_on_start = asked
         wait_for_all()
         facts = {
             "identity": identity,
@@ -547,9 +550,15 @@ def make_head_start(
     file = cache / HEAD_START if cache is not None else None
     if file is not None and file.is_file():
         return HeadStart.load(file)
-    encoded = encode_split(data.train, tokenizer, data.labels, data.task, reading, cache)
+    names = label_rows(data.train, data.labels) if data.task == "single_label" else None
+    encoded, named = (
+        rows and encode_split(rows, tokenizer, data.labels, data.task, reading, cache)
+        for rows in (data.train, names)
+    )
     targets = make_targets(data.train, data.labels, data.task)
-    start = fit_head_start(model, tokenizer, data.train, encoded, targets, data.task, weights, seed)
+    start = fit_head_start(
+        *(model, tokenizer, data.train, encoded, targets, data.task, weights, seed), named=named
+    )
     if start is not None and file is not None:
         start.save(file)
     return start
@@ -603,7 +612,7 @@ def make_trainer(
             else None
         ),
         compute_metrics=metrics,
-        callbacks=[Progress()],
+        callbacks=[Progress(), SpareEvaluations()],
     )
     trainer.tuning = tuning
     trainer.validation_rows = len(data.validation)
