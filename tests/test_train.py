@@ -635,7 +635,8 @@ def test_learning_rates_stay_where_models_remember(
 @pytest.mark.parametrize(
     ("rows", "labels", "assigned", "expected"),
     [
-        (150, 4, 150, 16),
+        (48, 6, 48, 34),
+        (14, 2, 14, 100),
         (400, 4, 400, 10),
         (10_003, 77, 10_003, 10),
         (4_460, 2, 4_460, 3),

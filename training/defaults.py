@@ -23,7 +23,7 @@ SMALLEST_BATCH = 16
 # Steps that a training has at least where batches are larger than that.
 FEW_STEPS = 500
 # Steps that a training has at least: from fewer, what few rows have to say is not learned.
-FLOOR_OF_STEPS = 150
+FLOOR_OF_STEPS = 100
 # Fewer validation rows do not tell when training has to stop.
 ROWS_TO_STOP_BY = 200
 # Validation rows that the gates need, and that calibration does (`training.gates`,
@@ -164,7 +164,7 @@ def careful_defaults(
     of_label = (rows if assigned is None else assigned) / labels
     tracked = importlib.util.find_spec("tensorboard") is not None
     smallest = int(given.get("per_device_train_batch_size") or SMALLEST_BATCH)
-    passes = epochs(of_label, rows / smallest)
+    passes = epochs(of_label, math.ceil(rows / smallest))
     in_all = float(given.get("num_train_epochs") or passes)
     batch = batch_size(parameters, round(rows * in_all), cuda=cuda)
     # The rate suits the batch in force, which may be the recipe's.
