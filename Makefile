@@ -6,7 +6,7 @@ DEMO_RUN := runs/demo
 
 .PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-promises bench-optimism
+	bench-compare bench-quality bench-predict bench-promises bench-optimism bench-few
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
 	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
 	@echo "make bench-quality   what the defaults reach; DATA= (public sets), SETS=, ROWS= -> benchmarks/results/quality.{json,md,png}"
+	@echo "make bench-few       few rows a label, beside SetFit and others; DATA=, SETS=, ROWS=, SEEDS=, METHODS= -> benchmarks/results/few_rows.{json,md,png}"
 	@echo "make clean     remove .venv and runs"
 
 setup: $(VENV)/.installed
@@ -136,6 +137,12 @@ bench-compare: setup
 bench-quality: setup
 	$(BIN)/python -m benchmarks.bench_quality $(if $(DATA),--data $(DATA)) \
 		$(if $(SETS),--sets $(SETS)) $(if $(ROWS),--rows $(ROWS))
+
+# SetFit in an environment of its own, which this makes; METHODS= can leave it out.
+bench-few: setup
+	$(BIN)/python -m benchmarks.few_rows --data $(DATA) $(if $(SETS),--sets $(SETS)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(METHODS),--methods $(METHODS))
 
 clean:
 	rm -rf $(VENV) runs

@@ -18,7 +18,14 @@ from training.base_models import POOLING_FILE, resolve_base_model
 from training.config import ModelArguments, load_recipe
 from training.errors import BaseModelError
 from training.export import export
-from training.heads import load_checkpoint, mean_pooled
+from training.heads import (
+    LENGTH,
+    MEAN_OF_ONE_LENGTH,
+    PLAIN_MEAN,
+    POOLING_KEY,
+    load_checkpoint,
+    mean_pooled,
+)
 from training.layout import CHECKPOINT, RESOLVED_RECIPE
 from training.train import train
 
@@ -38,7 +45,7 @@ def pooling_of(folder: Path, **keys: Any) -> str:
     return str(resolve_base_model(arguments).pooling.value)
 
 
-def test_the_mean_is_over_the_texts_own_tokens(tiny_base: Path) -> None:
+def test_the_mean_is_over_the_texts_own_tokens_and_of_one_length(tiny_base: Path) -> None:
     arguments = ModelArguments(model_name_or_path=str(tiny_base), pooling="mean")
     model = resolve_base_model(arguments).classifier(["a", "b", "c"], "single_label", 0).eval()
     ids = torch.tensor([[2, 40, 41, 3, 0, 0], [2, 50, 51, 52, 53, 3]])
@@ -46,6 +53,7 @@ def test_the_mean_is_over_the_texts_own_tokens(tiny_base: Path) -> None:
     with torch.inference_mode():
         hidden = model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
         means = torch.stack([hidden[0, :4].mean(0), hidden[1].mean(0)])
+        means = LENGTH * means / means.norm(dim=1, keepdim=True)
         wanted = means @ model.classifier.weight.T + model.classifier.bias
         found = model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 2]))
     assert torch.allclose(found.logits, wanted, atol=1e-6)
@@ -68,7 +76,26 @@ def test_the_mean_of_many_tokens_is_exact_also_of_vectors_in_half(tiny_base: Pat
     ids = torch.full((1, 60), 40)
     with torch.inference_mode():
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert torch.allclose(given[0], hidden.float().mean(1), atol=1e-6)
+    mean = hidden.float().mean(1)
+    assert torch.allclose(given[0], LENGTH * mean / mean.norm(), atol=1e-5)
+
+
+def test_an_older_checkpoint_reads_the_mean_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    made = resolve_base_model(ModelArguments(model_name_or_path=str(tiny_base), pooling="mean"))
+    made.classifier(["a", "b"], "single_label", 0).save_pretrained(tmp_path / "new")
+    older = shutil.copytree(tmp_path / "new", tmp_path / "older")
+    config = json.loads((older / "config.json").read_text("utf-8"))
+    assert config[POOLING_KEY] == MEAN_OF_ONE_LENGTH
+    (older / "config.json").write_text(json.dumps(config | {POOLING_KEY: PLAIN_MEAN}), "utf-8")
+    given: list[torch.Tensor] = []
+    for folder in ("new", "older"):
+        model = load_checkpoint(tmp_path / folder)
+        model.classifier.register_forward_hook(lambda _m, inputs, _o: given.append(inputs[0]))
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[2, 40, 3]]), attention_mask=torch.ones(1, 3))
+    assert torch.allclose(given[0], LENGTH * given[1] / given[1].norm(), atol=1e-5)
+    assert abs(float(given[1].norm()) - LENGTH) > 0.1
+    assert pooling_of(older) == "mean"
 
 
 @pytest.mark.parametrize(

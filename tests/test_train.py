@@ -16,11 +16,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments
 
-from tests.conftest import example_rows, write_csv
+from tests.conftest import EXAMPLE, example_rows, write_csv
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe, parse_training_arguments
 from training.data.dataset import load_data
-from training.defaults import batch_size, careful_defaults, learning_rate, warnings_about
+from training.defaults import (
+    batch_size,
+    careful_defaults,
+    learning_rate,
+    validation_share,
+    warnings_about,
+)
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.layout import CHECKPOINT, LOCK_FILE, RECORD, RESOLVED_RECIPE
 from training.metrics import validation_metrics
@@ -60,16 +66,17 @@ def test_the_checkpoint_knows_its_labels_in_sorted_order(tiny_run_folder: Path) 
     assert [config["id2label"][str(index)] for index in range(3)] == LABELS
 
 
-def test_the_best_epoch_is_kept_and_nothing_else(tiny_run_folder: Path) -> None:
+def test_one_checkpoint_is_kept_and_nothing_else(tiny_run_folder: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     assert last_checkpoint(tiny_run_folder) is None
     assert (tiny_run_folder / CHECKPOINT / "model.safetensors").is_file()
     manifest = json.loads((tiny_run_folder / "package" / "manifest.json").read_text("utf-8"))
     record = json.loads((tiny_run_folder / RECORD).read_text("utf-8"))
-    best = max(evaluation["macro_f1"] for evaluation in record["evaluations"])
-    # The package was measured again, by another code path: it is the best epoch's model.
-    assert manifest["metrics"]["validation"]["macro_f1"] == pytest.approx(best, abs=1e-6)
+    by_step = {evaluation["step"]: evaluation["macro_f1"] for evaluation in record["evaluations"]}
+    # The package was measured again, by another code path: it is the model of that step.
+    kept = by_step[record["kept_step"]]
+    assert manifest["metrics"]["validation"]["macro_f1"] == pytest.approx(kept, abs=1e-6)
     assert AutoModelForSequenceClassification.from_pretrained(tiny_run_folder / CHECKPOINT)
 
 
@@ -100,6 +107,7 @@ def test_frozen_layers_stay_as_they_were(
     from safetensors.torch import load_file
 
     keys = {"freeze_layers": "1", "layerwise_lr_decay": "0.9", "num_train_epochs": "1"}
+    keys |= {"load_best_model_at_end": "false"}
     train(recipe_at(tiny_recipe, tmp_path / "run", **keys))
     before = load_file(tiny_base / "model.safetensors")
     after = load_file(tmp_path / "run" / CHECKPOINT / "model.safetensors")
@@ -108,15 +116,18 @@ def test_frozen_layers_stay_as_they_were(
         assert torch.equal(old, after[f"bert.{name}"]) is frozen, name
 
 
-@pytest.mark.parametrize(("patience", "epochs"), [("1", 2), ("0", 4)])
+@pytest.mark.parametrize(("patience", "epochs"), [("1", 1), ("0", 4)])
 def test_training_stops_where_it_no_longer_gets_better(
     tiny_recipe: Path, tmp_path: Path, patience: str, epochs: int
 ) -> None:
-    # At this rate nothing changes: the first epoch stays the best.
+    # At this rate nothing changes: what the head starts with stays the best.
     keys = {"learning_rate": "1e-12", "num_train_epochs": "4", "early_stopping_patience": patience}
     record = train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record
-    assert len(record["evaluations"]) == epochs
-    assert record["kept_step"] == record["evaluations"][0]["step"]
+    assert [round(evaluation["epoch"]) for evaluation in record["evaluations"]] == list(
+        range(epochs + 1)
+    )
+    # Of equal ones the last, where the learning rate had come down.
+    assert record["kept_step"] == record["evaluations"][-1 if patience == "0" else 0]["step"]
 
 
 def test_a_run_killed_after_it_had_stopped_early_trains_no_more(
@@ -146,16 +157,17 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
     evaluated: list[float] = []
 
     def falling(*given: Any) -> dict[str, float]:
-        evaluated.append(1.0 - len(evaluated) / 10)
+        # Behind what the head starts with, which is evaluated first.
+        evaluated.append(1.0 - len(evaluated) / 10 if evaluated else 0.0)
         return validation_metrics(*given) | {"macro_f1": evaluated[-1]}
 
     keys = {"num_train_epochs": "3", "early_stopping_patience": "0"}
     if stops_early:
         keys = {"num_train_epochs": "6", "early_stopping_patience": "1"}
-        monkeypatch.setattr(StopEarly, "is_time", lambda *_: len(evaluated) >= 3)
+        monkeypatch.setattr(StopEarly, "is_time", lambda *_: len(evaluated) >= 4)
     monkeypatch.setattr("training.train.validation_metrics", falling)
     uninterrupted = train(recipe_at(tiny_recipe, tmp_path / "whole", **keys))
-    assert uninterrupted.record["kept_step"] == 28
+    assert uninterrupted.record["kept_step"] == 27
     evaluated.clear()
     # Killed while the best model is saved, then moved to where there is room.
     with monkeypatch.context() as patched:
@@ -164,7 +176,7 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
             train(recipe_at(tiny_recipe, tmp_path / "before", **keys))
     shutil.move(tmp_path / "before", tmp_path / "after")
     run = train(recipe_at(tiny_recipe, tmp_path / "after", **keys))
-    assert run.record["kept_step"] == 28
+    assert run.record["kept_step"] == 27
     files = [folder.checkpoint / "model.safetensors" for folder in (run, uninterrupted)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -172,6 +184,11 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
 def test_a_run_whose_best_checkpoint_is_gone_does_not_end_with_another(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scores = iter([0.0, 0.9, 0.1])
+    monkeypatch.setattr(
+        "training.train.validation_metrics",
+        lambda *given: validation_metrics(*given) | {"macro_f1": next(scores)},
+    )
     recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="2")
     with monkeypatch.context() as patched:
         patched.setattr("training.train._finish", lambda *_: 1 / 0)
@@ -446,7 +463,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     run = train(recipe)
     assert seen[stopped] == stopped + 1, "it went on where it had stopped"
     assert run.record["finished"]
-    assert seen[-1] == 168
+    assert seen[-1] == 162
     if not strategy:
         # In the middle of an epoch, and nobody can tell.
         uninterrupted = json.loads((tiny_run_folder / RECORD).read_text("utf-8"))
@@ -545,6 +562,46 @@ def test_a_run_without_its_checkpoint_cannot_be_exported(
         open_run(recipe_at(tiny_recipe, folder))
 
 
+def test_the_regression_over_the_frozen_encoder_is_kept_where_it_is_better(
+    tiny_base: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def falling(*given: Any) -> dict[str, float]:
+        return validation_metrics(*given) | {"macro_f1": 0.9 if not evaluated else 0.3}
+
+    evaluated: list[int] = []
+    monkeypatch.setattr("training.train.validation_metrics", falling)
+
+    class Look(TrainerCallback):
+        def on_evaluate(self, *_: Any, **__: Any) -> None:
+            evaluated.append(1)
+
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="2")
+    # Killed after the last step: what is kept has to be made anew.
+    with monkeypatch.context() as patched:
+        patched.setattr("training.train._finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, callbacks=[Look()])
+    run = train(recipe)
+    assert run.record["kept_step"] == run.record["evaluations"][0]["step"] == 0
+    before = load_file(tiny_base / "model.safetensors")
+    after = load_file(run.checkpoint / "model.safetensors")
+    for name, old in before.items():
+        assert torch.equal(old, after[f"bert.{name}"]), name
+    # The head is the regression's, which of this random encoder knows little: a fresh one has 0.02.
+    assert after["classifier.weight"].std() < 0.01
+
+
+def test_of_a_dozen_rows_not_every_epoch_is_evaluated(tiny_recipe: Path, tmp_path: Path) -> None:
+    rows = [row for place, row in enumerate(example_rows("train")) if place % 40 == 0]
+    keys = {"train_file": str(write_csv(tmp_path / "few.csv", rows)), "num_train_epochs": "70"}
+    record = train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record
+    # One step an epoch; the first is of the frozen encoder, the last of the last step.
+    assert len(rows) < 16
+    assert [entry["step"] for entry in record["evaluations"]] == [0, 15, 30, 45, 60, 70]
+
+
 def test_another_measure_of_the_best_is_kept_in_its_own_direction(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -577,7 +634,14 @@ def test_learning_rates_stay_where_models_remember(
 
 @pytest.mark.parametrize(
     ("rows", "labels", "assigned", "expected"),
-    [(150, 4, 150, 10), (10_003, 77, 10_003, 10), (4_460, 2, 4_460, 3), (12_000, 8, 1_900, 6)],
+    [
+        (48, 6, 48, 34),
+        (14, 2, 14, 100),
+        (400, 4, 400, 10),
+        (10_003, 77, 10_003, 10),
+        (4_460, 2, 4_460, 3),
+        (12_000, 8, 1_900, 6),
+    ],
 )
 def test_what_has_few_rows_is_seen_more_often(
     rows: int, labels: int, assigned: int, expected: int
@@ -688,14 +752,44 @@ def test_a_run_computes_in_what_its_recipe_says(
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-def test_over_the_mean_of_a_small_encoder_the_head_is_quick_and_the_encoder_careful() -> None:
+def test_over_the_mean_of_a_small_encoder_the_rate_is_lower() -> None:
     def found(parameters: int, pooling: Any) -> tuple[float, float]:
         defaults = careful_defaults(parameters, 9_000, 77, {}, pooling=pooling)
         return defaults["head_lr_factor"].value, defaults["learning_rate"].value
 
-    assert found(23_000_000, "mean") == (10.0, 1e-4)
+    assert found(23_000_000, "mean") == (1.0, 1e-4)
     assert found(23_000_000, "model") == (1.0, 3e-4)
-    assert found(110_000_000, "mean")[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "reason"),
+    [
+        (48, 0.1, "48 rows are few"),
+        (400, 0.15, "at least 60, to calibrate by"),
+        (616, 0.1, "at least 60, to calibrate by"),
+        (1_266, 0.127, "at least 160, to judge int8 by"),
+        (10_003, 0.1, "at least 160, to judge int8 by"),
+    ],
+)
+def test_the_validation_share_suits_what_the_rows_are_for(
+    rows: int, share: float, reason: str
+) -> None:
+    found = validation_share(rows)
+    assert found.value == share and reason in found.reason
+
+
+def test_few_validation_rows_stop_nothing() -> None:
+    few, many = (careful_defaults(23_000_000, 2_000, 8, {}, validation=n) for n in (100, 300))
+    assert few["early_stopping_patience"].value == 0
+    assert "100 validation rows do not tell" in few["early_stopping_patience"].reason
+    assert many["early_stopping_patience"].value == 3
+
+
+def test_the_example_has_validation_rows_enough_for_the_gates() -> None:
+    recipe = load_recipe(EXAMPLE / "recipe.yaml", {})
+    data = load_data(recipe.data, 42)
+    assert len(data.validation) >= 150
+    assert len(data.validation) < 0.15 * len(data.train)
 
 
 def test_the_head_learns_at_the_rate_that_is_asked_for(tiny_recipe: Path, tmp_path: Path) -> None:

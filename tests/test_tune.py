@@ -54,7 +54,7 @@ def test_the_best_trial_becomes_a_recipe(
     assert {"learning_rate", "weight_decay"} <= set(recipe.training)
     assert Path((recipe.data.train_file or [""])[0]).is_absolute()
     # The trials' patience, whatever would be computed from the epochs found.
-    assert recipe.tuning.early_stopping_patience == 3
+    assert recipe.tuning.early_stopping_patience == 0
     # Trials are no run: the recipe's own can be made beside them, and each trial has its curve.
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, LOCK_FILE}
     assert {path.name for path in (folder / "tensorboard").iterdir()} == {

@@ -122,7 +122,7 @@ class BaseModel:
         from training.heads import POOLING_KEY
 
         # A checkpoint of ours says it in another place.
-        if (self._described(CONFIG_FILE) or {}).get(POOLING_KEY) != "mean":
+        if not (self._described(CONFIG_FILE) or {}).get(POOLING_KEY):
             if self.options["trust_remote_code"]:
                 return Default("model", "the base may bring code of its own, which decides")
             described = self._described(POOLING_FILE)

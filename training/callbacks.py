@@ -1,4 +1,4 @@
-"""What happens between training steps: the progress bar, and stopping, early or when asked to."""
+"""Between training steps: the progress bar, when to evaluate, and stopping, early or on request."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ SHOWN = {
     "eval_macro_f1": "macro-F1",
     "eval_average_precision": "average precision",
 }
+
+# Between evaluations, and checkpoints.
+STEPS_BETWEEN = 15
 
 
 class Progress(TrainerCallback):
@@ -88,6 +91,23 @@ class StopEarly(TrainerCallback):
         best = max(scores) if args.greater_is_better else min(scores)
         since = min(len(scores) - scores.index(best), len(losses) - losses.index(min(losses)))
         return since > self.patience
+
+
+class SpareEvaluations(TrainerCallback):
+    """Evaluate and save at the end of an epoch only so many steps after the last time.
+
+    Of a dozen rows an epoch is one step, and a checkpoint after each would cost more than they do.
+    """
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """After transformers' own callback, which asks for both."""
+        by_epoch = args.eval_strategy == args.save_strategy == "epoch"
+        before = [entry["step"] for entry in state.log_history if "eval_loss" in entry]
+        soon = state.global_step - max(before, default=0) < STEPS_BETWEEN
+        if by_epoch and soon and state.global_step < state.max_steps:
+            control.should_evaluate = control.should_save = False
 
 
 class StopOnRequest(TrainerCallback):

@@ -121,8 +121,10 @@ class DataArguments:
         "weight of each label in the loss: none, balanced (rare labels count more), or a mapping "
         "of labels to weights",
     )
-    validation_share: float = _key(
-        0.1, "share of the training rows set aside, stratified, when no validation split is given"
+    validation_share: float | None = _key(
+        None,
+        "share of the training rows set aside, stratified, when no validation split is given; "
+        "computed if not given",
     )
     group_column: str | None = _key(
         None,
@@ -396,7 +398,7 @@ def _check_name(data: DataArguments, where: str) -> None:
         )
     if data.train_file is None and data.dataset_name is None:
         raise RecipeError(f"{where} names no data: add `train_file` or `dataset_name`")
-    if not 0 < data.validation_share < 1:
+    if data.validation_share is not None and not 0 < data.validation_share < 1:
         raise RecipeError(f"validation_share is {data.validation_share}: it lies between 0 and 1")
 
 

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 SMALL = 40_000_000
 MIDDLING = 90_000_000
 LARGE = 200_000_000
-# The head's rate over that of a small encoder whose mean it reads.
-HEAD_LR_FACTOR = 10.0
 SMALLEST_BATCH = 16
 # Steps that a training has at least where batches are larger than that.
 FEW_STEPS = 500
+# Steps that a training has at least: from fewer, what few rows have to say is not learned.
+FLOOR_OF_STEPS = 100
+# Fewer validation rows do not tell when training has to stop.
+ROWS_TO_STOP_BY = 200
+# Validation rows that the gates need, and that calibration does (`training.gates`,
+# `training.calibrate`), with some more for what rounding by label and equal texts take.
+GATE_ROWS = 160
+CALIBRATED_ROWS = 60
+# The largest share of the rows that is not trained on for that.
+LARGEST_SHARE = 0.2
 # Rows in all epochs from which a GPU takes 128.
 MANY_SEEN = 150_000
 # Sun et al. 2019 (arXiv:1905.05583, Catastrophic Forgetting): with 4e-4 BERT-base does not converge
@@ -47,8 +55,8 @@ def learning_rate(
     2019, appendix A.3: 2e-5 to 5e-5). A six-layer, 23 M parameter one needs more, and the more
     labels the more: a head over many labels is learned from few rows of each. Measured with
     all-MiniLM-L6-v2 and the first token's head: two labels do best at 5e-5, 77 at 3e-4, and above
-    that all lose. Over the mean of the tokens, which says what a text is about from the start, and
-    with a head that learns faster (HEAD_LR_FACTOR), 1e-4 is enough for 77.
+    that all lose. Over the mean of the tokens, which says what a text is about from the start,
+    1e-4 is enough for 77.
 
     These are for batches of up to 32; with larger ones it grows as their square root (Malladi et
     al. 2022, arXiv:2205.10287, for AdamW), for small encoders no further than said.
@@ -85,12 +93,31 @@ def batch_size(parameters: int, seen: int, *, cuda: bool) -> int:
     return batch
 
 
-def epochs(rows_of_label: float) -> int:
+def epochs(rows_of_label: float, steps: float = math.inf) -> int:
     """Passes over the training rows, by how many rows a label has on average.
 
     What is learned from few rows has to be seen more often; from many, more passes only overfit.
+    So few that ten passes are a few dozen steps are seen until there are FLOOR_OF_STEPS.
+
+    Args:
+        steps: of one pass.
     """
-    return 10 if rows_of_label < 150 else 6 if rows_of_label < 500 else 3
+    if rows_of_label >= 150:
+        return 6 if rows_of_label < 500 else 3
+    return max(10, math.ceil(FLOOR_OF_STEPS / steps))
+
+
+def validation_share(rows: int) -> Default:
+    """The share of the training rows that is set aside where no validation rows are given.
+
+    A tenth; more where that makes the gates, or else calibration, possible, up to LARGEST_SHARE.
+    With fewer rows each is worth more in the training than beside it.
+    """
+    for wanted, purpose in ((GATE_ROWS, "judge int8 by"), (CALIBRATED_ROWS, "calibrate by")):
+        share = math.ceil(1000 * wanted / rows) / 1000
+        if share <= LARGEST_SHARE:
+            return Default(max(0.1, share), f"of {rows:,} rows at least {wanted}, to {purpose}")
+    return Default(0.1, f"{rows:,} rows are few: each is worth more in the training")
 
 
 def multiplies_bf16(*, cpu: bool = False) -> bool:
@@ -118,6 +145,7 @@ def careful_defaults(
     task: Task = "single_label",
     *,
     assigned: int | None = None,
+    validation: int = ROWS_TO_STOP_BY,
     processes: int = 1,
     pooling: Pooling = "model",
 ) -> dict[str, Default]:
@@ -126,6 +154,7 @@ def careful_defaults(
     Args:
         given: the recipe's own keys, which some defaults have to suit.
         assigned: labels of all rows together, which may have several or none; `rows` if not given.
+        validation: rows that checkpoints are judged by.
         processes: that train together; each takes its share of a batch.
     """
     import torch
@@ -134,7 +163,8 @@ def careful_defaults(
     bf16 = multiplies_bf16(cpu=bool(given.get("use_cpu")))
     of_label = (rows if assigned is None else assigned) / labels
     tracked = importlib.util.find_spec("tensorboard") is not None
-    passes = epochs(of_label)
+    smallest = int(given.get("per_device_train_batch_size") or SMALLEST_BATCH)
+    passes = epochs(of_label, math.ceil(rows / smallest))
     in_all = float(given.get("num_train_epochs") or passes)
     batch = batch_size(parameters, round(rows * in_all), cuda=cuda)
     # The rate suits the batch in force, which may be the recipe's.
@@ -142,7 +172,7 @@ def careful_defaults(
     in_force = int(given.get("per_device_train_batch_size") or batch / processes) * together
     share = max(1, batch // processes)
     shared = f"; {share * processes} in all processes together" if processes > 1 else ""
-    quick = pooling == "mean" and parameters < SMALL
+    stops = validation >= ROWS_TO_STOP_BY
     size = f"{parameters / 1e6:.3g} M parameters"
     return {
         "learning_rate": Default(
@@ -158,19 +188,20 @@ def careful_defaults(
             else "lower layers hold what is general and move less (Sun et al. 2019)",
         ),
         "head_lr_factor": Default(
-            HEAD_LR_FACTOR if quick else 1.0,
-            "the mean needs no teaching, so the head may find its weights while the encoder moves "
-            "little"
-            if quick
-            else "one rate for all: what the head reads has to be taught with it",
+            1.0, "one rate for all: the head has learned before the encoder moves, or with it"
         ),
         "num_train_epochs": Default(
-            passes, f"{of_label:,.0f} rows a label: few are seen more often"
+            passes,
+            f"{of_label:,.0f} rows a label: few are seen more often"
+            if passes in (3, 6, 10)
+            else f"{rows:,} rows are few: until there are {FLOOR_OF_STEPS} steps",
         ),
         "early_stopping_patience": Default(
-            max(3, int(in_all // 2)),
+            max(3, int(in_all // 2)) if stops else 0,
             "epochs without a better score or lower loss: fewer would cut off the slow end, where "
-            "much of it is gained",
+            "much of it is gained"
+            if stops
+            else f"{validation} validation rows do not tell when to stop",
         ),
         "per_device_train_batch_size": Default(
             share,
@@ -185,11 +216,13 @@ def careful_defaults(
         "max_grad_norm": Default(1.0, "as BERT's: one odd batch does not undo others"),
         "label_smoothing_factor": Default(0.0, "probabilities are calibrated after training"),
         "group_by_length": Default(True, "batches of like length need little padding"),
-        "eval_strategy": Default("epoch", "the checkpoint of the best epoch is kept"),
-        "save_strategy": Default("epoch", "the checkpoint of the best epoch is kept"),
+        "eval_strategy": Default("epoch", "the last epoch is kept, or one that is surely better"),
+        "save_strategy": Default("epoch", "the last epoch is kept, or one that is surely better"),
         # With 1 the Trainer deletes the last when training stops early.
         "save_total_limit": Default(2, "the best and the last"),
-        "load_best_model_at_end": Default(True, "the checkpoint of the best epoch is kept"),
+        "load_best_model_at_end": Default(
+            True, "the last epoch's is not, where one is surely better"
+        ),
         "metric_for_best_model": Default(
             *(
                 ("macro_f1", "every label counts alike")

@@ -2,7 +2,9 @@
 
 Encoders of sentences were trained so that the mean of their tokens' vectors says what a text is
 about (Reimers and Gurevych 2019, arXiv:1908.10084, section 3); the head that transformers gives to
-their family reads the first token alone, which then has to be taught it anew.
+their family reads the first token alone, which then has to be taught it anew. It is the direction
+of the mean that says it, as they were compared by cosines: its length says how long and how common
+the words are, and misleads a head that has seen few rows.
 """
 
 from __future__ import annotations
@@ -27,13 +29,18 @@ from training.errors import BaseModelError
 Pooling = Literal["mean", "model"]
 # In a checkpoint's config.json: how it pools, where that is not its family's way.
 POOLING_KEY = "whetstone_pooling"
+# Its values: the mean as it is, of older checkpoints, and brought to one length.
+PLAIN_MEAN = "mean"
+MEAN_OF_ONE_LENGTH = "mean_of_one_length"
+# About that of all-MiniLM-L6-v2's means, for which the learning rates were chosen.
+LENGTH = 5.0
 # Their encoders need the pooler that mean pooling leaves out, or have no vector for each token.
 UNPOOLABLE = frozenset({"layoutlm", "perceiver", "squeezebert"})
 # Of what the head reads; as BERT's, for lack of a key that all families have.
 DROPOUT = 0.1
 
 
-def classifier_class(location: str | Path, pooling: Pooling, **options: Any) -> Any:
+def classifier_class(location: str | Path, pooling: str, **options: Any) -> Any:
     """The class whose `from_pretrained` makes the model in `location` a classifier.
 
     Raises:
@@ -66,7 +73,10 @@ def load_checkpoint(folder: Path, **options: Any) -> PreTrainedModel:
 # One class for a family: what tells classes apart by identity (a compiler's cache) knows it again.
 @functools.cache
 def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """`family`, a class for sequence classification, with mean pooling under a linear head."""
+    """`family`, a class for sequence classification, with mean pooling under a linear head.
+
+    All means are brought to one length, unless the configuration is of a checkpoint without that.
+    """
 
     class MeanPooled(family):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any) -> None:
@@ -79,7 +89,8 @@ def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
                 self.base_model.pooler = None
             self.dropout = nn.Dropout(DROPOUT)
             self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-            setattr(config, POOLING_KEY, "mean")
+            self._one_length = getattr(config, POOLING_KEY, None) != PLAIN_MEAN
+            setattr(config, POOLING_KEY, MEAN_OF_ONE_LENGTH if self._one_length else PLAIN_MEAN)
             taken = inspect.signature(self.base_model.forward).parameters
             self._takes_types = "token_type_ids" in taken
             self.post_init()
@@ -99,6 +110,8 @@ def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
             # In fp32, also where the encoder computes in half of it: a sum of many tokens.
             counted = attention_mask.unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * counted).sum(1) / counted.sum(1)
+            if self._one_length:
+                mean = nn.functional.normalize(mean) * LENGTH
             logits = self.classifier(self.dropout(mean))
             loss = None
             if labels is not None:

@@ -10,6 +10,8 @@ REPORT = "report"
 TRACKING = "tensorboard"
 # While training goes on: what a run that is taken up again, and other processes, need not repeat.
 TOKENS = "tokens"
+# In it: what the new head starts with.
+HEAD_START = "head_start.safetensors"
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "index.html"
 CONFUSION_FILE = "confusion.png"

@@ -46,8 +46,9 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from service.decisions import aggregate_windows, probabilities
 from service.model_package import file_record, write_text
 from training.base_models import WEIGHTS_FILES, BaseModel, resolve_base_model, start_at_priors
-from training.callbacks import Progress, StopEarly, StopOnRequest
+from training.callbacks import Progress, SpareEvaluations, StopEarly, StopOnRequest
 from training.check import look_at
+from training.choosing import Evaluation, choose_step
 from training.config import (
     DEFAULT_SEED,
     FILE_KEYS,
@@ -67,15 +68,17 @@ from training.data.dataset import (
 from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.data.findings import find_errors
 from training.data.preflight_report import draw_data, print_findings, write_findings
-from training.defaults import Default, careful_defaults, warnings_about
+from training.defaults import Default, careful_defaults, validation_share, warnings_about
 from training.distributed import first_then_others, is_first, of_all, processes, wait_for_all
 from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
 from training.exporter import refuse_unexportable_family
+from training.head_start import HeadStart, fit_head_start, label_rows
 from training.layers import freeze, parameter_groups
 from training.layout import (
     CHECKPOINT,
     DATA_FILE,
     FINDINGS_FILE,
+    HEAD_START,
     RECORD,
     REPORT,
     RESOLVED_RECIPE,
@@ -157,9 +160,14 @@ def train(
 
     base = resolve_base_model(recipe.model)
     tokenizer = base.tokenizer()
-    model = base.classifier(data.labels, data.task, recipe_seed(recipe))
-    if data.task == "multi_label":
-        start_at_priors(model, label_odds(data, weights))
+
+    def new_model() -> PreTrainedModel:
+        made = base.classifier(data.labels, data.task, recipe_seed(recipe))
+        if data.task == "multi_label":
+            start_at_priors(made, label_odds(data, weights))
+        return made
+
+    model = new_model()
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
@@ -191,17 +199,27 @@ def train(
             print_findings(found, Console(stderr=True, markup=False, emoji=False))
             # Only now, when nothing that was given can be refused any more.
             _claim_folder(recipe.output_dir, {"identity": identity, "settled": settled}, overwrite)
-            _write_resolved_recipe(recipe, arguments, tuning, reasons, reading, base.pooling)
+            computed = {"pooling": base.pooling} | _computed_share(data, "validation" in rows)
+            _write_resolved_recipe(recipe, arguments, tuning, reasons, reading, computed)
             write_findings(found, recipe.output_dir / REPORT / FINDINGS_FILE)
             draw_data(found, recipe.output_dir / REPORT / DATA_FILE, reading.max_length)
             drop_torn_checkpoints(recipe.output_dir)
             _find_best_checkpoint(recipe.output_dir)
         wait_for_all()
         with first_then_others():
+            start = make_head_start(
+                *(model.to(arguments.device), tokenizer, data, reading, weights),
+                seed=recipe_seed(recipe),
+                cache=recipe.output_dir / TOKENS,
+            )
+            if start is not None:
+                start.applied_to(model)
             trainer = make_trainer(
                 *(model, tokenizer, data, arguments, tuning, reading, weights),
                 cache=recipe.output_dir / TOKENS,
             )
+            if start is not None:
+                trainer.at_start = lambda: start.applied_to(new_model())
 
         started = time.monotonic()
         for callback in callbacks:
@@ -209,7 +227,13 @@ def train(
         with _graceful_interrupt(trainer), _full_disk_in_a_sentence(recipe.output_dir):
             checkpoint = last_checkpoint(recipe.output_dir)
             if not _had_stopped_early(trainer, checkpoint):
+                # The frozen encoder under its regression; a run that goes on has that already.
+                asked = arguments.eval_on_start
+                judged = start is not None and arguments.load_best_model_at_end
+                arguments.eval_on_start |= judged and checkpoint is None
                 trainer.train(resume_from_checkpoint=checkpoint)
+                # The record of a run says the same whether it was taken up again or not.
+                arguments.eval_on_start = asked
         wait_for_all()
         facts = {
             "identity": identity,
@@ -341,6 +365,7 @@ def settle(
         recipe.training,
         data.task,
         assigned=sum(map(len, data.train.labels)),
+        validation=len(data.validation),
         processes=processes(),
         pooling=pooling,
     )
@@ -420,6 +445,12 @@ class FineTuner(Trainer):
     """
 
     tuning = FineTuningArguments()
+    # Makes the model as it was before the first step, where its head had learned something by then.
+    at_start: Callable[[], PreTrainedModel] | None = None
+    # Texts that it is evaluated on.
+    validation_rows = 0
+    # The step whose weights the model has, once training is over.
+    kept_step: int | None = None
 
     def create_optimizer(self) -> Any:
         """As transformers makes it, with groups of parameters by layer.
@@ -453,11 +484,33 @@ class FineTuner(Trainer):
         super()._report_to_hp_search(trial, done, metrics)
 
     def _load_best_model(self) -> None:
-        """As transformers does it, which only warns where there is nothing to load.
+        """Load the weights that `choose_step` keeps; transformers would always take the best.
+
+        Of a run that stopped early these are the best ones: its last are those of a learning rate
+        that had not come down.
 
         Raises:
             RunError: the checkpoint is gone.
         """
+        measure = str(self.args.metric_for_best_model).removeprefix("eval_")
+        found = [
+            Evaluation(entry["step"], entry[key])
+            for entry in self.state.log_history
+            if (key := f"eval_{measure}") in entry
+        ]
+        whole = self.state.global_step >= self.state.max_steps
+        comparable = whole and found[-1].step == self.state.global_step
+        self.kept_step = choose_step(
+            found,
+            self.validation_rows,
+            greater=bool(self.args.greater_is_better),
+            bounded=comparable and measure != "loss",
+        )
+        if self.kept_step == self.state.global_step:
+            return
+        if self.kept_step == 0 and self.at_start is not None:
+            self.model.load_state_dict(self.at_start().state_dict())
+            return
         best = Path(str(self.state.best_model_checkpoint))
         if not best.is_dir():
             raise RunError(
@@ -476,6 +529,39 @@ class FineTuner(Trainer):
         return SequentialSampler(eval_dataset)
 
 
+def make_head_start(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: LabelledData,
+    reading: Reading,
+    weights: list[float] | None,
+    *,
+    seed: int,
+    cache: Path | None = None,
+) -> HeadStart | None:
+    """What the head of `model` starts with; None where it has more than one layer.
+
+    Args:
+        cache: folder for token ids and the start itself: processes, and a run that goes on, have
+            the same.
+    """
+    file = cache / HEAD_START if cache is not None else None
+    if file is not None and file.is_file():
+        return HeadStart.load(file)
+    names = label_rows(data.train, data.labels) if data.task == "single_label" else None
+    encoded, named = (
+        rows and encode_split(rows, tokenizer, data.labels, data.task, reading, cache)
+        for rows in (data.train, names)
+    )
+    targets = make_targets(data.train, data.labels, data.task)
+    start = fit_head_start(
+        *(model, tokenizer, data.train, encoded, targets, data.task, weights, seed), named=named
+    )
+    if start is not None and file is not None:
+        start.save(file)
+    return start
+
+
 def make_trainer(
     model: PreTrainedModel | Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
@@ -486,7 +572,7 @@ def make_trainer(
     weights: list[float] | None,
     *,
     cache: Path | None = None,
-) -> Trainer:
+) -> FineTuner:
     """The Trainer of a run; `model` may also be what makes a new one for every trial.
 
     Args:
@@ -524,9 +610,10 @@ def make_trainer(
             else None
         ),
         compute_metrics=metrics,
-        callbacks=[Progress()],
+        callbacks=[Progress(), SpareEvaluations()],
     )
     trainer.tuning = tuning
+    trainer.validation_rows = len(data.validation)
     if tuning.early_stopping_patience:
         trainer.add_callback(StopEarly(tuning.early_stopping_patience))
     # ModernBERT takes any keyword, from which the Trainer concludes that it divides its loss by the
@@ -567,7 +654,7 @@ def _graceful_interrupt(trainer: Trainer) -> Iterator[None]:
         )
 
 
-def _had_stopped_early(trainer: Trainer, checkpoint: str | None) -> bool:
+def _had_stopped_early(trainer: FineTuner, checkpoint: str | None) -> bool:
     """Take up a run that was killed after it had stopped early: there is nothing left to train."""
     stops = [one for one in trainer.callback_handler.callbacks if isinstance(one, StopEarly)]
     if checkpoint is None or not stops:
@@ -702,7 +789,7 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
+def _finish(trainer: FineTuner, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
     """Save the best model, write the record, drop the Trainer's own checkpoints."""
     folder = recipe.output_dir / CHECKPOINT
     # Before other TrainingArguments reset it.
@@ -720,8 +807,9 @@ def _finish(trainer: Trainer, recipe: Recipe, facts: dict[str, Any]) -> dict[str
         "finished": True,
         "training_arguments": _stated(trainer.args, recipe),
         "evaluations": evaluations,
-        "kept_step": (trainer.args.load_best_model_at_end and trainer.state.best_global_step)
-        or trainer.state.global_step,
+        "kept_step": (
+            trainer.state.global_step if trainer.kept_step is None else trainer.kept_step
+        ),
         "device": str(trainer.args.device),
         "mixed_precision": precision,
     }
@@ -762,7 +850,7 @@ def _write_resolved_recipe(
     tuning: FineTuningArguments,
     reasons: dict[str, str],
     reading: Reading,
-    pooling: Default,
+    computed: dict[str, Default],
 ) -> None:
     """Every key in force; beside what was computed stands why."""
     resolved = (
@@ -771,9 +859,10 @@ def _write_resolved_recipe(
         | _stated(arguments, recipe)
         | dataclasses.asdict(tuning)
     )
-    if "pooling" not in resolved:
-        resolved["pooling"] = pooling.value
-        reasons = reasons | {"pooling": pooling.reason}
+    for key, default in computed.items():
+        if key not in resolved:
+            resolved[key] = default.value
+            reasons = reasons | {key: default.reason}
     if reading.window_stride is not None:
         resolved["window_stride"] = reading.window_stride
     lines = [
@@ -784,6 +873,13 @@ def _write_resolved_recipe(
         line = yaml.safe_dump({key: value}, allow_unicode=True).rstrip("\n")
         lines.append(f"{line}  # {reasons[key]}" if key in reasons else line)
     write_text(recipe.output_dir / RESOLVED_RECIPE, "\n".join(lines) + "\n")
+
+
+def _computed_share(data: LabelledData, given: bool) -> dict[str, Default]:
+    """The `validation_share` in force, by its key; empty where validation rows were given."""
+    if given:
+        return {}
+    return {"validation_share": validation_share(len(data.train) + len(data.validation))}
 
 
 def named_from_anywhere(recipe: Recipe) -> dict[str, str]:

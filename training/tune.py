@@ -31,6 +31,7 @@ from training.layout import TRACKING
 from training.losses import label_odds, label_weights
 from training.run_lock import alone_in
 from training.train import (
+    make_head_start,
     make_trainer,
     named_from_anywhere,
     refuse_unexportable,
@@ -106,6 +107,8 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
         model = base.classifier(data.labels, data.task, recipe_seed(recipe))
         if data.task == "multi_label":
             start_at_priors(model, label_odds(data, weights))
+        if start is not None:
+            start.applied_to(model)
         freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
         return model
 
@@ -127,6 +130,7 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
         if not _finished(study):
             study.enqueue_trial({key: getattr(arguments, key) for key in space})
         objective = BestOfTrial(measure, greater)
+        start = make_head_start(first, tokenizer, data, reading, weights, seed=recipe_seed(recipe))
         trainer = make_trainer(new_model, tokenizer, data, arguments, tuning, reading, weights)
         trainer.add_callback(objective)
 

@@ -18,6 +18,7 @@ from training.config import DataArguments
 from training.data.findings import Finding, Rows, make_finding
 from training.data.near_duplicates import similar_groups
 from training.data.times import parse_times
+from training.defaults import validation_share
 from training.errors import DataError
 
 
@@ -64,12 +65,13 @@ def divide(
     Raises:
         DataError: no row can be set aside.
     """
+    share = arguments.validation_share or validation_share(len(split)).value
     whole = with_groups(split, rows, kept)
     if rows.times is None:
-        train, validation = stratified_split(whole, arguments.validation_share, seed)
+        train, validation = stratified_split(whole, share, seed)
     else:
         times = parse_times([rows.times[row] for row in kept], rows.where)
-        train, validation = time_split(whole, times, arguments.validation_share)
+        train, validation = time_split(whole, times, share)
     return Division(train, validation, _unmeasured_labels(whole, validation, rows, kept))
 
 

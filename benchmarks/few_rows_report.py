@@ -1,0 +1,111 @@
+"""The table and the plot of `few_rows`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "whetstone": "Whetstone's defaults",
+    "regression": "regression over the frozen encoder",
+    "tfidf": "TF-IDF with a regression",
+    "setfit": "SetFit",
+}
+COLOURS = {
+    "whetstone": "#1f6f8b",
+    "regression": "#c97b12",
+    "tfidf": "#6b7075",
+    "setfit": "#7a4fa3",
+}
+
+
+def grouped(entries: Mapping[str, Any]) -> dict[tuple[str, int, str], list[Any]]:
+    """Entries of all seeds by set, rows and method."""
+    found: dict[tuple[str, int, str], list[Any]] = {}
+    for entry in entries.values():
+        found.setdefault((entry["set"], entry["rows"], entry["method"]), []).append(entry)
+    return found
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation over seeds; 0 of one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def summary(entries: Mapping[str, Any]) -> str:
+    """A table: a line for each set and number of rows, a column for each method."""
+    found = grouped(entries)
+    methods = [method for method in TITLES if any(key[2] == method for key in found)]
+    lines = [
+        f"| set | rows a label | {' | '.join(TITLES[method] for method in methods)} |",
+        f"|---|---{'|---' * len(methods)}|",
+    ]
+    for name, rows in sorted({key[:2] for key in found}):
+        cells = []
+        for method in methods:
+            own = found.get((name, rows, method), [])
+            scores = [entry["accuracy"] for entry in own]
+            cost = statistics.mean(entry["cpu_seconds"] for entry in own) if own else 0.0
+            deviation = f" ± {spread(scores):.3f}" if len(own) > 1 else ""
+            cells.append(
+                f"{statistics.mean(scores):.3f}{deviation} ({len(own)}; {cost:,.0f} s)"
+                if own
+                else "-"
+            )
+        lines.append(f"| `{name}` | {rows} | {' | '.join(cells)} |")
+    tests = sorted({entry["test_rows"] for entry in entries.values()})
+    lines += [
+        "",
+        "Accuracy, mean and standard deviation over seeds (how many seeds; CPU-seconds with the "
+        f"answers to the test rows). Each set on the same {' or '.join(map(str, tests))} rows of "
+        "its test file; a seed draws the training rows, too.",
+    ]
+    return "\n".join(lines)
+
+
+def draw(entries: Mapping[str, Any], path: Path) -> None:
+    """Accuracy by rows a label, a plot for each set, the seeds' spread as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from training.pictures import plain, save_figure
+
+    found = grouped(entries)
+    sets = sorted({key[0] for key in found})
+    figure, axes = pyplot.subplots(
+        1, len(sets), figsize=(3 * len(sets) + 0.6, 3.2), layout="constrained", squeeze=False
+    )
+    for axis, name in zip(axes[0], sets, strict=True):
+        counts = sorted({key[1] for key in found if key[0] == name})
+        for method, title in TITLES.items():
+            points = [
+                (rows, [entry["accuracy"] for entry in found[name, rows, method]])
+                for rows in counts
+                if (name, rows, method) in found
+            ]
+            if points:
+                axis.errorbar(
+                    [rows for rows, _ in points],
+                    [statistics.mean(scores) for _, scores in points],
+                    [spread(scores) for _, scores in points],
+                    color=COLOURS[method],
+                    marker="o",
+                    markersize=4,
+                    capsize=3,
+                    label=title,
+                )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.set_title(plain(name), fontsize=9)
+        axis.set_xlabel("rows a label", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", color="#e3e5e7")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("accuracy on test rows", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside upper center")
+    save_figure(figure, path)
