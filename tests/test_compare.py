@@ -22,7 +22,7 @@ from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
 from training.compare import Comparison, compare
 from training.compare_output import as_json, changed_most, write_comparison
 from training.data.leakage import fingerprint
-from training.data.readers import read_table
+from training.data.readers import read_blocks
 from training.errors import CompareError
 from training.report.comparison import write_comparison_page
 
@@ -491,7 +491,8 @@ def test_a_text_with_a_carriage_return_is_one_line_of_the_csv(
     found = compare(str(tiny_package), str(confused), write_csv(tmp_path / "rows.csv", rows))
     _, file = write_comparison(found, tmp_path)
     assert found.paired is not None
-    assert len(read_table(file)) == len(found.paired.flips)
+    rows = sum(len(block) for block in read_blocks(str(file), None))
+    assert rows == len(found.paired.flips)
 
 
 @pytest.mark.parametrize(
