@@ -506,9 +506,12 @@ def recipe_of(manifest: Manifest) -> dict[str, Any]:
 
 def columns_of(manifest: Manifest, given: Mapping[str, Any]) -> DataArguments:
     """Which columns of a file a package reads: those `given`, else those of its recipe."""
-    keys = ("text_column", "text_pair_column", "label_column", "label_separator", "label_columns")
+    keys = ("text_column", "text_pair_column", "label_column", "label_separator")
     recipe = recipe_of(manifest)
-    stated = {key: recipe[key] for key in keys if key in recipe}
+    # No hash vouches for their types.
+    stated: dict[str, Any] = {key: str(recipe[key]) for key in keys if key in recipe}
+    if isinstance(recipe.get("label_columns"), list):
+        stated["label_columns"] = [str(column) for column in recipe["label_columns"]]
     if manifest.has_pairs:
         stated.setdefault("text_pair_column", "text_pair")
     chosen = {key: value for key, value in given.items() if value is not None}
