@@ -106,6 +106,19 @@ def draw(entries: Mapping[str, Any], path: Path) -> None:
         axis.grid(axis="y", color="#e3e5e7")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("accuracy on test rows", fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside upper center")
+    # Not every method was run on the first set.
+    marks = {
+        title: mark
+        for axis in axes[0]
+        for mark, title in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    shown = [title for title in TITLES.values() if title in marks]
+    figure.legend(
+        [marks[title] for title in shown],
+        shown,
+        frameon=False,
+        fontsize=8,
+        ncols=2,
+        loc="outside upper center",
+    )
     save_figure(figure, path)
