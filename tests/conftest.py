@@ -123,6 +123,18 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def telling_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random encoder, whose vectors of texts with other words differ more."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("telling") / "base")
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] *= 50
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_recipe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that trains the tiny model on three labels of the example in seconds.
 
@@ -143,6 +155,7 @@ learning_rate: 0.002
 num_train_epochs: 6
 logging_steps: 5
 per_device_train_batch_size: 16
+validation_share: 0.1
 use_cpu: true
 """,
         encoding="utf-8",

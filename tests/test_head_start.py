@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel
 
@@ -70,38 +69,30 @@ def logits_of(model: PreTrainedModel, base: Any, texts: list[Any]) -> torch.Tens
     return found
 
 
-@pytest.fixture(scope="module")
-def telling_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random encoder, whose vectors of texts with other words differ more."""
-    folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("telling") / "base")
-    weights = load_file(folder / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"] *= 50
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize(("pooling", "least"), [("mean", 0.65), ("model", 0.55)])
 def test_the_model_knows_its_training_rows_before_the_first_step(
-    telling_base: Path, pooling: str, least: float
+    telling_base: Path,
 ) -> None:
-    base = base_at(telling_base, pooling)
-    rows = FEW if pooling == "mean" else FEW.take(np.arange(20))
+    base, rows = base_at(telling_base, "mean"), FEW
     fresh = logits_of(base.classifier(LABELS, "single_label", 0), base, rows.texts)
     model, start = start_of(base, rows, Reading(32))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = logits_of(start.applied_to(model), base, rows.texts)
     truth = torch.from_numpy(make_targets(rows, LABELS, "single_label"))
-    assert (found.argmax(1) == truth).float().mean() > least
+    assert (found.argmax(1) == truth).float().mean() > 0.65
     assert (found.argmax(1) == truth).sum() > 1.2 * (fresh.argmax(1) == truth).sum()
     # Of the encoder nothing has moved.
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
-def test_vectors_that_hardly_differ_make_no_large_weights(tiny_base: Path) -> None:
-    """A step of the encoder would throw all logits about: the loss was 300 after it."""
-    _, start = start_of(base_at(tiny_base, "mean"), FEW, Reading(32))
-    assert np.abs(start.weight).max() < 2
+def test_an_encoder_that_says_nothing_leaves_the_head_as_it_is(tiny_base: Path) -> None:
+    """Its texts' vectors hardly differ: weights that told them apart would be thrown about."""
+    base = base_at(tiny_base, "model")
+    tokenizer, model = base.tokenizer(), base.classifier(LABELS, "single_label", 0)
+    encoded = encode_split(FEW, tokenizer, LABELS, "single_label", Reading(32))
+    targets = make_targets(FEW, LABELS, "single_label")
+    given = (model, tokenizer, FEW, encoded, targets, "single_label", None, 0)
+    assert fit_head_start(*given) is None  # type: ignore[arg-type]
 
 
 def test_names_of_labels_are_texts_where_rows_are_few() -> None:
@@ -158,17 +149,17 @@ def test_several_labels_a_row_and_one_without_any_row(telling_base: Path) -> Non
     assert probs[:, 2].max() < 0.2
 
 
-def test_class_weights_shift_the_answers(tiny_base: Path) -> None:
-    base = base_at(tiny_base, "mean")
+def test_class_weights_shift_the_answers(telling_base: Path) -> None:
+    base = base_at(telling_base, "mean")
     model, start = start_of(base, SPLIT, Reading(32), weights=[20.0, 1.0, 1.0])
     often = (logits_of(start.applied_to(model), base, SPLIT.texts).argmax(1) == 0).sum()
     model, start = start_of(base, SPLIT, Reading(32))
     assert often > (logits_of(start.applied_to(model), base, SPLIT.texts).argmax(1) == 0).sum()
 
 
-def test_a_text_in_windows_is_read_whole(tiny_base: Path) -> None:
+def test_a_text_in_windows_is_read_whole(telling_base: Path) -> None:
     long = Split([" ".join([text] * 5) for text in SPLIT.texts[:40]], SPLIT.labels[:40])
-    base = base_at(tiny_base, "mean")
+    base = base_at(telling_base, "mean")
     windows = Reading(16, 4, "mean")
     assert max(encode_split(long, base.tokenizer(), LABELS, "single_label", windows).windows) > 2
     _, whole = start_of(base, long, windows)
@@ -230,16 +221,20 @@ def test_the_strength_suits_the_rows() -> None:
 
 
 def test_no_epoch_is_the_regression_alone(
-    tiny_base: Path, tiny_recipe: Path, tmp_path: Path
+    telling_base: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     keys = {"output_dir": str(tmp_path / "run"), "num_train_epochs": "0"}
+    keys |= {"model_name_or_path": str(telling_base), "pooling": "mean"}
     run = train(load_recipe(tiny_recipe, keys))
     assert run.record["kept_step"] == 0 and len(run.record["evaluations"]) == 1
-    before = load_file(tiny_base / "model.safetensors")
+    before = load_file(telling_base / "model.safetensors")
     after = load_file(run.checkpoint / "model.safetensors")
-    assert all(torch.equal(old, after[f"bert.{name}"]) for name, old in before.items())
-    # A fresh head has a deviation of 0.02; of this random encoder a regression learns little.
-    assert 0 < after["classifier.weight"].std() < 0.01
+    encoder = {name: value for name, value in after.items() if name.startswith("bert.")}
+    assert all(
+        torch.equal(before[name.removeprefix("bert.")], value) for name, value in encoder.items()
+    )
+    # A fresh head has a deviation of 0.02.
+    assert after["classifier.weight"].std() > 0.1
     # An ordinary package: the head is part of the graph.
     manifest = Classifier.load(export(run)).manifest
     assert manifest.parity["fp32"]["largest_logit_difference"] <= 1e-3

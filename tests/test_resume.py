@@ -57,11 +57,13 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_where_one_that_is_not_does(
-    tiny_recipe: Path, tmp_path: Path
+    tiny_recipe: Path, telling_base: Path, tmp_path: Path
 ) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     # Enough epochs that a fast machine has not ended before the last kill.
     keys = ("--num_train_epochs", "24", "--early_stopping_patience", "0")
+    # Its head starts from what the frozen encoder says.
+    keys += ("--model_name_or_path", str(telling_base), "--pooling", "mean")
     finish(["-m", "training", *command(tiny_recipe, alone, *keys)])
     chance = random.Random(0)  # noqa: S311 - no secret
     kills = 0
@@ -80,6 +82,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_one_that_is_not_does(
     assert kills >= 2
     finish(["-m", "training", *command(tiny_recipe, killed, *keys)])
     expected, found = record_of(alone), record_of(killed)
+    assert expected["evaluations"][0]["step"] == 0
     assert found["evaluations"] == expected["evaluations"]
     assert found["kept_step"] == expected["kept_step"]
     weights = "model.safetensors"

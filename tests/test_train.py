@@ -116,16 +116,14 @@ def test_frozen_layers_stay_as_they_were(
         assert torch.equal(old, after[f"bert.{name}"]) is frozen, name
 
 
-@pytest.mark.parametrize(("patience", "epochs"), [("1", 1), ("0", 4)])
+@pytest.mark.parametrize(("patience", "epochs"), [("1", 2), ("0", 4)])
 def test_training_stops_where_it_no_longer_gets_better(
     tiny_recipe: Path, tmp_path: Path, patience: str, epochs: int
 ) -> None:
-    # At this rate nothing changes: what the head starts with stays the best.
+    # At this rate nothing changes: the first epoch stays the best.
     keys = {"learning_rate": "1e-12", "num_train_epochs": "4", "early_stopping_patience": patience}
     record = train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record
-    assert [round(evaluation["epoch"]) for evaluation in record["evaluations"]] == list(
-        range(epochs + 1)
-    )
+    assert len(record["evaluations"]) == epochs
     # Of equal ones the last, where the learning rate had come down.
     assert record["kept_step"] == record["evaluations"][-1 if patience == "0" else 0]["step"]
 
@@ -157,17 +155,16 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
     evaluated: list[float] = []
 
     def falling(*given: Any) -> dict[str, float]:
-        # Behind what the head starts with, which is evaluated first.
-        evaluated.append(1.0 - len(evaluated) / 10 if evaluated else 0.0)
+        evaluated.append(1.0 - len(evaluated) / 10)
         return validation_metrics(*given) | {"macro_f1": evaluated[-1]}
 
     keys = {"num_train_epochs": "3", "early_stopping_patience": "0"}
     if stops_early:
         keys = {"num_train_epochs": "6", "early_stopping_patience": "1"}
-        monkeypatch.setattr(StopEarly, "is_time", lambda *_: len(evaluated) >= 4)
+        monkeypatch.setattr(StopEarly, "is_time", lambda *_: len(evaluated) >= 3)
     monkeypatch.setattr("training.train.validation_metrics", falling)
     uninterrupted = train(recipe_at(tiny_recipe, tmp_path / "whole", **keys))
-    assert uninterrupted.record["kept_step"] == 27
+    assert uninterrupted.record["kept_step"] == 28
     evaluated.clear()
     # Killed while the best model is saved, then moved to where there is room.
     with monkeypatch.context() as patched:
@@ -176,7 +173,7 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
             train(recipe_at(tiny_recipe, tmp_path / "before", **keys))
     shutil.move(tmp_path / "before", tmp_path / "after")
     run = train(recipe_at(tiny_recipe, tmp_path / "after", **keys))
-    assert run.record["kept_step"] == 27
+    assert run.record["kept_step"] == 28
     files = [folder.checkpoint / "model.safetensors" for folder in (run, uninterrupted)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -184,7 +181,7 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
 def test_a_run_whose_best_checkpoint_is_gone_does_not_end_with_another(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.0, 0.9, 0.1])
+    scores = iter([0.9, 0.1])
     monkeypatch.setattr(
         "training.train.validation_metrics",
         lambda *given: validation_metrics(*given) | {"macro_f1": next(scores)},
@@ -463,7 +460,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     run = train(recipe)
     assert seen[stopped] == stopped + 1, "it went on where it had stopped"
     assert run.record["finished"]
-    assert seen[-1] == 162
+    assert seen[-1] == 168
     if not strategy:
         # In the middle of an epoch, and nobody can tell.
         uninterrupted = json.loads((tiny_run_folder / RECORD).read_text("utf-8"))
@@ -563,7 +560,7 @@ def test_a_run_without_its_checkpoint_cannot_be_exported(
 
 
 def test_the_regression_over_the_frozen_encoder_is_kept_where_it_is_better(
-    tiny_base: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    telling_base: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -577,7 +574,8 @@ def test_the_regression_over_the_frozen_encoder_is_kept_where_it_is_better(
         def on_evaluate(self, *_: Any, **__: Any) -> None:
             evaluated.append(1)
 
-    recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="2")
+    keys = {"num_train_epochs": "2", "model_name_or_path": str(telling_base), "pooling": "mean"}
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", **keys)
     # Killed after the last step: what is kept has to be made anew.
     with monkeypatch.context() as patched:
         patched.setattr("training.train._finish", lambda *_: 1 / 0)
@@ -585,21 +583,21 @@ def test_the_regression_over_the_frozen_encoder_is_kept_where_it_is_better(
             train(recipe, callbacks=[Look()])
     run = train(recipe)
     assert run.record["kept_step"] == run.record["evaluations"][0]["step"] == 0
-    before = load_file(tiny_base / "model.safetensors")
+    before = load_file(telling_base / "model.safetensors")
     after = load_file(run.checkpoint / "model.safetensors")
-    for name, old in before.items():
-        assert torch.equal(old, after[f"bert.{name}"]), name
-    # The head is the regression's, which of this random encoder knows little: a fresh one has 0.02.
-    assert after["classifier.weight"].std() < 0.01
+    for name in after.keys() - {"classifier.weight", "classifier.bias"}:
+        assert torch.equal(before[name.removeprefix("bert.")], after[name]), name
+    # The head is the regression's: a fresh one has a deviation of 0.02.
+    assert after["classifier.weight"].std() > 0.1
 
 
 def test_of_a_dozen_rows_not_every_epoch_is_evaluated(tiny_recipe: Path, tmp_path: Path) -> None:
     rows = [row for place, row in enumerate(example_rows("train")) if place % 40 == 0]
     keys = {"train_file": str(write_csv(tmp_path / "few.csv", rows)), "num_train_epochs": "70"}
     record = train(recipe_at(tiny_recipe, tmp_path / "run", **keys)).record
-    # One step an epoch; the first is of the frozen encoder, the last of the last step.
+    # One step an epoch; the last is of the last step.
     assert len(rows) < 16
-    assert [entry["step"] for entry in record["evaluations"]] == [0, 15, 30, 45, 60, 70]
+    assert [entry["step"] for entry in record["evaluations"]] == [15, 30, 45, 60, 70]
 
 
 def test_another_measure_of_the_best_is_kept_in_its_own_direction(

@@ -39,6 +39,9 @@ FOLDS = 3
 MOST_ITERATIONS = 200
 # No vector is shorter, but of an encoder that says nothing at all.
 TINY = 1e-6
+# Standard deviation of logits over the rows below which the frozen encoder has told nothing: a head
+# of nearly 0 would pass hardly any gradient on to it.
+LEAST_SPREAD = 0.1
 TEXTS_AT_ONCE = 64
 # Rows a label up to which its name is one of its texts. On five sets the regression gained by it
 # with 4 rows a label; with 8 it gained on two and lost on one. Where it ends is a guess.
@@ -104,7 +107,9 @@ def fit_head_start(
     *,
     named: EncodedSplit | None = None,
 ) -> HeadStart | None:
-    """The regression that the head of `model` starts with; None where it has no linear head.
+    """The regression that the head of `model` starts with; None where that is worth nothing.
+
+    As where the head is not linear, or the encoder says nothing of the texts before it is trained.
 
     The penalty is chosen by cross-validation over groups of equal texts. Of more than MOST_ROWS
     rows so many are drawn, every label in its proportion.
@@ -137,6 +142,8 @@ def fit_head_start(
         table = torch.cat([table, torch.from_numpy((own - middle) * scale).double()])
         truth = torch.cat([truth, torch.arange(labels)])
     weight, bias = _fit(table, truth, labels, loss, strength)
+    if float((table @ weight.T).std(dim=0).max()) < LEAST_SPREAD:
+        return None
     weight *= scale
     bias -= weight @ torch.from_numpy(middle).double()
     return HeadStart(weight.float().numpy(), bias.float().numpy())

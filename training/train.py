@@ -539,7 +539,7 @@ def make_head_start(
     seed: int,
     cache: Path | None = None,
 ) -> HeadStart | None:
-    """What the head of `model` starts with; None where it has more than one layer.
+    """What the head of `model` starts with; None where it starts at random.
 
     Args:
         cache: folder for token ids and the start itself: processes, and a run that goes on, have
