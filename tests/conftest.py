@@ -155,7 +155,6 @@ learning_rate: 0.002
 num_train_epochs: 6
 logging_steps: 5
 per_device_train_batch_size: 16
-validation_share: 0.1
 use_cpu: true
 """,
         encoding="utf-8",

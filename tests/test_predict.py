@@ -429,6 +429,25 @@ def test_bytes_that_cannot_be_decoded_are_written_as_they_were(
     assert b"\nlate,caf\xe9," in (tmp_path / "out.csv").read_bytes()
 
 
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_a_carriage_return_in_a_text_ends_no_row(
+    classifier: Classifier, tmp_path: Path, ending: str
+) -> None:
+    rows: Rows = [{"text": "hello\rworld", "id": 1}, {"text": "late", "id": 2}]
+    out = tmp_path / f"out{ending}"
+    assert predict(classifier, write_jsonl(tmp_path / "in.jsonl", rows), out) == (2, 0)
+    found = [row for block in read_blocks(str(out), None) for row in block.records()]
+    assert [(row["text"], row["id"]) for row in found] == [("hello\rworld", "1"), ("late", "2")]
+
+
+def test_a_result_in_the_folder_is_no_input_of_the_next_command(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    write_csv(tmp_path / "in.csv", ROWS)
+    for _ in range(2):
+        assert predict(classifier, tmp_path, tmp_path / "out.csv")[0] == len(ROWS)
+
+
 @pytest.mark.parametrize("name", ["out.txt", "out.xlsx", "out.parquet.gz", "out"])
 def test_an_unknown_ending_of_the_target_is_refused_before_any_work(
     classifier: Classifier, tmp_path: Path, name: str

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from setuptools import find_packages
 
 from benchmarks import (
     bench_soak,
@@ -83,6 +84,15 @@ def test_imports_go_from_training_to_service_only() -> None:
                 else []
             )
             assert not [name for name in names if name.partition(".")[0] == "training"], path
+
+
+def test_every_package_is_installed() -> None:
+    """The image that trains installs the project as it is built."""
+    found = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = find_packages(str(ROOT), include=found)
+    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("[st]*/**/__init__.py")}
+    expected = {".".join(folder.parts) for folder in folders if folder.parts[0] != "tests"}
+    assert set(packages) == expected
 
 
 def test_only_the_exporter_knows_optimum() -> None:

@@ -219,8 +219,10 @@ def test_the_cron_jobs_commands_publish_package_and_verdict(
     claim.mkdir()
     shutil.copytree(tiny_recipe.parent, recipe)
     write_csv(claim / "test.csv", example_rows("test"))
-    with (recipe / "recipe.yaml").open("a", encoding="utf-8") as lines:
-        lines.write("num_train_epochs: 1\nlearning_rate: 0.000001\n")
+    text = (recipe / "recipe.yaml").read_text("utf-8")
+    text = text.replace("num_train_epochs: 6", "num_train_epochs: 1")
+    text = text.replace("learning_rate: 0.002", "learning_rate: 0.000001")
+    (recipe / "recipe.yaml").write_text(text, "utf-8")
     manifests = copy.deepcopy(rendered("cronjob"))
     champion, _ = publish(tiny_package, str(claim / "published"))
     for config in manifests.of("ConfigMap"):

@@ -418,8 +418,6 @@ def _check_shape(data: DataArguments, model: ModelArguments, export: ExportArgum
         raise RecipeError("label_columns names one column: give one for each label, two at least")
     if data.label_columns is not None and data.label_separator is not None:
         raise RecipeError("label_columns and label_separator exclude each other: leave one out")
-    if data.delimiter is not None and len(data.delimiter) != 1:
-        raise RecipeError(f"delimiter is {data.delimiter!r}: it is one character, such as ';'")
     if data.label_separator is not None and not data.label_separator.strip():
         raise RecipeError("label_separator is white space: choose a visible one, such as '|'")
     if data.text_pair_column is not None and data.text_pair_column == data.text_column:

@@ -86,6 +86,8 @@ def reason_of(error: Exception) -> str | None:
         )
     lines = str(error).splitlines() or [kind.__name__]
     said = re.sub(r"//[^/@\s]*@", "//", lines[0])[:LONGEST_REASON]
+    if isinstance(error, EOFError):
+        return "it breaks off in the middle: was it written to its end?"
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or folder: make it first"
     if isinstance(error, PermissionError):

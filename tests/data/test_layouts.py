@@ -177,6 +177,41 @@ def test_fields_of_objects_are_named_with_dots(tmp_path: Path) -> None:
     assert (found.texts, found.labels) == (["a", "b"], [("x",), ("y",)])
 
 
+def test_annotations_of_label_studio_that_count(tmp_path: Path) -> None:
+    def task(*annotations: dict[str, Any]) -> dict[str, Any]:
+        return {"data": {"text": "a"}, "annotations": list(annotations)}
+
+    other = {"result": [{"from_name": "urgency", "value": {"choices": ["now"]}}]}
+    rows = [
+        task(label_studio("x"), label_studio("y")),
+        task(label_studio("x") | {"ground_truth": True}, label_studio("y")),
+        task(label_studio("x"), {"result": []}),
+        task(other),
+    ]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    found = read(path)
+    assert "annotators disagree" in found.problems[0].message
+    assert found.labels[1:] == [("x",), ("x",), ("now",)]
+    # What another control says is no label of this one.
+    for row in rows:
+        for annotation in row["annotations"]:
+            for result in annotation["result"]:
+                result["from_name"] = result["from_name"].replace("label", "sentiment")
+    assert read(jsonl(tmp_path / "a.jsonl", rows), label_column="sentiment").labels[3] == ()
+
+
+def test_a_column_called_answer_may_be_the_label(tmp_path: Path) -> None:
+    rows = [{"text": "a", "answer": "accept"}, {"text": "b", "answer": "reject"}]
+    found = read(jsonl(tmp_path / "a.jsonl", rows), label_column="answer")
+    assert (found.labels, found.left_out) == ([("accept",), ("reject",)], frozenset())
+
+
+def test_a_list_as_numpy_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,['x' 'y z']\nb,['x']\n", encoding="utf-8")
+    assert read(str(path)).labels == [("x", "y z"), ("x",)]
+
+
 def test_lists_of_one_label_are_said_and_can_be_single_labels(tmp_path: Path) -> None:
     rows = [{"id": n, "text": f"{n}", "label": ["xy"[n % 2]], "Comments": []} for n in range(8)]
     path = jsonl(tmp_path / "a.jsonl", rows)

@@ -152,6 +152,8 @@ def test_a_key_says_what_cannot_be_seen(tmp_path: Path) -> None:
         ("a.csv", gzip.compress(b"text,label\n"), "compressed by gzip: name it .gz"),
         ("a.csv", b"text,label,,\na,x,,\n", "line 1: cell 3, 4 of the header is empty"),
         ("a.json", b"[[1, 2], [3, 4]]", "a list of lists, whose columns have no names"),
+        ("a.json", b'[{"text": "a", "label": "b"}]\n[{"text": "c"}]', "row 2: more stands behind"),
+        ("a.csv.gz", gzip.compress(b"text,label\n" + os.urandom(2 << 20))[:-9], "it breaks off"),
         ("a.json", b'[{"text": "a", "label": "b"}, {"te', "row 2: from here on it is not JSON"),
     ],
 )
@@ -187,6 +189,30 @@ def test_a_quote_at_the_start_of_a_cell_need_not_be_one(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\n"Premium" plan please,x\nb,y\n', encoding="utf-8")
     assert [row["text"] for row in read(path)] == ["Premium plan please", "b"]
+
+
+def test_a_quote_that_opens_by_mistake_takes_no_other_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"Great phone,a\nfine,b\n5" screen,a\nok,b\n', encoding="utf-8")
+    first, *others = read(path)
+    assert "a quote opens in it" in first["problem"]
+    assert [row["text"] for row in others] == ["fine", '5" screen', "ok"]
+
+
+def test_a_name_for_lines_of_json_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('garbage\n{"text": "a", "label": "x"}\n', encoding="utf-8")
+    first, second = read(path)
+    assert (first["problem"], second["text"]) == ("the line is not JSON", "a")
+    path.write_text('{"text": "a", "label": "x", "data": [{"text": "inner"}]}', encoding="utf-8")
+    assert read(path) == [{"text": "a", "label": "x"}]
+
+
+def test_an_encoding_that_is_named_may_have_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for encoding, named in (("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("utf-16-le", "utf-16")):
+        path.write_bytes(csv_of(",").encode(encoding))
+        assert read(path, keys=ReadingKeys(None, named)) == ROWS
 
 
 def test_a_file_of_open_quotes_is_no_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

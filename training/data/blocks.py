@@ -137,7 +137,8 @@ class TableBlock(Block):
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Rows as Python's own types."""
-        return iter(self.table.to_pylist())
+        for row in self.table.to_pylist():
+            yield {name: plain(value) for name, value in row.items()}
 
 
 def plain(value: Any) -> Any:

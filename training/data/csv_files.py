@@ -17,8 +17,9 @@ SEPARATORS = ",;\t|"
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # Rows of the head by which a separator is found.
 SNIFFED_ROWS = 50
-# A file with more of such rows is not quoted as CSV is.
-MOST_OPEN_QUOTES = 20
+# Characters of rows that opened a quote and are read once more, line by line: a file with more of
+# them is not quoted as CSV is.
+MOST_READ_AGAIN = 16 * ROW_CHARACTERS
 OPEN_QUOTE = Problem(
     "malformed_row",
     f"a quote opens in it that nothing closes, or it has more than {ROW_CHARACTERS:,} characters",
@@ -71,6 +72,18 @@ class Lines:
     def first(self) -> int:
         """The number of the row's first line, from 1."""
         return self._number - len(self._row) + 1
+
+    def are_strict(self, separator: str) -> bool:
+        """Whether the row is quoted as CSV is, asked only where it has several lines.
+
+        A quote that opens by mistake takes all lines up to the next one that happens to close it.
+        """
+        if len(self._row) < 2:
+            return True
+        try:
+            return len(list(csv.reader(self._row, delimiter=separator, strict=True))) == 1
+        except csv.Error:
+            return False
 
     def start_row(self) -> None:
         """The next line begins a row."""
@@ -147,20 +160,20 @@ def read_csv(text: Iterator[str], layout: Layout, file: str) -> Iterator[CellBlo
 def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], Problem | None]]:
     """Every row that is not empty; `lines` says where it stood."""
     reader = csv.reader(lines, delimiter=layout.separator)
-    quotes = 0
+    again = 0
     while True:
         lines.start_row()
         try:
             row = next(reader, None)
-            is_open = row is not None and lines.ended
+            is_open = row is not None and (lines.ended or not lines.are_strict(layout.separator))
         except csv.Error:
             is_open = True
         if is_open:
-            quotes += 1
-            if quotes > MOST_OPEN_QUOTES:
+            again += lines.characters
+            if again > MOST_READ_AGAIN:
                 raise DataError(
-                    f"{file}, line {lines.first}: more than {MOST_OPEN_QUOTES} rows open a quote "
-                    "that nothing closes: write a quote within quotes twice, as CSV has it"
+                    f"{file}, line {lines.first}: too many rows open a quote that nothing closes: "
+                    "write a quote within quotes twice, as CSV has it"
                 )
             lines.reread()
             # The other one would go on within the quote.

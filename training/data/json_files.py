@@ -31,13 +31,14 @@ Row = tuple[int | None, Any, Problem | None, int]
 
 
 def read_json(
-    text: io.TextIOBase, head: str, file: str, wanted: Sequence[str]
+    text: io.TextIOBase, head: str, file: str, wanted: Sequence[str], *, lines: bool = False
 ) -> Iterator[RecordBlock]:
     """Rows as blocks, of which each has the columns of the rows so far.
 
     Args:
         head: what the text begins with.
         wanted: columns that are looked for, where a table's layout is not sure.
+        lines: the file is said to have a row on each line.
 
     Raises:
         DataError: there are no rows in it, or it breaks off in the middle.
@@ -45,6 +46,8 @@ def read_json(
     begin = head.lstrip()[:1]
     if begin == "[":
         rows = _list(text, file)
+    elif lines:
+        rows = _lines(text)
     elif begin != "{":
         raise DataError(f"{file} holds no rows: JSON rows begin with {{, or a list of them with [")
     elif _are_lines(head):
@@ -75,6 +78,8 @@ def _in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
     if len(block):
         block.columns = list(columns)
         yield block
+    elif not block.start:
+        raise DataError(f"{file} holds no rows")
 
 
 def _are_lines(head: str) -> bool:
@@ -110,6 +115,11 @@ def _list(text: io.TextIOBase, file: str) -> Iterator[Row]:
         try:
             place = BETWEEN.match(buffer, place).end()  # type: ignore[union-attr]
             if buffer[place : place + 1] == "]":
+                if buffer[place + 1 :].strip() or text.read(CHUNK_CHARACTERS).strip():
+                    raise DataError(
+                        f"{file}, row {count + 1}: more stands behind the list: give each list a "
+                        "file of its own, or a row on each line"
+                    )
                 return
             row, end = decoder.raw_decode(buffer, place)
         except (ValueError, RecursionError):
@@ -156,7 +166,11 @@ def _table(value: dict[str, Any], file: str, wanted: Sequence[str]) -> Iterator[
     data, columns = value.get("data"), value.get("columns")
     cells = list(value.values())
     if isinstance(data, list) and isinstance(columns, list):
-        yield from (dict(zip(map(str, columns), row, strict=False)) for row in data)
+        names = list(map(str, columns))
+        for row in data:
+            # A row that is none, or has a cell too many, is that row's error.
+            fits = isinstance(row, list) and len(row) <= len(names)
+            yield dict(zip(names, row, strict=False)) if fits else None
     elif isinstance(data, list):
         yield from data
     elif cells and all(isinstance(cell, dict) for cell in cells):

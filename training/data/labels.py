@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from training.data.layouts import LeftOut
 Names = tuple[str, ...]
 # A cell that is longer is not a list of labels.
 LIST_CHARACTERS = 100_000
+# A list as NumPy writes it, without commas.
+NUMPY = re.compile(r"""['"]\s+['"]""")
+QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
 class LabelReader:
@@ -85,12 +89,15 @@ def list_in_text(value: Any) -> list[str] | None:
     text = value.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
+    if NUMPY.search(text):
+        # Python would join strings that stand side by side.
+        return [first or second for first, second in QUOTED.findall(text)]
     for parse in (json.loads, ast.literal_eval):
         try:
             found = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list):
+        if isinstance(found, list) and not any(isinstance(part, dict) for part in found):
             return [str(part) for part in found if part is not None]
     return None
 

@@ -5,7 +5,7 @@ writes them.
 |---|---|---|
 | Prodigy | `answer` is accept, reject or ignore | `label`, or the `accept`ed options |
 | spaCy | an object `cats` of numbers | those of 0.5 and more |
-| Label Studio | objects `data`, lists `annotations` | the choices of the annotation that counts |
+| Label Studio | objects `data`, lists `annotations` | the choices that annotations agree on |
 | Argilla | `fields` and `responses`, or `label.responses` | what all responses agree on |
 
 Rows that an annotator rejected, skipped or discarded are left out.
@@ -26,6 +26,7 @@ TOOL_COLUMNS = (
 )
 ANSWERS = {"accept", "reject", "ignore"}
 SURE = 0.5
+DEFAULT_CONTROL = "label"
 
 
 class LeftOut(NamedTuple):
@@ -62,11 +63,11 @@ def find_layout(block: Block, text_column: str, label_column: str) -> Layout:
     """The layout of the first rows of a file; that of plain columns where no tool's fits."""
 
     def sample(column: str) -> list[Any]:
-        found = block.values(column)[:100] if block.has(column) else []
-        return [value for value in found if value is not None]
+        found = block.values(column) if block.has(column) else []
+        return [value for value in found if value is not None][:100]
 
     answers = sample("answer")
-    if answers and {str(answer) for answer in answers} <= ANSWERS:
+    if label_column != "answer" and answers and {str(answer) for answer in answers} <= ANSWERS:
         column = "accept" if _all(sample("accept"), list) else label_column
         return Layout("Prodigy", text_column, ("answer", column), lambda row: _answer(row, column))
     if block.resolves(label_column):
@@ -85,7 +86,7 @@ def find_layout(block: Block, text_column: str, label_column: str) -> Layout:
             "Argilla",
             text_column if block.resolves(text_column) else f"fields.{text_column}",
             ("responses",),
-            lambda row: _responses(row["responses"].get(label_column)),
+            lambda row: _responses(follow(row, ["responses", label_column])),
         )
     flat = f"{label_column}.responses"
     if block.has(flat):
@@ -124,7 +125,7 @@ def _all(values: list[Any], kind: type) -> bool:
 
 
 def _answer(row: Mapping[str, Any], column: str) -> Labels:
-    if row["answer"] != "accept":
+    if row["answer"] in ("reject", "ignore"):
         return LeftOut("its answer is reject or ignore")
     return _one_or_list(row[column]) if isinstance(row[column], list) else row[column]
 
@@ -138,21 +139,35 @@ def _cats(cats: Any) -> Labels:
 
 
 def _choices(annotations: Any, control: str) -> Labels:
-    """The choices of the last annotation that was not cancelled."""
+    """What the annotations that count agree on: the ground truth, or else all that are not empty.
+
+    Of several controls the one that is named; a single one need not be, by the default name.
+    """
     if not isinstance(annotations, list):
         return None
     counting = [one for one in annotations if isinstance(one, dict)]
     if counting and all(one.get("was_cancelled") for one in counting):
         return LeftOut("its annotation was skipped")
-    found: list[str] = []
-    for annotation in counting:
-        if annotation.get("was_cancelled"):
-            continue
+    kept = [one for one in counting if not one.get("was_cancelled")]
+    kept = [one for one in kept if one.get("ground_truth")] or kept
+    found: dict[tuple[str, ...], list[str]] = {}
+    for annotation in kept:
         results = [one for one in annotation.get("result") or () if isinstance(one, dict)]
         named = [one for one in results if one.get("from_name") == control]
-        lists = [follow(one, ["value", "choices"]) for one in named or results]
-        found = [name for choices in lists if isinstance(choices, list) for name in choices]
-    return _one_or_list(found)
+        controls = sorted({str(one.get("from_name")) for one in results})
+        if not named and control == DEFAULT_CONTROL:
+            if len(controls) > 1:
+                message = f"its labels come from {' and '.join(controls)}: name one as label_column"
+                return Problem("label_value", message)
+            named = results
+        lists = [follow(one, ["value", "choices"]) for one in named]
+        names = [str(name) for one in lists if isinstance(one, list) for name in one]
+        if names:
+            found[tuple(sorted(names))] = names
+    if len(found) > 1:
+        first, second = list(found.values())[:2]
+        return Problem("disagreement", f"its annotators disagree: {first} and {second}")
+    return _one_or_list(next(iter(found.values()), []))
 
 
 def _responses(responses: Any) -> Labels:

@@ -129,6 +129,11 @@ def _read_text(
     refuse_other_kinds(content.head, source.name)
     found = find_encoding(content.head)
     encoding = check_encoding(keys.encoding) if keys.encoding else found
+    if found.startswith(encoding):
+        # With what a byte order mark says, or zero bytes say of one that is missing.
+        encoding = found
+    elif encoding == "utf-16":
+        encoding = "utf-16-le"
     if not keys.encoding and found not in ("utf-8", "utf-8-sig"):
         logger.warning("%s: read as %s (key encoding)", source.name, _shown(found))
     text = open_text(io.BufferedReader(content), encoding)
@@ -136,8 +141,8 @@ def _read_text(
     head = codecs.getincrementaldecoder(encoding)("replace").decode(content.head)
     if head.startswith(FASTTEXT):
         return _read_fasttext(text, source.name)
-    if format_ == "json" or (format_ == "text" and head.lstrip()[:1] in ("{", "[")):
-        return read_json(text, head, source.name, wanted)
+    if format_ in ("json", "lines") or (format_ == "text" and head.lstrip()[:1] in ("{", "[")):
+        return read_json(text, head, source.name, wanted, lines=format_ == "lines")
     layout = find_layout(head, wanted, keys.delimiter or ("\t" if source.is_tabbed else None))
     if layout.separator != "," and not keys.delimiter and not source.is_tabbed:
         name = SEPARATOR_NAMES.get(layout.separator, repr(layout.separator))

@@ -21,11 +21,20 @@ logger = logging.getLogger(__name__)
 
 # Of a header so many columns are shown where one is looked for.
 SHOWN_COLUMNS = 20
+# How people write a tab.
+TABS = {"tab": "\t", "\\t": "\t"}
 
 
 def keys_of(arguments: DataArguments) -> ReadingKeys:
-    """What a recipe says of how its files are written."""
-    return ReadingKeys(arguments.delimiter, arguments.encoding)
+    """What a recipe says of how its files are written.
+
+    Raises:
+        DataError: the delimiter is not one character.
+    """
+    delimiter = TABS.get(arguments.delimiter or "", arguments.delimiter)
+    if delimiter is not None and len(delimiter) != 1:
+        raise DataError(f"delimiter is {delimiter!r}: it is one character, such as ';', or tab")
+    return ReadingKeys(delimiter, arguments.encoding)
 
 
 def read_files(
@@ -41,8 +50,12 @@ def read_files(
     wanted += [column for column in optional if column is not None]
     named = [named] if isinstance(named, str) else named
     where = named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1} more"
+    responses = (
+        f"{arguments.label_column}.responses",
+        f"{arguments.label_column}.responses.status",
+    )
     blocks = read_blocks(
-        named, [*wanted, *columns, *TOOL_COLUMNS], keys_of(arguments), looked_for=wanted
+        named, [*wanted, *columns, *TOOL_COLUMNS, *responses], keys_of(arguments), looked_for=wanted
     )
     return collect(blocks, where, arguments, columns)
 

@@ -30,8 +30,8 @@ STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "standard input"
 FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
-    ".jsonl": "json",
-    ".ndjson": "json",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
     ".json": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
@@ -47,7 +47,8 @@ HEAD_BYTES = 1 << 20
 class Content(io.RawIOBase):
     """The bytes of a file, of which `head` are the first, looked at and still to be read."""
 
-    def __init__(self, raw: Any, content: Any, head: bytes) -> None:
+    def __init__(self, name: str, raw: Any, content: Any, head: bytes) -> None:
+        self._name = name
         self._raw = raw
         self._content = content
         self._unread = memoryview(head)
@@ -60,7 +61,10 @@ class Content(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As of every raw stream; `position` is how much of the stored file was read."""
-        data = self._unread[: len(buffer)] or self._content.read(len(buffer))
+        data = self._unread[: len(buffer)]
+        if not data:
+            with one_sentence(self._name, DataError):
+                data = self._content.read(len(buffer))
         self._unread = self._unread[len(data) :]
         buffer[: len(data)] = data
         self.position = self._raw.tell()
@@ -134,7 +138,7 @@ class Source:
                 import pyarrow
 
                 content = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
-            return Content(raw, content, _read_fully(content, HEAD_BYTES))
+            return Content(self.name, raw, content, _read_fully(content, HEAD_BYTES))
 
     def refuse_change(self) -> None:
         """Raise DataError where the file is no longer what it was when it was found."""
@@ -182,6 +186,8 @@ def _find(named: str) -> list[Source]:
     with one_sentence(named, DataError):
         if fs.isdir(path):
             found = [name for name in sorted(fs.find(path)) if _is_data(name, path)]
+            # Spark leaves such shards.
+            found = [name for name in found if fs.size(name) != 0] or found
             if not found:
                 raise DataError(f"{shown} holds no file to read: their names end in {ENDINGS}")
         elif fs.exists(path):

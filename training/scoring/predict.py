@@ -35,6 +35,7 @@ from training.scoring.answers import Answering, PendingAnswers
 from training.scoring.parts import Parts
 from training.scoring.survey import survey
 from training.scoring.tables import Row, TableFormat
+from training.storage import file_system
 
 LABEL, SCORE, LABELS, ABSTAINED, ERROR = "label", "score", "labels", "abstained", "error"
 # Between the labels of a row of a CSV file, unless the package's own data had another.
@@ -146,6 +147,10 @@ def _plan(
     all_scores: bool,
 ) -> _Job:
     sources = find_sources(source)
+    if len(sources) > 1 and target != STANDARD_OUTPUT:
+        # What an earlier command wrote into the folder is no input.
+        written = file_system(target, DataError)[1]
+        sources = [one for one in sources if one.path != written]
     read = [arguments.text_column]
     if classifier.manifest.has_pairs:
         read.append(arguments.text_pair_column or "text_pair")

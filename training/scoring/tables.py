@@ -72,22 +72,19 @@ class TableFormat:
             return self._pack(text.removeprefix(",\n") if is_first else text)
         if self.kind == "jsonl":
             return self._pack("".join(f"{row}\n" for row in self._json_lines(block, answers)))
-        text = io.StringIO(newline="")
-        writer = self._csv_writer(text)
+        rows = []
         for row, answer in zip(block.records(), answers, strict=True):
             self._refuse_more(block, row)
             cells = [row.get(name) for name in self.columns]
-            writer.writerow([*map(_cell, cells), *(answer[name] for name in self.added)])
-        return self._pack(text.getvalue(), "whetstone.keep")
+            rows.append([*map(_cell, cells), *(answer[name] for name in self.added)])
+        return self._pack(self._csv_lines(rows), "whetstone.keep")
 
     def beginning(self) -> bytes:
         """What stands before all rows."""
         if self.kind == "json":
             return self._pack("[\n")
         if self.kind in ("csv", "tsv"):
-            text = io.StringIO(newline="")
-            self._csv_writer(text).writerow(self.names)
-            return self._pack(text.getvalue(), "whetstone.keep")
+            return self._pack(self._csv_lines([self.names]), "whetstone.keep")
         return b""
 
     def end(self) -> bytes:
@@ -105,9 +102,18 @@ class TableFormat:
                 target.write(data)
         target.write(self.end())
 
-    def _csv_writer(self, text: io.StringIO) -> Any:
+    def _csv_lines(self, rows: Iterable[Sequence[Any]]) -> str:
+        text = io.StringIO(newline="")
         separator = "\t" if self.kind == "tsv" else ","
-        return csv.writer(text, delimiter=separator, lineterminator="\n")
+        # A cell is quoted for what ends a line, and a carriage return alone ends one, too.
+        writer = csv.writer(text, delimiter=separator, lineterminator="\r\n")
+        lines = []
+        for row in rows:
+            text.seek(0)
+            text.truncate()
+            writer.writerow(row)
+            lines.append(text.getvalue().removesuffix("\r\n"))
+        return "".join(f"{line}\n" for line in lines)
 
     def _json_lines(self, block: Block, answers: list[Row]) -> Iterator[str]:
         own = set(self.added)
