@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from training.data.blocks import BLOCK_ROWS, TableBlock
+from training.data.blocks import BLOCK_CHARACTERS, BLOCK_ROWS, TableBlock
 from training.errors import DataError
+
+# So many are decoded at once: how large they are is known only then.
+READ_ROWS = 256
 
 
 def read_arrow(
@@ -33,8 +36,8 @@ def read_arrow(
         numbered = _label_names(schema)
         yield TableBlock(file, 0, names, table=schema.empty_table(), numbered=numbered)
         start = 0
-        for batch in batches:
-            table = pyarrow.Table.from_batches([batch])
+        for part in _joined(batches):
+            table = pyarrow.Table.from_batches(part)
             yield TableBlock(file, start, names, table=table, numbered=numbered)
             start += len(table)
     except (pyarrow.ArrowException, OSError) as error:
@@ -51,13 +54,13 @@ def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any
 
         file = parquet.ParquetFile(content)
         schema = file.schema_arrow
-        return schema, file.iter_batches(BLOCK_ROWS, columns=_columns(schema, wanted))
+        return schema, file.iter_batches(READ_ROWS, columns=_columns(schema, wanted))
     if content.read(4) == b"FEA1":
         from pyarrow import feather
 
         content.seek(0)
         table = feather.read_table(content)
-        return table.schema, iter(table.to_batches(BLOCK_ROWS))
+        return table.schema, iter(table.to_batches(READ_ROWS))
     content.seek(0)
     try:
         reader = pyarrow.ipc.open_file(content)
@@ -70,8 +73,21 @@ def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any
 
 
 def _parts(batch: Any) -> Iterator[Any]:
-    for start in range(0, batch.num_rows, BLOCK_ROWS):
-        yield batch.slice(start, BLOCK_ROWS)
+    for start in range(0, batch.num_rows, READ_ROWS):
+        yield batch.slice(start, READ_ROWS)
+
+
+def _joined(batches: Iterator[Any]) -> Iterator[list[Any]]:
+    """Batches that make a block: of rows that are large, fewer."""
+    block: list[Any] = []
+    for batch in batches:
+        block.append(batch)
+        full = sum(part.num_rows for part in block) >= BLOCK_ROWS
+        if full or sum(part.nbytes for part in block) >= BLOCK_CHARACTERS:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def _columns(schema: Any, wanted: Sequence[str] | None) -> list[str] | None:

@@ -24,6 +24,9 @@ class Problem(NamedTuple):
     message: str
 
 
+TOO_LONG = Problem("malformed_row", f"it has more than {ROW_CHARACTERS:,} characters")
+
+
 @dataclass
 class Block:
     """Some rows of one file, one after another.

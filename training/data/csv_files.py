@@ -10,7 +10,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from training.data.blocks import BLOCK_CHARACTERS, BLOCK_ROWS, ROW_CHARACTERS, CellBlock, Problem
+from training.data.blocks import (
+    BLOCK_CHARACTERS,
+    BLOCK_ROWS,
+    ROW_CHARACTERS,
+    TOO_LONG,
+    CellBlock,
+    Problem,
+)
 from training.errors import DataError
 
 SEPARATORS = ",;\t|"
@@ -20,10 +27,7 @@ SNIFFED_ROWS = 50
 # Characters of rows that opened a quote and are read once more, line by line: a file with more of
 # them is not quoted as CSV is.
 MOST_READ_AGAIN = 16 * ROW_CHARACTERS
-OPEN_QUOTE = Problem(
-    "malformed_row",
-    f"a quote opens in it that nothing closes, or it has more than {ROW_CHARACTERS:,} characters",
-)
+OPEN_QUOTE = Problem("malformed_row", "a quote opens in it that nothing closes")
 
 
 class Layout(NamedTuple):
@@ -40,6 +44,7 @@ class Lines:
         self._lines = lines
         self._again: deque[str] = deque()
         self._number = 0
+        self.first = 1
         self._row: list[str] = []
         self.characters = 0
         self.ended = False
@@ -48,8 +53,14 @@ class Lines:
         return self
 
     def __next__(self) -> str:
+        line = self._take()
+        self._row.append(line)
+        self.characters += len(line)
         if self.characters > ROW_CHARACTERS:
-            raise csv.Error("a quote that nothing closes")
+            raise csv.Error("the row is too long")
+        return line
+
+    def _take(self) -> str:
         if self._again:
             line = self._again.popleft()
         else:
@@ -57,21 +68,26 @@ class Lines:
             self.ended = True
             line = next(self._lines)
             self.ended = False
-            if len(line) > ROW_CHARACTERS:
-                self._add(line)
-                raise csv.Error("the line is too long")
-        self._add(line)
+        self._number += 1
         return line
 
-    def _add(self, line: str) -> None:
-        self._number += 1
-        self._row.append(line)
-        self.characters += len(line)
+    def skip_row(self, separator: str) -> bool:
+        """Pass over the rest of a row that is too long, which is not kept; whether that was sure.
 
-    @property
-    def first(self) -> int:
-        """The number of the row's first line, from 1."""
-        return self._number - len(self._row) + 1
+        It is not where the quote that is open is not closed as CSV closes one, before a separator
+        or the end of a line: then it was none, and what stands behind it may be other rows.
+        """
+        is_open = sum(line.count('"') for line in self._row) % 2 == 1
+        while is_open:
+            try:
+                text = self._take().replace('""', "")
+            except StopIteration:
+                return False
+            _, quote, rest = text.partition('"')
+            if quote and rest and rest[0] not in (separator, "\r", "\n"):
+                return False
+            is_open = not quote or rest.count('"') % 2 == 1
+        return True
 
     def are_strict(self, separator: str) -> bool:
         """Whether the row is quoted as CSV is, asked only where it has several lines.
@@ -86,7 +102,8 @@ class Lines:
             return False
 
     def start_row(self) -> None:
-        """The next line begins a row."""
+        """The next line, whose number is then `first`, begins a row."""
+        self.first = self._number + 1
         self._row = []
         self.characters = 0
 
@@ -167,7 +184,16 @@ def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], 
             row = next(reader, None)
             is_open = row is not None and (lines.ended or not lines.are_strict(layout.separator))
         except csv.Error:
-            is_open = True
+            if lines.characters <= ROW_CHARACTERS:
+                raise DataError(f"{file}, line {lines.first}: it is not CSV") from None
+            if not lines.skip_row(layout.separator):
+                raise DataError(
+                    f"{file}, line {lines.first}: a row of more than {ROW_CHARACTERS:,} characters "
+                    "begins, or a quote that nothing closes: close it, or shorten the row"
+                ) from None
+            reader = csv.reader(lines, delimiter=layout.separator)
+            yield [], TOO_LONG
+            continue
         if is_open:
             again += lines.characters
             if again > MOST_READ_AGAIN:

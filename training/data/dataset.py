@@ -10,21 +10,17 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from service.model_package import Task, Text
 from training.config import DataArguments
-from training.data.blocks import Block
-from training.data.findings import Errors, Finding, Rows, find_errors, text_problem
+from training.data.findings import Errors, Finding, Places, Rows, find_errors, text_problem
 from training.data.readers import read_blocks
-from training.data.rows import keys_of, read_dataset, read_files
+from training.data.rows import keys_of, no_column, read_dataset, read_files
 from training.data.splits import Split, divide, with_groups
 from training.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -205,26 +201,25 @@ def read_texts(named: str, arguments: DataArguments) -> list[Text]:
     Raises:
         DataError: a file or a column cannot be used, or a row holds no text.
     """
-    columns = [arguments.text_column, arguments.text_pair_column]
+    keys = {"text_column": arguments.text_column, "text_pair_column": arguments.text_pair_column}
+    columns = {key: name for key, name in keys.items() if name is not None}
     read: list[Text] = []
-    for block in read_blocks(named, [name for name in columns if name], keys_of(arguments)):
-        values = [_values(block, name) for name in columns if name is not None]
+    places = Places()
+    for block in read_blocks(named, list(columns.values()), keys_of(arguments)):
+        for key, name in columns.items():
+            if not block.resolves(name):
+                raise DataError(no_column(block, name, key))
+        if len(block):
+            places.add(block, len(read))
+        values = [block.values(name) for name in columns.values()]
         for place, row in enumerate(zip(*values, strict=True)):
             problem = block.problems.get(place) or next(filter(None, map(text_problem, row)), None)
             if problem is not None:
-                raise DataError(
-                    f"{block.file}, row {block.start + place + 1}: {problem.message}: fill or "
-                    "remove it"
-                )
+                where = places.of(len(read), named)
+                raise DataError(f"{where}: {problem.message}: fill or remove it")
             texts = tuple(map(str, row))
             read.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
     return read
-
-
-def _values(block: Block, column: str) -> list[Any]:
-    if not block.resolves(column):
-        raise DataError(f"{block.file} has no column {column!r}, it has {', '.join(block.columns)}")
-    return block.values(column)
 
 
 def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text] | None:

@@ -12,6 +12,7 @@ from training.data.blocks import (
     BLOCK_CHARACTERS,
     BLOCK_ROWS,
     ROW_CHARACTERS,
+    TOO_LONG,
     Problem,
     RecordBlock,
 )
@@ -23,7 +24,6 @@ DOCUMENT_CHARACTERS = 1 << 30
 CHUNK_CHARACTERS = 1 << 20
 NOT_JSON = Problem("malformed_row", "the line is not JSON")
 NOT_AN_OBJECT = Problem("malformed_row", "it is not a JSON object")
-TOO_LONG = Problem("malformed_row", f"it has more than {ROW_CHARACTERS:,} characters")
 # What stands between the elements of a list.
 BETWEEN = re.compile(r"[\s,]*")
 # Line, from 1, or None; the row; what is wrong with it; its characters.
@@ -54,10 +54,15 @@ def read_json(
         rows = _lines(text)
     else:
         rows = _document(text, file, wanted)
-    return _in_blocks(rows, file)
+    return in_blocks(rows, file)
 
 
-def _in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
+def in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
+    """Rows as blocks; what is no object has a problem.
+
+    Raises:
+        DataError: there are none.
+    """
     columns: dict[str, None] = {}
     block, characters = RecordBlock(file, 0, []), 0
     for line, row, problem, length in rows:

@@ -13,6 +13,7 @@ Rows that an annotator rejected, skipped or discarded are left out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ TOOL_COLUMNS = (
     *("answer", "accept", "cats", "data", "annotations"),
     *("fields", "responses", "status"),
 )
+logger = logging.getLogger(__name__)
+
 ANSWERS = {"accept", "reject", "ignore"}
 SURE = 0.5
 DEFAULT_CONTROL = "label"
@@ -98,6 +101,25 @@ def find_layout(block: Block, text_column: str, label_column: str) -> Layout:
             lambda row: _flat_responses(row[flat], row.get(f"{flat}.status")),
         )
     return Layout(None, text_column, (label_column,), lambda row: row[label_column])
+
+
+class Layouts:
+    """The layout of each file, by its first rows; a tool's is said once."""
+
+    def __init__(self, text_column: str, label_column: str) -> None:
+        self._text, self._label = text_column, label_column
+        self._known: dict[str, Layout] = {}
+
+    def of(self, block: Block) -> Layout:
+        """That of the file which a block is of."""
+        found = self._known.get(block.file)
+        if found is None:
+            found = find_layout(block, self._text, self._label)
+            if len(block):
+                self._known[block.file] = found
+                if found.tool is not None:
+                    logger.warning("%s: read as %s writes it", block.file, found.tool)
+        return found
 
 
 def one_hot(text_column: str, columns: Sequence[str]) -> Layout:

@@ -22,16 +22,18 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from training.data.arrow_files import read_arrow
-from training.data.blocks import BLOCK_ROWS, ROW_CHARACTERS, Block, RecordBlock
+from training.data.blocks import ROW_CHARACTERS, TOO_LONG, Block
 from training.data.csv_files import SEPARATOR_NAMES, find_layout, read_csv
-from training.data.json_files import read_json
+from training.data.json_files import Row, in_blocks, read_json
 from training.data.sources import ENDINGS, Content, Source, find_sources
 from training.data.text_files import (
+    WINDOWS,
     check_encoding,
     find_encoding,
     lines_of,
     open_text,
     refuse_other_kinds,
+    refuse_utf8,
 )
 from training.errors import DataError
 from training.progress import progress
@@ -40,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 FASTTEXT = "__label__"
 FASTTEXT_LABELS = re.compile(rf"(?:{FASTTEXT}\S+\s*)+")
-FASTTEXT_COLUMNS = ["text", "label"]
 # A bar for what takes longer than so many seconds.
 BAR_SECONDS = 2.0
 
@@ -140,34 +141,31 @@ def _read_text(
     # Cut in the middle of a character, it may not be whole.
     head = codecs.getincrementaldecoder(encoding)("replace").decode(content.head)
     if head.startswith(FASTTEXT):
-        return _read_fasttext(text, source.name)
+        return in_blocks(_fasttext_rows(text), source.name)
     if format_ in ("json", "lines") or (format_ == "text" and head.lstrip()[:1] in ("{", "[")):
         return read_json(text, head, source.name, wanted, lines=format_ == "lines")
     layout = find_layout(head, wanted, keys.delimiter or ("\t" if source.is_tabbed else None))
     if layout.separator != "," and not keys.delimiter and not source.is_tabbed:
         name = SEPARATOR_NAMES.get(layout.separator, repr(layout.separator))
         logger.warning("%s: %s separate its columns (key delimiter)", source.name, name)
-    return read_csv(lines_of(text, ROW_CHARACTERS), layout, source.name)
+    lines = lines_of(text, ROW_CHARACTERS)
+    if encoding == WINDOWS and not keys.encoding:
+        lines = refuse_utf8(lines, source.name)
+    return read_csv(lines, layout, source.name)
 
 
 def _shown(encoding: str) -> str:
-    return {"cp1252": "Windows-1252"}.get(encoding, encoding.upper())
+    return {WINDOWS: "Windows-1252"}.get(encoding, encoding.upper())
 
 
-def _read_fasttext(text: io.TextIOBase, file: str) -> Iterator[Block]:
-    """Rows of text, and a label or a list of them."""
-    rows, lines, start = [], [], 0
+def _fasttext_rows(text: io.TextIOBase) -> Iterator[Row]:
+    """Rows of a text, and a label or a list of them."""
     for number, line in enumerate(lines_of(text, ROW_CHARACTERS), start=1):
-        if not line.strip():
-            continue
-        labels = FASTTEXT_LABELS.match(line)
-        names = [name.removeprefix(FASTTEXT) for name in labels[0].split()] if labels else []
-        rest = line[labels.end() if labels else 0 :].strip()
-        rows.append({"text": rest, "label": names[0] if len(names) == 1 else names or None})
-        lines.append(number)
-        if len(rows) == BLOCK_ROWS:
-            yield RecordBlock(file, start, FASTTEXT_COLUMNS, lines, rows=rows)
-            start += len(rows)
-            rows, lines = [], []
-    if rows:
-        yield RecordBlock(file, start, FASTTEXT_COLUMNS, lines, rows=rows)
+        if len(line) > ROW_CHARACTERS:
+            yield number, None, TOO_LONG, 0
+        elif line.strip():
+            labels = FASTTEXT_LABELS.match(line)
+            names = [name.removeprefix(FASTTEXT) for name in labels[0].split()] if labels else []
+            rest = line[labels.end() if labels else 0 :].strip()
+            label = names[0] if len(names) == 1 else names or None
+            yield number, {"text": rest, "label": label}, None, len(line)

@@ -10,7 +10,7 @@ from training.config import DataArguments
 from training.data.blocks import BLOCK_ROWS, Block, Problem, TableBlock
 from training.data.findings import Places, Remark, Rows
 from training.data.labels import LabelReader, lists_in_text
-from training.data.layouts import TOOL_COLUMNS, Layout, LeftOut, find_layout, one_hot
+from training.data.layouts import TOOL_COLUMNS, Layout, Layouts, LeftOut, one_hot
 from training.data.readers import ReadingKeys, read_blocks
 from training.errors import DataError
 
@@ -108,19 +108,23 @@ class _Collector:
         self._labels: list[Any] = []
         self._columns: list[str] = []
         self._problems: dict[int, Problem] = {}
-        self._left_out: dict[int, LeftOut] = {}
         self._places = Places()
-        self._layouts: dict[str, Layout] = {}
+        self._layouts = Layouts(arguments.text_column, arguments.label_column)
+        self._looked_at: set[str] = set()
 
     def add(self, block: Block) -> None:
-        layout = self._layouts.get(block.file)
-        if layout is None:
-            layout = self._layout(block)
-            # A list of JSON rows may name its columns late; a header does not.
-            if len(block):
-                self._layouts[block.file] = layout
+        # The header of a table says nothing of what its objects hold.
+        if not len(block) and isinstance(block, TableBlock):
+            return
+        if self.arguments.label_columns:
+            layout = one_hot(self.arguments.text_column, self.arguments.label_columns)
+        else:
+            layout = self._layouts.of(block)
+        if block.file not in self._looked_at:
+            self._refuse_missing(block, layout)
         if not len(block):
             return
+        self._looked_at.add(block.file)
         start = len(self.texts)
         self._places.add(block, start)
         self._problems |= {start + place: problem for place, problem in block.problems.items()}
@@ -140,12 +144,8 @@ class _Collector:
                 values += [None] * (start - len(values))
                 values += block.values(column)
 
-    def _layout(self, block: Block) -> Layout:
+    def _refuse_missing(self, block: Block, layout: Layout) -> None:
         arguments = self.arguments
-        if arguments.label_columns:
-            layout = one_hot(arguments.text_column, arguments.label_columns)
-        else:
-            layout = find_layout(block, arguments.text_column, arguments.label_column)
         needed = {
             "text_column": [layout.text_column],
             "text_pair_column": [arguments.text_pair_column],
@@ -156,9 +156,6 @@ class _Collector:
             for name in names:
                 if name is not None and not block.resolves(name):
                     raise DataError(no_column(block, name, key))
-        if layout.tool is not None and block.file not in self._layouts and len(block):
-            logger.warning("%s: read as %s writes it", block.file, layout.tool)
-        return layout
 
     def rows(self) -> Rows:
         lists = None

@@ -186,8 +186,6 @@ def _find(named: str) -> list[Source]:
     with one_sentence(named, DataError):
         if fs.isdir(path):
             found = [name for name in sorted(fs.find(path)) if _is_data(name, path)]
-            # Spark leaves such shards.
-            found = [name for name in found if fs.size(name) != 0] or found
             if not found:
                 raise DataError(f"{shown} holds no file to read: their names end in {ENDINGS}")
         elif fs.exists(path):
@@ -199,9 +197,11 @@ def _find(named: str) -> list[Source]:
         else:
             raise DataError(f"there is no file {shown}")
         alone = len(found) == 1 and found[0] == path
-        return [
+        sources = [
             Source(shown if alone else _name(fs, one), one, fs, _state(fs, one)) for one in found
         ]
+        # Spark leaves shards without a row.
+        return [source for source in sources if source.size != 0] or sources
 
 
 def _is_data(path: str, folder: str) -> bool:

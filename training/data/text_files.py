@@ -111,6 +111,21 @@ def lines_of(text: io.TextIOBase, most: int) -> Iterator[str]:
         yield line
 
 
+def refuse_utf8(lines: Iterator[str], name: str) -> Iterator[str]:
+    """The lines of a text that was taken for Windows-1252.
+
+    Raises:
+        DataError: one is UTF-8: the lines that were not, and told of Windows-1252, were broken.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.isascii() and _is_utf8(line.encode(WINDOWS, "surrogateescape")):
+            raise DataError(
+                f"{name}, line {number}: it is UTF-8, and lines before it are not: name the "
+                "encoding of the file"
+            )
+        yield line
+
+
 def _is_utf8(line: bytes) -> bool:
     try:
         line.decode("utf-8")

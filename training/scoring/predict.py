@@ -25,9 +25,9 @@ from service.model_package import Manifest, Text
 from training.config import DataArguments, columns_of
 from training.data.blocks import Block
 from training.data.findings import text_problem
-from training.data.layouts import find_layout
+from training.data.layouts import Layouts
 from training.data.readers import bytes_of, read_sources
-from training.data.rows import keys_of, no_column
+from training.data.rows import keys_of
 from training.data.sources import COMPRESSIONS, Source, find_sources
 from training.errors import DataError, InterruptedRunError
 from training.progress import progress
@@ -77,6 +77,7 @@ class _Job:
     added: dict[str, str]
     format: TableFormat
     separator: str | None
+    layouts: Layouts
 
 
 def predict(
@@ -155,7 +156,8 @@ def _plan(
     if classifier.manifest.has_pairs:
         read.append(arguments.text_pair_column or "text_pair")
     kind, compression = _kind(target)
-    found = survey(sources, kind, keys_of(arguments), read)
+    layouts = Layouts(arguments.text_column, arguments.label_column)
+    found = survey(sources, kind, keys_of(arguments), read, layouts)
     if target == STANDARD_OUTPUT and found.is_csv:
         kind = "csv"
     added = added_columns(found.columns, classifier.manifest, all_scores)
@@ -167,7 +169,7 @@ def _plan(
         schema = pyarrow.schema([*found.fields, *fields], metadata=found.metadata)
     form = TableFormat(kind, compression, found.columns, list(added.values()), schema)
     separator = None if form.has_lists else arguments.label_separator or DEFAULT_SEPARATOR
-    return _Job(classifier, sources, arguments, read, added, form, separator)
+    return _Job(classifier, sources, arguments, read, added, form, separator, layouts)
 
 
 def _identity(job: _Job) -> str:
@@ -214,12 +216,7 @@ def _answered(job: _Job, parts: Parts | None) -> Iterator[tuple[_Pending, list[R
 
 
 def _begin(job: _Job, answering: Answering, index: int, block: Block) -> _Pending:
-    layout = find_layout(block, job.read[0], job.arguments.label_column)
-    columns = [layout.text_column, *job.read[1:]]
-    for column in columns:
-        if not block.resolves(column):
-            key = "text_column" if column == columns[0] else "text_pair_column"
-            raise DataError(no_column(block, column, key))
+    columns = [job.layouts.of(block).text_column, *job.read[1:]]
     rows = list(zip(*(block.values(column) for column in columns), strict=True))
     problems = [_problem(block, place, row) for place, row in enumerate(rows)]
     texts: list[Text] = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.data.blocks import Block, CellBlock, RecordBlock, TableBlock
-from training.data.layouts import find_layout
+from training.data.layouts import Layouts
 from training.data.readers import BAR_SECONDS, ReadingKeys, bytes_of, read_sources
 from training.data.rows import no_column
 from training.data.sources import Source
@@ -29,7 +29,9 @@ class Survey:
     is_csv: bool = True
 
 
-def survey(sources: Sequence[Source], kind: str, keys: ReadingKeys, read: Sequence[str]) -> Survey:
+def survey(
+    sources: Sequence[Source], kind: str, keys: ReadingKeys, read: Sequence[str], layouts: Layouts
+) -> Survey:
     """What the files hold: of rows of JSON all are looked at, of everything else the header.
 
     Args:
@@ -46,11 +48,16 @@ def survey(sources: Sequence[Source], kind: str, keys: ReadingKeys, read: Sequen
             for block in read_sources([source], None, keys, looked_for=read):
                 bar.update(block.position - bar.n)
                 columns.update(dict.fromkeys(block.columns))
-                _refuse_without_text(block, read)
+                # Of a table of objects the layout shows in the first rows only.
+                waits = not len(block) and isinstance(block, TableBlock)
+                if not (waits and not block.resolves(read[0])):
+                    _refuse_without_text(block, read, layouts)
                 found.is_csv = found.is_csv and isinstance(block, CellBlock)
                 if kind in ("parquet", "arrow"):
                     _add_fields(found, block)
-                if not isinstance(block, RecordBlock):
+                if not isinstance(block, RecordBlock) and not (
+                    waits and not block.resolves(read[0])
+                ):
                     break
     found.columns = list(columns)
     if kind in ("parquet", "arrow"):
@@ -66,10 +73,10 @@ def _typed(fields: Sequence[Any], name: str) -> Any:
     return found.with_type(pyarrow.string()) if pyarrow.types.is_null(found.type) else found
 
 
-def _refuse_without_text(block: Block, read: Sequence[str]) -> None:
+def _refuse_without_text(block: Block, read: Sequence[str], layouts: Layouts) -> None:
     if isinstance(block, RecordBlock) and block.start > 0:
         return
-    first = find_layout(block, read[0], "label").text_column
+    first = layouts.of(block).text_column
     for column in (first, *read[1:]):
         if not block.resolves(column):
             key = "text_column" if column == first else "text_pair_column"
