@@ -440,6 +440,21 @@ def test_a_carriage_return_in_a_text_ends_no_row(
     assert [(row["text"], row["id"]) for row in found] == [("hello\rworld", "1"), ("late", "2")]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_a_tools_layout_holds_for_the_whole_file(
+    classifier: Classifier, tmp_path: Path, in_twos: None, ending: str
+) -> None:
+    rows: Rows = [
+        {"fields": {"text": text}, "responses": {"label": [{"value": "praise"}]}}
+        for text in TEXTS[:2]
+    ]
+    rows += [{"fields": {"text": text}, "responses": None} for text in TEXTS[2:4]]
+    path = WRITERS[ending](tmp_path / f"in{ending}", rows)
+    assert predict(classifier, path, tmp_path / "out.jsonl") == (4, 0)
+    expected = [answer.label for answer in classifier.classify(TEXTS[:4])]
+    assert [row["label"] for row in read(tmp_path / "out.jsonl")] == expected
+
+
 def test_a_result_in_the_folder_is_no_input_of_the_next_command(
     classifier: Classifier, tmp_path: Path
 ) -> None:

@@ -43,8 +43,8 @@ TINY = 1e-6
 # of nearly 0 would pass hardly any gradient on to it.
 LEAST_SPREAD = 0.1
 TEXTS_AT_ONCE = 64
-# Rows a label up to which its name is one of its texts. On five sets the regression gained by it
-# with 4 rows a label; with 8 it gained on two and lost on one. Where it ends is a guess.
+# Rows a label up to which its name is one of its texts: a name is worth one row, which counts where
+# there are few. Where that ends is a guess.
 NAMED_ROWS = 12
 
 

@@ -177,6 +177,15 @@ def test_fields_of_objects_are_named_with_dots(tmp_path: Path) -> None:
     assert (found.texts, found.labels) == (["a", "b"], [("x",), ("y",)])
 
 
+@pytest.mark.parametrize("rows", [SPACY, PRODIGY_CHOICE, ARGILLA, ARGILLA_FLAT])
+def test_exports_in_parquet_are_read_alike(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = read(jsonl(tmp_path / "a.jsonl", rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    table = read(str(tmp_path / "a.parquet"))
+    assert (table.texts, table.labels) == (lines.texts, lines.labels)
+    assert table.left_out == lines.left_out
+
+
 def test_annotations_of_label_studio_that_count(tmp_path: Path) -> None:
     def task(*annotations: dict[str, Any]) -> dict[str, Any]:
         return {"data": {"text": "a"}, "annotations": list(annotations)}

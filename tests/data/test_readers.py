@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from training.data import csv_files
+from training.data import arrow_files, csv_files, readers
 from training.data.csv_files import Layout, read_csv
 from training.data.readers import ReadingKeys, read_blocks
 from training.data.sources import find_sources
@@ -197,6 +197,37 @@ def test_a_quote_that_opens_by_mistake_takes_no_other_row(tmp_path: Path) -> Non
     first, *others = read(path)
     assert "a quote opens in it" in first["problem"]
     assert [row["text"] for row in others] == ["fine", '5" screen', "ok"]
+
+
+def test_a_row_that_is_too_long_is_one_row_or_the_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (csv_files, readers):
+        monkeypatch.setattr(module, "ROW_CHARACTERS", 100)
+    path = tmp_path / "a.csv"
+    cell = '"Dear all,\n' + "Hello, urgent\n" * 50 + 'as ""said"", bye"'
+    path.write_text(f"text,label\na,x\n{cell},spam\nb,x\n", encoding="utf-8")
+    first, second, third = read(path)
+    assert (first["text"], third["text"]) == ("a", "b")
+    assert "it has more than" in second["problem"]
+    path.write_text('text,label\na,x\n"open,x\n' + "b,x\n" * 50, encoding="utf-8")
+    assert "line 3: a row of more than 100 characters begins" in refusal(path)
+
+
+def test_utf8_behind_what_was_taken_for_windows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    head = b"text,label\n" + b"caf\xe9,x\n" * 3 + b"plain,x\n" * 200_000
+    path.write_bytes(head + "später,y\n".encode())
+    assert "line 200005: it is UTF-8, and lines before it are not" in refusal(path)
+
+
+def test_blocks_of_large_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_files, "BLOCK_CHARACTERS", 100_000)
+    rows = [{"text": f"{row:1000}", "label": "x"} for row in range(2000)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    blocks = [block for block in read_blocks(str(tmp_path / "a.parquet"), None) if len(block)]
+    assert [block.start for block in blocks] == list(range(0, 2000, 256))
+    assert sum(map(len, blocks)) == 2000
 
 
 def test_a_name_for_lines_of_json_is_believed(tmp_path: Path) -> None:

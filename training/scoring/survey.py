@@ -49,15 +49,14 @@ def survey(
                 bar.update(block.position - bar.n)
                 columns.update(dict.fromkeys(block.columns))
                 # Of a table of objects the layout shows in the first rows only.
-                waits = not len(block) and isinstance(block, TableBlock)
-                if not (waits and not block.resolves(read[0])):
+                is_header = isinstance(block, TableBlock) and not len(block)
+                waits = is_header and not block.resolves(read[0])
+                if not waits:
                     _refuse_without_text(block, read, layouts)
                 found.is_csv = found.is_csv and isinstance(block, CellBlock)
                 if kind in ("parquet", "arrow"):
                     _add_fields(found, block)
-                if not isinstance(block, RecordBlock) and not (
-                    waits and not block.resolves(read[0])
-                ):
+                if not waits and not isinstance(block, RecordBlock):
                     break
     found.columns = list(columns)
     if kind in ("parquet", "arrow"):
