@@ -3,13 +3,19 @@
 The time that a token takes is measured all the time, and so is how late answers were by recently. A
 request is refused when the work before it and its own, at both stages, would take it past its
 deadline, or when as many tokens wait as may.
+
+A request that its turn would make too late may go before all others where its deadline is earlier
+than theirs and they can wait so long: each of them keeps the end that it was promised. It is the
+test of a sporadic task beside others that are scheduled by deadline (Chetto and Chetto, "Some
+Results of the Earliest Deadline Scheduling Algorithm", IEEE TSE 15(10), 1989), with what each can
+wait kept as a number instead of computed from the whole schedule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 from service.inference.jobs import Job
 
@@ -19,6 +25,12 @@ QUEUE_TOKENS = 65_536
 USABLE_TIME = 0.75
 # In so many seconds, half of a lateness is forgotten.
 LATENESS_HALF_LIFE = 5.0
+# So much of its usable time who comes behind others leaves for requests that cannot wait.
+RESERVE = 0.1
+# What those still find of the queue, as a share of it, when it is full.
+URGENT_QUEUE = 0.1
+# What others can wait is looked up again after so many seconds: it is as dear as they are many.
+LOOK_AGAIN = 0.02
 # How fast a measured rate follows a change: the weight of so many new ones.
 FOLLOWING = 0.1
 FOLLOWED_TOKENS = 1000.0
@@ -93,12 +105,19 @@ class Place(NamedTuple):
     """Where admitted work stands.
 
     Seconds: of all that is before it, to spare before it must begin, of its own work on all
-    threads.
+    threads, and what is left to those who cannot wait. What is urgent goes before everything that
+    is not.
     """
 
     before: float
     spare: float
     own: float
+    reserve: float = 0.0
+    urgent: bool = False
+
+    def patience(self, last: float) -> float:
+        """Seconds that others may go before work whose last part takes one thread `last`."""
+        return 0.0 if self.urgent else max(0.0, self.spare - last)
 
 
 class Admission:
@@ -128,6 +147,13 @@ class Admission:
         self._clock = clock
         self._lateness = 0.0
         self._late_at = clock()
+        # Seconds of urgent work that ever went before others, and the same at which the first of
+        # those that wait has waited as long as it can.
+        self._passed = 0.0
+        self._can_wait = math.inf
+        self._looked_at = -math.inf
+        # By when the last of those that are not urgent must be ready.
+        self._last_end = -math.inf
 
     def seconds(self, load: Load) -> float:
         """How long all threads take for it."""
@@ -157,6 +183,8 @@ class Admission:
         before = self.seconds(ahead)
         usable = math.inf if seconds is None else seconds * USABLE_TIME
         spare = usable - self.margin(usable) - before
+        reserve = usable * RESERVE if before and seconds is not None else 0.0
+        spare -= reserve
         takes = max(self.seconds(own), last)
         late = takes > spare
         full = bool(waiting_tokens) and waiting_tokens + own.tokens > self._queue_tokens
@@ -165,7 +193,55 @@ class Admission:
             raise OverloadedError(
                 before, "too_long" if too_long else "deadline" if late else "queue_full"
             )
-        return Place(before, spare, takes)
+        return Place(before, spare, takes, reserve)
+
+    def admit_urgent(
+        self,
+        urgent: Load,
+        waiting_tokens: float,
+        own: Load,
+        last: float,
+        seconds: float | None,
+        others: Iterable[Job[Any]],
+    ) -> Place | None:
+        """Where work stands that can go before `others`, or None where it cannot.
+
+        Args:
+            urgent: what runs, and what waits and is urgent too.
+            waiting_tokens, own, last, seconds: as `admit` has them.
+            others: what waits or runs and is not urgent.
+        """
+        if seconds is None:
+            return None
+        now = self._clock()
+        usable = seconds * USABLE_TIME
+        # Where others must be ready before it, their order is the better one.
+        if now + usable >= self._last_end:
+            return None
+        before = self.seconds(urgent)
+        spare = usable - self.margin(usable) - before
+        takes = max(self.seconds(own), last)
+        room = self._queue_tokens * (1 + URGENT_QUEUE)
+        if takes > spare or waiting_tokens + own.tokens > room:
+            return None
+        if now >= self._looked_at + LOOK_AGAIN:
+            self._looked_at = now
+            self._can_wait = min((job.can_wait for job in others), default=math.inf)
+        if takes > self._can_wait - self._passed:
+            return None
+        return Place(before, spare, takes, urgent=True)
+
+    def promise(self, job: Job[Any], place: Place) -> None:
+        """Keep what was promised to an admitted job, whose `expected` is known by now."""
+        job.is_urgent = place.urgent
+        if place.urgent:
+            self._passed += place.own
+            return
+        job.passed = self._passed
+        end = self._clock() + place.before + place.spare + place.reserve
+        job.can_wait = self._passed + max(0.0, end - job.expected)
+        self._can_wait = min(self._can_wait, job.can_wait)
+        self._last_end = max(self._last_end, end) if end < math.inf else self._last_end
 
     def margin(self, usable: float) -> float:
         """Seconds to allow for lateness; never more than half, or one stall would refuse it all."""
@@ -174,7 +250,9 @@ class Admission:
     def learn_lateness(self, job: Job[object]) -> None:
         """Keep the largest lateness of recent answers: this one reaches its caller now."""
         now = self._clock()
-        lateness = now - job.expected
+        # Those that it let pass are no lateness.
+        let_pass = 0.0 if job.is_urgent else self._passed - job.passed
+        lateness = now - job.expected - let_pass
         # What was ready in time tells nothing, and that is nearly everything.
         if lateness > 0 and lateness > self._lateness_now():
             self._lateness, self._late_at = lateness, now

@@ -146,12 +146,11 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise ClosedError("the engine is shutting down")
-            ahead = self._workload.ahead()
             is_full = self._queue.tokens >= self.queue_tokens
-            if not is_full and self.admission.is_light(ahead, seconds):
+            if not is_full and self.admission.is_light(self._workload.ahead(), seconds):
                 return
             try:
-                self._admit(ahead, Load(1), self.admission.token_rate.value, seconds)
+                self._admit(Load(1), self.admission.token_rate.value, seconds)
             except OverloadedError:
                 # With nothing to do it may be tokenized: `submit` measures by it.
                 if not self._is_idle():
@@ -179,23 +178,22 @@ class Engine:
         longest = max(task.seconds for task in tasks)
         takes = sum(task.seconds for task in tasks)
         with self._lock:
-            ahead = self._workload.ahead()
             own = Load(promised_tokens * ESTIMATE_SHARE, takes)
             try:
-                place = self._admit(ahead, own, longest, seconds)
+                place = self._admit(own, longest, seconds)
             except OverloadedError:
                 # With nothing to do it is tokenized: `submit` knows its tokens, and measures.
                 if not self._is_idle():
                     raise
-                takes_all = self.admission.seconds(own)
-                place = Place(self.admission.seconds(ahead), 0.0, takes_all)
+                place = Place(0.0, 0.0, self.admission.seconds(own))
             now = self._clock()
             job = Job("tokenizing", len(tasks), _joined, on_done, now)
             job.promised_tokens = promised_tokens
-            self._workload.promised_tokens += promised_tokens
             # Others may go before for as long as the work itself justifies, and no longer than the
             # deadline leaves.
-            patience = min(PATIENCE, max(0.0, place.spare - longest) / max(takes, 1e-9))
+            patience = min(PATIENCE, place.patience(longest) / max(takes, 1e-9))
+            job.expected = now + max(place.before + takes, patience * takes + longest)
+            self._take_on(job, place)
             per_second = 1 / max(self.admission.token_rate.value, 1e-9)
             done = accumulate(task.seconds for task in tasks)
             self._queue.push_tasks(
@@ -205,7 +203,6 @@ class Engine:
                     for task, work in zip(tasks, done, strict=True)
                 ),
             )
-            job.expected = now + max(place.before + takes, patience * takes + longest)
             self._pools["tokenizing"].wake(len(tasks))
         return job
 
@@ -237,7 +234,7 @@ class Engine:
             # A window is one thread's work, and the last one may be the longest.
             last = len(longest) * rate
             try:
-                place = self._admit(self._workload.ahead(), Load(tokens), last, seconds)
+                place = self._admit(Load(tokens), last, seconds)
             except OverloadedError:
                 if self._is_idle():
                     self._measure_again(longest)
@@ -245,10 +242,11 @@ class Engine:
             now = self._clock()
             job = Job("inference", len(windows), self._assemble, on_done, now, since)
             # Seconds per token by which others may go before, as in `tokenize`.
-            pace = min(rate * PATIENCE, max(0.0, place.spare - last) / tokens)
-            self._push(job, windows, pace)
+            pace = min(rate * PATIENCE, place.patience(last) / tokens)
             # What is due later by design is not late when it comes later.
             job.expected = now + max(place.before + place.own, pace * tokens + last)
+            self._take_on(job, place)
+            self._push(job, windows, pace)
         return job
 
     def run(self, texts: Sequence[EncodedText]) -> Any:
@@ -297,10 +295,24 @@ class Engine:
 
     # What follows is called with the lock held, except where it says otherwise.
 
-    def _admit(self, ahead: Load, own: Load, last: float, seconds: float | None) -> Place:
+    def _admit(self, own: Load, last: float, seconds: float | None) -> Place:
         if self._closing:
             raise ClosedError("the engine is shutting down")
-        return self.admission.admit(ahead, self._queue.tokens, own, last, seconds)
+        waiting, work = self._queue.tokens, self._workload
+        try:
+            return self.admission.admit(work.ahead(), waiting, own, last, seconds)
+        except OverloadedError:
+            place = self.admission.admit_urgent(
+                work.urgent(), waiting, own, last, seconds, work.in_turn
+            )
+            if place is None:
+                raise
+            return place
+
+    def _take_on(self, job: Job[Any], place: Place) -> None:
+        """Keep what a job was promised, once it is known when it is expected."""
+        self.admission.promise(job, place)
+        self._workload.add(job)
 
     def _is_idle(self) -> bool:
         """Whether nothing waits or runs, nor was measured just now."""
@@ -324,7 +336,7 @@ class Engine:
         if job.is_open:
             job.is_open = False
             self._queue.drop(job)
-            self._workload.promised_tokens -= job.promised_tokens
+            self._workload.remove(job)
 
     def _serve(self, pool: Pool) -> None:
         """What each thread does; without the lock."""

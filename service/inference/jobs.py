@@ -6,6 +6,7 @@ part is there or when one has failed, so a result with a part that nobody comput
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -63,9 +64,12 @@ class Job(Generic[Result]):
         "_last_ended",
         "_on_done",
         "_parts",
+        "can_wait",
         "expected",
         "is_measurement",
         "is_open",
+        "is_urgent",
+        "passed",
         "promised_tokens",
         "since",
         "stage",
@@ -89,6 +93,12 @@ class Job(Generic[Result]):
         self.since = submitted if since is None else since
         # When it is expected to be ready, on the engine's clock.
         self.expected = submitted
+        # It goes before everything that is not urgent.
+        self.is_urgent = False
+        # Seconds of urgent work that ever was: when it came, and when it has waited as long as it
+        # can.
+        self.passed = 0.0
+        self.can_wait = math.inf
         # Of its parts in the queue: how many, and their tokens or seconds of tokenizing.
         self.waiting_parts = 0
         self.waiting_work = 0.0

@@ -9,6 +9,9 @@ time after it, so nothing starves. It is deadline-driven scheduling (Liu and Lay
 Algorithms for Multiprogramming in a Hard-Real-Time Environment", JACM 20(1), 1973, section 7): the
 deadline is what the work itself would justify, or the request's own where that is tighter.
 
+What is urgent is due before everything else: `admission` lets it pass only where the others can
+wait so long.
+
 Where long parts are late, that alone would put all of them before a short one. So after a long part
 the short ones have a turn of as much work, and wait for one such part, not for many.
 """
@@ -16,12 +19,15 @@ the short ones have a turn of as much work, and wait for one such part, not for 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from service.inference.jobs import Job, Stage
 from service.inference.tokenizing import Window
 
+# When urgent parts are due; among each other they go in the order in which they came.
+URGENT = -math.inf
 # Of a batch's tokens, at most this share is padding.
 MAX_PADDING = 0.1
 
@@ -80,10 +86,11 @@ class Queue:
     def push_windows(self, job: Job[Any], windows: Sequence[Window], pace: float) -> None:
         """Queue a job's windows, each due after `pace` seconds per token up to it."""
         read = 0
+        since = URGENT if job.is_urgent else job.since
         for place, window in enumerate(windows):
             length = len(window)
             read += length
-            due = job.since + pace * read
+            due = since + pace * read
             entry = self._entry(due, job, place, window, length, length)
             heapq.heappush(self._by_length.setdefault(length, []), entry)
         self.windows += len(windows)
@@ -94,7 +101,8 @@ class Queue:
     ) -> None:
         """Queue a job's tasks: when each is due, what it does, its seconds and its cost."""
         for place, (due, work, seconds, cost) in enumerate(tasks):
-            heapq.heappush(self._tasks, self._entry(due, job, place, work, seconds, cost))
+            turn = URGENT if job.is_urgent else due
+            heapq.heappush(self._tasks, self._entry(turn, job, place, work, seconds, cost))
             self.tasks += 1
             self.task_seconds += seconds
 
@@ -141,8 +149,10 @@ class Queue:
                     del self._by_length[length]
                 else:
                     waiting.append((first, length))
-        short = [found for found in waiting if not self._is_long(found[0].cost)]
-        chosen, length = min(short if short and self._short_turn > 0 else waiting)
+        chosen, length = min(waiting)
+        if self._short_turn > 0 and not chosen.job.is_urgent:
+            short = [found for found in waiting if not self._is_long(found[0].cost)]
+            chosen, length = min(short or waiting)
         if chosen.job.stage == "tokenizing":
             batch = Batch("tokenizing", [heapq.heappop(self._tasks)])
             cost = chosen.cost

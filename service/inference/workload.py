@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from service.inference.admission import Load
+from service.inference.jobs import Job
 from service.inference.queue import Batch, Queue
 
 
@@ -21,12 +23,25 @@ class Workload:
     def __init__(self, queue: Queue, clock: Callable[[], float]) -> None:
         # Tokens that requests being tokenized are likely to bring.
         self.promised_tokens = 0
+        # What waits or runs, whether it is urgent or not.
+        self.in_turn: set[Job[Any]] = set()
+        self._urgent: set[Job[Any]] = set()
         self._queue = queue
         self._clock = clock
         # What each thread computes, and since when; and the work of all of them together.
         self._running: dict[int, tuple[float, Load]] = {}
         self._running_tokens = 0.0
         self._running_tokenizing = 0.0
+
+    def add(self, job: Job[Any]) -> None:
+        """A job is taken on."""
+        self.promised_tokens += job.promised_tokens
+        (self._urgent if job.is_urgent else self.in_turn).add(job)
+
+    def remove(self, job: Job[Any]) -> None:
+        """A job is complete, failed or cancelled."""
+        self.promised_tokens -= job.promised_tokens
+        (self._urgent if job.is_urgent else self.in_turn).discard(job)
 
     def begin(self, batch: Batch, now: float) -> None:
         """This thread begins to compute a batch."""
@@ -51,6 +66,17 @@ class Workload:
             queue.tokens + self.promised_tokens + self._running_tokens,
             queue.task_seconds + self._running_tokenizing,
         )
+
+    def urgent(self) -> Load:
+        """What is before urgent work that comes now: as dear as what is urgent is much."""
+        tokens, seconds = self._running_tokens, self._running_tokenizing
+        for job in self._urgent:
+            if job.stage == "inference":
+                tokens += job.waiting_work
+            else:
+                tokens += job.promised_tokens
+                seconds += job.waiting_work
+        return Load(tokens, seconds)
 
     @property
     def is_empty(self) -> bool:
