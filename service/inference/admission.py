@@ -94,6 +94,28 @@ class Rate:
         self.value = min(self.value, took / amount)
 
 
+class Lateness:
+    """How late answers were by recently, in seconds: the largest, half forgotten after a while."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._largest = 0.0
+        self._seen_at = clock()
+
+    @property
+    def now(self) -> float:
+        """What is left of it."""
+        if not self._largest:
+            return 0.0
+        age = self._clock() - self._seen_at
+        return self._largest * math.exp2(-age / LATENESS_HALF_LIFE)
+
+    def learn(self, seconds: float) -> None:
+        """An answer was late by so much; one that was in time tells nothing."""
+        if seconds > 0 and seconds > self.now:
+            self._largest, self._seen_at = seconds, self._clock()
+
+
 class Load(NamedTuple):
     """Work: tokens of inference, and seconds of tokenizing that one thread would take."""
 
@@ -105,14 +127,15 @@ class Place(NamedTuple):
     """Where admitted work stands.
 
     Seconds: of all that is before it, to spare before it must begin, of its own work on all
-    threads, and what is left to those who cannot wait. What is urgent goes before everything that
-    is not.
+    threads, what is left to those who cannot wait, and by what it delays the others. What is urgent
+    goes before everything that is not.
     """
 
     before: float
     spare: float
     own: float
     reserve: float = 0.0
+    delay: float = 0.0
     urgent: bool = False
 
     def patience(self, last: float) -> float:
@@ -145,8 +168,9 @@ class Admission:
         self._tokenizer_threads = tokenizer_threads
         self._queue_tokens = queue_tokens
         self._clock = clock
-        self._lateness = 0.0
-        self._late_at = clock()
+        self._lateness = Lateness(clock)
+        # Who goes before others waits shorter, and what was thought of that is less wrong.
+        self._urgent_lateness = Lateness(clock)
         # Seconds of urgent work that ever went before others, and the same at which the first of
         # those that wait has waited as long as it can.
         self._passed = 0.0
@@ -197,7 +221,7 @@ class Admission:
 
     def admit_urgent(
         self,
-        urgent: Load,
+        before: float,
         waiting_tokens: float,
         own: Load,
         last: float,
@@ -207,7 +231,7 @@ class Admission:
         """Where work stands that can go before `others`, or None where it cannot.
 
         Args:
-            urgent: what runs, and what waits and is urgent too.
+            before: seconds until what runs, and what is urgent too and came before, lets it begin.
             waiting_tokens, own, last, seconds: as `admit` has them.
             others: what waits or runs and is not urgent.
         """
@@ -218,8 +242,7 @@ class Admission:
         # Where others must be ready before it, their order is the better one.
         if now + usable >= self._last_end:
             return None
-        before = self.seconds(urgent)
-        spare = usable - self.margin(usable) - before
+        spare = usable - self.margin(usable, urgent=True) - before
         takes = max(self.seconds(own), last)
         room = self._queue_tokens * (1 + URGENT_QUEUE)
         if takes > spare or waiting_tokens + own.tokens > room:
@@ -227,15 +250,16 @@ class Admission:
         if now >= self._looked_at + LOOK_AGAIN:
             self._looked_at = now
             self._can_wait = min((job.can_wait for job in others), default=math.inf)
-        if takes > self._can_wait - self._passed:
+        delay = self.seconds(own)
+        if delay > self._can_wait - self._passed:
             return None
-        return Place(before, spare, takes, urgent=True)
+        return Place(before, spare, takes, delay=delay, urgent=True)
 
     def promise(self, job: Job[Any], place: Place) -> None:
         """Keep what was promised to an admitted job, whose `expected` is known by now."""
         job.is_urgent = place.urgent
         if place.urgent:
-            self._passed += place.own
+            self._passed += place.delay
             return
         job.passed = self._passed
         end = self._clock() + place.before + place.spare + place.reserve
@@ -243,22 +267,16 @@ class Admission:
         self._can_wait = min(self._can_wait, job.can_wait)
         self._last_end = max(self._last_end, end) if end < math.inf else self._last_end
 
-    def margin(self, usable: float) -> float:
+    def margin(self, usable: float, *, urgent: bool = False) -> float:
         """Seconds to allow for lateness; never more than half, or one stall would refuse it all."""
-        return min(self._lateness_now(), usable / 2)
+        lateness = self._urgent_lateness if urgent else self._lateness
+        return min(lateness.now, usable / 2)
 
     def learn_lateness(self, job: Job[object]) -> None:
-        """Keep the largest lateness of recent answers: this one reaches its caller now."""
-        now = self._clock()
-        # Those that it let pass are no lateness.
-        let_pass = 0.0 if job.is_urgent else self._passed - job.passed
-        lateness = now - job.expected - let_pass
-        # What was ready in time tells nothing, and that is nearly everything.
-        if lateness > 0 and lateness > self._lateness_now():
-            self._lateness, self._late_at = lateness, now
-
-    def _lateness_now(self) -> float:
-        if not self._lateness:
-            return 0.0
-        age = self._clock() - self._late_at
-        return self._lateness * math.exp2(-age / LATENESS_HALF_LIFE)
+        """Keep how late an answer is that reaches its caller now."""
+        late = self._clock() - job.expected
+        if job.is_urgent:
+            self._urgent_lateness.learn(late)
+        else:
+            # Those that it let pass are no lateness.
+            self._lateness.learn(late - (self._passed - job.passed))

@@ -302,9 +302,8 @@ class Engine:
         try:
             return self.admission.admit(work.ahead(), waiting, own, last, seconds)
         except OverloadedError:
-            place = self.admission.admit_urgent(
-                work.urgent(), waiting, own, last, seconds, work.in_turn
-            )
+            before = work.urgent(self.admission.seconds, self.threads)
+            place = self.admission.admit_urgent(before, waiting, own, last, seconds, work.in_turn)
             if place is None:
                 raise
             return place

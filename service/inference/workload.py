@@ -67,16 +67,32 @@ class Workload:
             queue.task_seconds + self._running_tokenizing,
         )
 
-    def urgent(self) -> Load:
-        """What is before urgent work that comes now: as dear as what is urgent is much."""
-        tokens, seconds = self._running_tokens, self._running_tokenizing
+    def urgent(self, seconds: Callable[[Load], float], threads: int) -> float:
+        """Seconds until urgent work that comes now can begin; as dear as what is urgent is much.
+
+        It needs one thread: that of the batch that ends first, where nothing urgent waits, and else
+        no later than all threads are done with all of it (Graham, "Bounds on Multiprocessing Timing
+        Anomalies", SIAM J. Appl. Math. 17(2), 1969).
+
+        Args:
+            seconds: how long all threads take for a load.
+            threads: how many there are.
+        """
+        now = self._clock()
+        left = [
+            max(0.0, seconds(load) * threads - (now - began))
+            for began, load in self._running.values()
+        ]
+        if not self._urgent:
+            return min(left, default=0.0) if len(left) == threads else 0.0
+        tokens, tokenizing = 0.0, 0.0
         for job in self._urgent:
             if job.stage == "inference":
                 tokens += job.waiting_work
             else:
                 tokens += job.promised_tokens
-                seconds += job.waiting_work
-        return Load(tokens, seconds)
+                tokenizing += job.waiting_work
+        return sum(left) / threads + seconds(Load(tokens, tokenizing))
 
     @property
     def is_empty(self) -> bool:
