@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo
+# Two processes of tests, each file whole in one of them: what a module made once is made once.
+WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
@@ -51,13 +53,13 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/pytest -q $(WORKERS) -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 test-slow: setup test-browser-setup test-promtool-setup
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q $(WORKERS) -m slow
 
 test-all: lint test-browser-setup test-promtool-setup
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(WORKERS)
 
 test-faults: setup
 	$(BIN)/pytest -q -m faults

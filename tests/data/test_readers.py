@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -30,6 +31,11 @@ ROWS = [
     {"text": "können Sie das ändern?", "label": "praise"},
     {"text": "schöne Farbe; gute Größe", "label": "praise"},
 ]
+
+# Two megabytes that hardly get smaller when they are compressed.
+MANY_ROWS = b"text,label\n" + b"".join(
+    hashlib.sha256(row.to_bytes(4, "big")).hexdigest().encode() + b",a\n" for row in range(30_000)
+)
 
 
 def csv_of(separator: str, end: str = "\n") -> str:
@@ -153,7 +159,7 @@ def test_a_key_says_what_cannot_be_seen(tmp_path: Path) -> None:
         ("a.csv", b"text,label,,\na,x,,\n", "line 1: cell 3, 4 of the header is empty"),
         ("a.json", b"[[1, 2], [3, 4]]", "a list of lists, whose columns have no names"),
         ("a.json", b'[{"text": "a", "label": "b"}]\n[{"text": "c"}]', "row 2: more stands behind"),
-        ("a.csv.gz", gzip.compress(b"text,label\n" + os.urandom(2 << 20))[:-9], "it breaks off"),
+        ("a.csv.gz", gzip.compress(MANY_ROWS)[:-9], "it breaks off"),
         ("a.json", b'[{"text": "a", "label": "b"}, {"te', "row 2: from here on it is not JSON"),
     ],
 )
