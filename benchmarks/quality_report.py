@@ -94,7 +94,7 @@ def published(found: Mapping[str, Any]) -> str:
 def summary(result: Mapping[str, Any]) -> str:
     """The table for the README."""
     head = ("set", "rows: training + validation / test", "minutes: training / in all", "ships")
-    head += ("accuracy", "macro-F1", "micro-F1", "ECE", "aim", "published")
+    head += ("accuracy", "macro-F1", "on validation", "micro-F1", "ECE", "aim", "published")
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for found in result["entries"].values():
         rows, minutes = found["rows"], found["minutes"]
@@ -114,6 +114,7 @@ def summary(result: Mapping[str, Any]) -> str:
             f"{least}{minutes['training']:.1f} / {least}{minutes['in_all']:.1f}",
             found["shipped"],
             *(f"{found[key]:.3f}" for key in ("accuracy", "macro_f1")),
+            f"{found['on_validation'][found['shipped']]['macro_f1']:.3f}",
             f"{found['micro_f1']:.3f}" if "micro_f1" in found else "-",
             f"{found['ece']:.3f}",
             aim(found),
