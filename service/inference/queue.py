@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from service.inference.jobs import Job, Stage
+from service.inference.jobs import Job, Stage, TokenizingTask
 from service.inference.tokenizing import Window
 
 # When urgent parts are due; among each other they go in the order in which they came.
@@ -102,14 +102,22 @@ class Queue:
         self.tokens += read
 
     def push_tasks(
-        self, job: Job[Any], tasks: Iterable[tuple[float, Callable[[], Any], float, float]]
+        self, job: Job[Any], tasks: Sequence[TokenizingTask], patience: float, per_second: float
     ) -> None:
-        """Queue a job's tasks: when each is due, what it does, its seconds and its cost."""
-        for place, (due, work, seconds, cost) in enumerate(tasks):
-            turn = URGENT if job.is_urgent else due
-            heapq.heappush(self._tasks, self._entry(turn, job, place, work, seconds, cost))
-            self.tasks += 1
-            self.task_seconds += seconds
+        """Queue a job's tasks, each due after `patience` times the seconds of those up to it.
+
+        Args:
+            per_second: tokens of inference that take as long as a second of tokenizing.
+        """
+        read = 0.0
+        since = URGENT if job.is_urgent else job.since
+        for place, (work, seconds) in enumerate(tasks):
+            read += seconds
+            due = since + patience * read
+            entry = self._entry(due, job, place, work, seconds, seconds * per_second)
+            heapq.heappush(self._tasks, entry)
+        self.tasks += len(tasks)
+        self.task_seconds += read
 
     def _entry(
         self, due: float, job: Job[Any], place: int, content: Any, work: float, cost: float
