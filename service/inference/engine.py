@@ -273,6 +273,12 @@ class Engine:
             with self._lock:
                 self.admission.learn_lateness(job)
 
+    def failed(self, stage: Stage, error: Exception) -> None:
+        """Count and log what failed where its caller runs, as what fails in the threads."""
+        logger.error("%s failed: %s", stage, type(error).__name__)
+        with self._lock:
+            self._totals.count_failure(error)
+
     def close(self, timeout: float | None = None) -> None:
         """Take no more work, finish what is queued, end the threads; give up after `timeout` s."""
         with self._lock:
