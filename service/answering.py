@@ -38,6 +38,7 @@ PART_SECONDS = 0.005
 MEASURED_SECONDS = 0.0001
 # Look whether the caller is still there only of a request that takes so long, in seconds.
 WATCH_AFTER = 0.1
+UNREADABLE = "the text could not be tokenized: see the server's log"
 
 
 class Answers(NamedTuple):
@@ -143,12 +144,16 @@ class Answering:
         seconds = sum(self._costs.of(text).seconds for text in read)
         if seconds > INLINE_SECONDS or not encoder.is_prepared(options):
             return await self._encode_in_turn(request, asked, texts, read)
+        encode = partial(encoder.encode, texts, options)
+        if by_beginnings:
+            encode = partial(encoder.encode_beginnings, beginnings)
+        try:
+            encoded = self._measured(read, encode, options, seconds)
+        except Exception as error:  # noqa: BLE001 - as where the engine's threads tokenize
+            self._engine.failed("tokenizing", error)
+            raise RequestError(500, UNREADABLE) from None
         if not by_beginnings:
-            return self._measured(
-                read, partial(encoder.encode, texts, options), options, seconds
-            ), None
-        encode = partial(encoder.encode_beginnings, beginnings)
-        encoded = self._measured(read, encode, options, seconds)
+            return encoded, None
         unsettled = encoder.unsettled(beginnings, encoded)
         if not unsettled:
             return encoded, None
@@ -189,7 +194,7 @@ class Answering:
         # This may take long: of a caller who leaves the rest is dropped at once.
         job, outcome = await self._wait(request, begin, watch_after=0.0)
         if isinstance(outcome, Failed):
-            raise RequestError(500, "the text could not be tokenized: see the server's log")
+            raise RequestError(500, UNREADABLE)
         return outcome.result, job.submitted
 
     def _measured(

@@ -49,6 +49,9 @@ class NoUpgrades(HttpToolsProtocol):
         """Begin a request; one that is to be read again is none yet."""
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            # What comes behind a chunked body is none of its headers (RFC 9110, section 6.5.1):
+            # uvicorn would put it among them, an Authorization that no gateway has seen, too.
+            self.headers = []
 
     def on_message_complete(self) -> None:
         """End a body; where httptools stops, none has begun."""

@@ -26,7 +26,8 @@ from starlette.types import Message
 from service.asgi import SWALLOWED_BODIES
 from service.classifier import Classifier
 from service.inference.admission import ClosedError, OverloadedError
-from service.inference.tokenizing import TextEncoder
+from service.inference.tokenizing import TextEncoder, TokenizationOptions
+from service.inference.totals import Totals
 from service.openapi import NOT_BLANK
 from service.routes import ROUTES, Routes
 from service.schemas import Limits
@@ -1035,17 +1036,33 @@ def test_long_texts_that_cannot_all_be_tokenized_in_time_are_refused_at_once(
     assert all(int(headers["retry-after"]) >= 1 for _, headers, _ in refused)
 
 
+@pytest.mark.parametrize("repeated", [1, 10_000])
+@pytest.mark.parametrize("options", [{}, {"truncate_prompt_tokens": 8}])
 def test_a_tokenizer_that_fails_is_a_fault_of_ours(
-    classifier: Classifier, caplog: pytest.LogCaptureFixture
+    classifier: Classifier,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    repeated: int,
+    options: dict[str, Any],
 ) -> None:
-    class Broken(Slow):
-        def encode(self, texts: Any, *_: Any) -> Any:
-            raise RuntimeError(f"cannot read {texts}")
+    """Wherever the text is tokenized: a short one where it came, a long one by the threads."""
 
-    with routes_of(Broken(classifier)) as routes:
-        answer = TestClient(routes).post("/classify", json={"input": "secret" * 10_000})
+    def broken(_encoder: TextEncoder, texts: Any, *_: Any) -> Any:
+        raise RuntimeError(f"cannot read {texts}")
+
+    counted: list[Exception] = []
+    monkeypatch.setattr(Totals, "count_failure", lambda _, error: counted.append(error))
+    classifier.encoder.prepare(TokenizationOptions(max_length=8))
+    with routes_of(classifier) as routes:
+        for name in ("encode", "encode_beginnings"):
+            monkeypatch.setattr(TextEncoder, name, broken)
+        body = {"input": "secret" * repeated, **options}
+        answer = TestClient(routes).post("/classify", json=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
+    assert "tokenized" in answer.json()["error"]["message"]
+    assert "RuntimeError" in caplog.text
     assert "secret" not in answer.text + caplog.text
+    assert len(counted) == 1
 
 
 def test_a_beginning_that_does_not_suffice_is_read_on(

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from service.classifier import Classifier
-from service.inference.tokenizing import AS_PACKAGED, EncodedText, TokenizationOptions
+from service.inference.tokenizing import (
+    AS_PACKAGED,
+    EncodedText,
+    TokenizationOptions,
+    TokenizerError,
+)
 from tests.conftest import example_rows
 from tests.test_families import FAMILIES, Family, train_tokenizer
 
@@ -169,3 +174,19 @@ def test_the_tokenizer_is_copied_once_and_only_for_what_needs_it(
         thread.join()
     assert copies == [1]
     assert all(map(classifier.encoder.is_prepared, cut))
+
+
+@pytest.mark.parametrize("options", [AS_PACKAGED, TokenizationOptions(max_length=8)])
+def test_a_tokenizer_that_panics_is_a_fault_that_can_be_caught(
+    options: TokenizationOptions,
+) -> None:
+    """A panic of Rust is no `Exception`: it would end the thread that has the text."""
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    # A pattern that is tried anew for each way to share the letters out.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?:a|a)+b"), "isolated")
+    tokenizer.enable_truncation(MAX_LENGTH)
+    tokenizer.enable_padding()
+    classifier = classifier_of(tokenizer.to_str(), pairs=False)
+    assert classifier.encode(["aab"], options)
+    with pytest.raises(TokenizerError):
+        classifier.encode(["a" * 30], options)

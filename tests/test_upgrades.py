@@ -121,6 +121,14 @@ def test_a_body_is_never_a_request(server: Server, headers: Sequence[str], chunk
         assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize("headers", [(), JAVA])
+def test_what_comes_behind_a_body_is_no_header(server: Server, headers: Sequence[str]) -> None:
+    whole = post(headers, chunked=True)
+    trailed = whole.removesuffix(b"\r\n") + b"X-Request-Timeout-Ms: none\r\n\r\n"
+    found = talk(server, [trailed + post(())], 2)
+    assert [status for status, _ in found] == [200, 200]
+
+
 def test_many_may_come_at_once(server: Server) -> None:
     parts = [post(headers, chunked=number % 2 == 0) for number, headers in enumerate(UPGRADES)]
     get = b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"

@@ -1,9 +1,13 @@
-"""One batch → what each of its entries came to, or why it did not; the model is called here."""
+"""One batch → what each of its entries came to, or why it did not; the model is called here.
+
+And what the parts of several batches come to together.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +16,7 @@ from service.classifier import NotFiniteError
 from service.decisions import FloatArray
 from service.inference.jobs import Failed
 from service.inference.queue import Batch
-from service.inference.tokenizing import Window
+from service.inference.tokenizing import EncodedText, Window
 
 logger = logging.getLogger(__name__)
 
@@ -58,3 +62,13 @@ class Computing:
         logger.error("the model computed no finite logits for %d windows", fine.count(False))
         failed = Failed(NotFiniteError())
         return [next(answers) if each else failed for each in fine]
+
+
+def stacked(rows: list[FloatArray]) -> FloatArray:
+    """The rows of all windows, of shape (windows, labels); a copy, which no batch shares."""
+    return np.array(rows, dtype=np.float32)
+
+
+def joined(parts: list[list[EncodedText]]) -> list[EncodedText]:
+    """The texts of all parts of a request, in order."""
+    return list(chain.from_iterable(parts))

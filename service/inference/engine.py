@@ -21,11 +21,8 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
 from time import monotonic
 from typing import Any
-
-import numpy as np
 
 from service.decisions import FloatArray
 from service.inference.admission import (
@@ -38,7 +35,7 @@ from service.inference.admission import (
     OverloadedError,
     Place,
 )
-from service.inference.computing import Computing, Model
+from service.inference.computing import Computing, Model, joined, stacked
 from service.inference.jobs import Failed, Job, Outcome, Stage, TokenizingTask
 from service.inference.queue import Batch, Queue
 from service.inference.threads import Pool, make_pools, start_threads, yield_to_others
@@ -94,7 +91,7 @@ class Engine:
             seconds_per_token=seconds_per_token,
         )
         self._computing = Computing(model, answers or list)
-        self._assemble: Callable[[list[Any]], Any] = list if answers else _rows
+        self._assemble: Callable[[list[Any]], Any] = list if answers else stacked
         self._clock = clock
         self._lock = threading.Lock()
         self._queue = Queue(batch_tokens)
@@ -187,7 +184,7 @@ class Engine:
                     raise
                 place = Place(0.0, 0.0, self.admission.seconds(own))
             now = self._clock()
-            job = Job("tokenizing", len(tasks), _joined, on_done, now)
+            job = Job("tokenizing", len(tasks), joined, on_done, now)
             job.promised_tokens = promised_tokens
             # Others may go before for as long as the work itself justifies, and no longer than the
             # deadline leaves.
@@ -195,14 +192,7 @@ class Engine:
             job.expected = now + max(place.before + takes, patience * takes + longest)
             self._take_on(job, place)
             per_second = 1 / max(self.admission.token_rate.value, 1e-9)
-            done = accumulate(task.seconds for task in tasks)
-            self._queue.push_tasks(
-                job,
-                (
-                    (now + patience * work, task.work, task.seconds, task.seconds * per_second)
-                    for task, work in zip(tasks, done, strict=True)
-                ),
-            )
+            self._queue.push_tasks(job, tasks, patience, per_second)
             self._pools["tokenizing"].wake(len(tasks))
         return job
 
@@ -283,6 +273,12 @@ class Engine:
             with self._lock:
                 self.admission.learn_lateness(job)
 
+    def failed(self, stage: Stage, error: Exception) -> None:
+        """Count and log what failed where its caller runs, as what fails in the threads."""
+        logger.error("%s failed: %s", stage, type(error).__name__)
+        with self._lock:
+            self._totals.count_failure(error)
+
     def close(self, timeout: float | None = None) -> None:
         """Take no more work, finish what is queued, end the threads; give up after `timeout` s."""
         with self._lock:
@@ -321,7 +317,7 @@ class Engine:
     def _measure_again(self, window: Window) -> None:
         """Run a window for nobody: does a token take less time by now?"""
         self._measured_at = self._clock()
-        job = Job("inference", 1, _rows, lambda _outcome: None, self._measured_at)
+        job = Job("inference", 1, stacked, lambda _outcome: None, self._measured_at)
         job.is_measurement = True
         self._push(job, [window], 0.0)
 
@@ -400,12 +396,3 @@ class Engine:
             self.admission.token_rate.believe_less(took, batch.padded_tokens)
         else:
             self.admission.token_rate.learn(took, batch.padded_tokens)
-
-
-def _rows(rows: list[FloatArray]) -> FloatArray:
-    """The rows of all windows, of shape (windows, labels); a copy, which no batch shares."""
-    return np.array(rows, dtype=np.float32)
-
-
-def _joined(parts: list[list[EncodedText]]) -> list[EncodedText]:
-    return list(chain.from_iterable(parts))

@@ -20,14 +20,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from service.inference.jobs import Job, Stage
+from service.inference.jobs import Job, Stage, TokenizingTask
 from service.inference.tokenizing import Window
 
 # When urgent parts are due; among each other they go in the order in which they came.
 URGENT = -math.inf
+# What is left of closed jobs is passed over when its turn comes, unless there is more of it than of
+# open ones, and than so many parts: their texts may be large.
+MOST_LEFT = 64
 # Of a batch's tokens, at most this share is padding.
 MAX_PADDING = 0.1
 
@@ -82,6 +85,8 @@ class Queue:
         # Cost that short parts may take before the next long one.
         self._short_turn = 0.0
         self._number = 0
+        # Parts of closed jobs that may still be here.
+        self._left = 0
 
     def push_windows(self, job: Job[Any], windows: Sequence[Window], pace: float) -> None:
         """Queue a job's windows, each due after `pace` seconds per token up to it."""
@@ -97,14 +102,22 @@ class Queue:
         self.tokens += read
 
     def push_tasks(
-        self, job: Job[Any], tasks: Iterable[tuple[float, Callable[[], Any], float, float]]
+        self, job: Job[Any], tasks: Sequence[TokenizingTask], patience: float, per_second: float
     ) -> None:
-        """Queue a job's tasks: when each is due, what it does, its seconds and its cost."""
-        for place, (due, work, seconds, cost) in enumerate(tasks):
-            turn = URGENT if job.is_urgent else due
-            heapq.heappush(self._tasks, self._entry(turn, job, place, work, seconds, cost))
-            self.tasks += 1
-            self.task_seconds += seconds
+        """Queue a job's tasks, each due after `patience` times the seconds of those up to it.
+
+        Args:
+            per_second: tokens of inference that take as long as a second of tokenizing.
+        """
+        read = 0.0
+        since = URGENT if job.is_urgent else job.since
+        for place, (work, seconds) in enumerate(tasks):
+            read += seconds
+            due = since + patience * read
+            entry = self._entry(due, job, place, work, seconds, seconds * per_second)
+            heapq.heappush(self._tasks, entry)
+        self.tasks += len(tasks)
+        self.task_seconds += read
 
     def _entry(
         self, due: float, job: Job[Any], place: int, content: Any, work: float, cost: float
@@ -115,9 +128,15 @@ class Queue:
         return Entry(due, self._number, job, place, content, work, cost)
 
     def drop(self, job: Job[Any]) -> None:
-        """Count what is left of a closed job no more; it is passed over when its turn comes."""
+        """Count what is left of a closed job no more."""
         self._leave(job.stage, job.waiting_parts, job.waiting_work)
+        self._left += job.waiting_parts
         job.waiting_parts, job.waiting_work = 0, 0.0
+        if self._left > MOST_LEFT + self.windows + self.tasks:
+            for entries in (self._tasks, *self._by_length.values()):
+                entries[:] = [entry for entry in entries if entry.job.is_open]
+                heapq.heapify(entries)
+            self._left = 0
 
     def has(self, *stages: Stage) -> bool:
         """Whether something of one of the stages waits."""

@@ -13,6 +13,10 @@ from service.inference.prefixes import Beginning, Prefixes
 from service.model_package import Manifest, Text
 
 
+class TokenizerError(Exception):
+    """The tokenizer broke off; its own words may hold a part of a text."""
+
+
 class TokenIds:
     """Token ids of a part of a text.
 
@@ -89,12 +93,15 @@ class TextEncoder:
             texts: texts, or pairs where the package was made for pairs.
             options: what is to be otherwise than in the package. The first call that cuts texts
                 otherwise copies the tokenizer, unless `prepare` has.
+
+        Raises:
+            TokenizerError: the tokenizer broke off.
         """
         special = options.add_special_tokens
         if self._cuts_otherwise(options):
             limit = options.max_length or self._manifest.max_length
             keep_end = self._keeps_end if options.keep_end is None else options.keep_end
-            encodings = self._whole().encode_batch_fast(list(texts), add_special_tokens=special)
+            encodings = _read(self._whole(), texts, special=special)
             return [cut(encoding, limit, keep_end=keep_end) for encoding in encodings]
         if not special:
             return self._encode_whole(texts, special=False)
@@ -143,9 +150,7 @@ class TextEncoder:
             tokens *= 2
 
     def _encode_whole(self, texts: Sequence[Text], *, special: bool = True) -> list[EncodedText]:
-        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
-            list(texts), add_special_tokens=special
-        )
+        encodings = _read(self._tokenizer, texts, special=special)
         return [self._windows(encoding) for encoding in encodings]
 
     @property
@@ -189,6 +194,20 @@ class TextEncoder:
                 copy.no_truncation()
                 self._whole_tokenizer = copy
         return self._whole_tokenizer
+
+
+def _read(tokenizer: Tokenizer, texts: Sequence[Text], *, special: bool) -> list[Encoding]:
+    try:
+        encodings: list[Encoding] = tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=special
+        )
+    except BaseException as raised:
+        # A panic of Rust, such as at a pattern that is tried too often, is no Exception: nothing
+        # would catch it, and it would end the thread.
+        if type(raised).__name__ != "PanicException":
+            raise
+        raise TokenizerError("the tokenizer broke off") from None
+    return encodings
 
 
 def cut(encoding: Encoding, limit: int, *, keep_end: bool) -> EncodedText:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from service.inference.admission import (
 )
 from service.inference.engine import MEASURE_AFTER, Engine
 from service.inference.jobs import Completed, Failed, Job, Outcome, TokenizingTask
-from service.inference.queue import MAX_PADDING
+from service.inference.queue import MAX_PADDING, MOST_LEFT
 from service.inference.threads import NICER
 from service.inference.tokenizing import EncodedText
 from service.inference.totals import EngineState
@@ -351,6 +352,28 @@ def test_the_work_of_a_caller_who_left_is_dropped() -> None:
         engine.close(SECONDS)
     assert caller.order == [stays]
     assert [ids(batch) for batch in gate.batches] == [[0], [99]]
+
+
+def test_what_callers_who_left_have_sent_is_kept_no_longer() -> None:
+    """Their turn may be far off, and they may be many."""
+    gate = Gate(is_open=False)
+    with engine_of(gate) as engine:
+        caller = Caller(engine)
+        caller.ask(window(0))
+        gate.wait_until_busy()
+        caller.ask(window(1))
+        caller.tokenize(lambda: [])
+        kept: list[weakref.ref[Any]] = []
+        for number in range(1000):
+            sent = window(number)
+            kept.append(weakref.ref(sent))
+            job = caller.ask(sent) if number % 2 else caller.tokenize(sent.copy)
+            engine.cancel(job)
+        del sent, job
+        assert sum(each() is not None for each in kept) <= 2 * MOST_LEFT
+        gate.open()
+        caller.wait_for(3)
+        assert is_empty(engine)
 
 
 def test_who_left_while_the_batch_ran_is_not_told() -> None:
