@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.model_package import Task
+from training.threads import own_cores
 
 if TYPE_CHECKING:
     from training.heads import Pooling
@@ -244,7 +245,8 @@ def careful_defaults(
             else "the device does not multiply in it",
         ),
         "dataloader_num_workers": Default(
-            2 if cuda else 0, "a GPU does not wait for batches" if cuda else "the cores compute"
+            min(2, own_cores()) if cuda else 0,
+            "a GPU does not wait for batches" if cuda else "the cores compute",
         ),
         "dataloader_pin_memory": Default(cuda, "for copies to a GPU" if cuda else "no GPU"),
     }
