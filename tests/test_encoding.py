@@ -21,6 +21,7 @@ from training.config import (
 from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
 from training.data.splits import Split
 from training.errors import BaseModelError, RecipeError
+from training.losses import weighted_loss
 from training.train import FineTuner
 
 
@@ -202,6 +203,7 @@ def test_validation_rows_keep_their_order_where_training_is_grouped_by_length(
         ),
         eval_dataset=encoded.table,
         data_collator=DataCollatorWithPadding(tokenizer),
+        compute_loss_func=weighted_loss(None, "single_label", 0.0),
     )
     found = trainer.predict(encoded.table).label_ids
     assert np.array_equal(found, encoded.table["labels"][:])

@@ -51,6 +51,15 @@ class EncodedSplit:
     table: Dataset
     windows: list[int]
 
+    def window_shares(self) -> np.ndarray:
+        """What each row of `table` counts, of shape (rows,), 1 on average: as much by text.
+
+        A window counts one over the windows of its text; otherwise long texts, which are no more
+        than short ones, would be most of what is learned.
+        """
+        counts = np.asarray(self.windows)
+        return np.repeat(counts.mean() / counts, counts).astype(np.float32)
+
 
 def usable_reading(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
