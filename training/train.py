@@ -65,7 +65,15 @@ from training.data.dataset import (
     read_rows,
     usable_data,
 )
-from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.data.encoding import (
+    Reading,
+    RowSizes,
+    by_length,
+    encode_split,
+    make_targets,
+    row_sizes,
+    usable_reading,
+)
 from training.data.findings import find_errors
 from training.data.preflight_report import draw_data, print_findings, write_findings
 from training.defaults import Default, careful_defaults, validation_share, warnings_about
@@ -103,6 +111,8 @@ logger = logging.getLogger(__name__)
 EVALUATED = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision")
 # A checkpoint that failed with less than this left failed because of it.
 FULL_DISK_BYTES = 16 << 20
+# What logits in fp32 carry: a loss that is lower after that is not lower.
+LOSS_DECIMALS = 7
 # The column of what each window counts in the loss; not there where every text is one window.
 SHARE = "share"
 # What protobuf, and so one ONNX file, can hold.
@@ -173,7 +183,10 @@ def train(
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
-    arguments, tuning, reasons = settle(recipe, model.num_parameters(), data, base.pooling.value)
+    sizes = row_sizes(data.train, tokenizer, reading)
+    arguments, tuning, reasons = settle(
+        recipe, model.num_parameters(), data, base.pooling.value, sizes
+    )
     settled = {
         "base_model": provenance.get("sha256"),
         "pooling": base.pooling.value,
@@ -351,7 +364,7 @@ def refuse_unexportable(
 
 
 def settle(
-    recipe: Recipe, parameters: int, data: LabelledData, pooling: Pooling
+    recipe: Recipe, parameters: int, data: LabelledData, pooling: Pooling, sizes: RowSizes
 ) -> tuple[TrainingArguments, FineTuningArguments, dict[str, str]]:
     """The recipe's keys over the careful defaults, and the reason of every default in force.
 
@@ -370,6 +383,7 @@ def settle(
         validation=len(data.validation),
         processes=processes(),
         pooling=pooling,
+        sizes=sizes,
     )
     defaults |= {"seed": Default(DEFAULT_SEED, "any number; the same one gives the same model")}
     given = recipe.as_dict()
@@ -629,7 +643,10 @@ def make_trainer(
         probs = aggregate_windows(
             probabilities(logits, data.task), validation.windows, data.task, reading.aggregation
         )
-        return {"loss": float(validation_loss), **validation_metrics(probs, targets, data.task)}
+        return {
+            "loss": round(float(validation_loss), LOSS_DECIMALS),
+            **validation_metrics(probs, targets, data.task),
+        }
 
     made = {"model": model} if isinstance(model, PreTrainedModel) else {"model_init": model}
     trainer = FineTuner(
