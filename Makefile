@@ -8,7 +8,7 @@ WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-promises bench-optimism bench-few
+	bench-compare bench-quality bench-predict bench-promises bench-optimism bench-few bench-threads
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -119,6 +119,10 @@ bench-predict: runs/bench/package/manifest.json
 
 bench-train: setup
 	$(BIN)/python -m benchmarks.bench_train
+
+# In a cgroup with a quota of one core, which it makes: as root.
+bench-threads: setup
+	$(BIN)/python -m benchmarks.bench_threads $(if $(QUOTA),--quota $(QUOTA))
 
 bench-int8: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.int8

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks.load import ROOT, machine, write_result
 from service.classifier import Classifier
 from service.inference.admission import OverloadedError
-from service.inference.device import available_cores
+from service.inference.cores import available_cores
 from service.inference.engine import BATCH_TOKENS, Engine
 from service.inference.jobs import Failed, Outcome
 

@@ -28,7 +28,8 @@ from service.decisions import (
     probabilities,
     text_probabilities,
 )
-from service.inference.device import PROVIDERS, Device, DeviceError, available_cores, check_device
+from service.inference.cores import available_cores
+from service.inference.device import PROVIDERS, Device, DeviceError, check_device
 from service.inference.tokenizing import (
     AS_PACKAGED,
     EncodedText,

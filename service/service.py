@@ -28,7 +28,8 @@ from service.api_keys import ApiKeys, ApiKeysError
 from service.classifier import Classifier, GoldenMismatchError
 from service.http.access_log import write_accesses
 from service.http.middleware import BoundedPreflights, TracedRoutes
-from service.inference.device import Device, DeviceError, available_cores, check_device
+from service.inference.cores import available_cores
+from service.inference.device import Device, DeviceError, check_device
 from service.inference.engine import BATCH_TOKENS, Engine
 from service.metrics import Metrics
 from service.model_package import (

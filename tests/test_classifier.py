@@ -22,7 +22,8 @@ from service.classifier import (
     length_sorted_batches,
 )
 from service.decisions import softmax
-from service.inference.device import DeviceError, available_cores
+from service.inference.cores import available_cores
+from service.inference.device import DeviceError
 from service.inference.tokenizing import TokenizationOptions
 from service.model_package import (
     GOLDEN_FILE,

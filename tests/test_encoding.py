@@ -18,9 +18,18 @@ from training.config import (
     ModelArguments,
     Recipe,
 )
-from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.data.encoding import (
+    Reading,
+    RowSizes,
+    by_length,
+    encode_split,
+    make_targets,
+    row_sizes,
+    usable_reading,
+)
 from training.data.splits import Split
 from training.errors import BaseModelError, RecipeError
+from training.losses import weighted_loss
 from training.train import FineTuner
 
 
@@ -102,6 +111,17 @@ def test_windows_belong_to_their_texts_also_in_a_large_split(tokenizer: Any) -> 
     assert encoded.windows == [1, 2, 3] * 400
     expected = [n % 2 for n in range(1_200) for _ in range(encoded.windows[n])]
     assert encoded.table["labels"][:] == expected
+
+
+def test_sizes_are_those_of_the_encoded_rows(tokenizer: Any, monkeypatch: Any) -> None:
+    for reading in (Reading(12, 4), Reading(12), Reading(64)):
+        encoded = encode_split(SEVERAL, tokenizer, ["a", "b", "c"], "multi_label", reading)
+        longest = max(map(len, encoded.table["input_ids"]))
+        assert row_sizes(SEVERAL, tokenizer, reading) == RowSizes(len(encoded.table), longest)
+    # Of many texts some are tokenized, the first and others at like distances.
+    monkeypatch.setattr("training.data.encoding.MEASURED_TEXTS", 2)
+    found = row_sizes(SEVERAL, tokenizer, Reading(12, 4))
+    assert found.windows == 4 and found.longest < 12
 
 
 def test_a_truncated_text_is_one_row(tokenizer: Any) -> None:
@@ -202,6 +222,7 @@ def test_validation_rows_keep_their_order_where_training_is_grouped_by_length(
         ),
         eval_dataset=encoded.table,
         data_collator=DataCollatorWithPadding(tokenizer),
+        compute_loss_func=weighted_loss(None, "single_label", 0.0),
     )
     found = trainer.predict(encoded.table).label_ids
     assert np.array_equal(found, encoded.table["labels"][:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,15 +52,15 @@ def test_other_weights_are_refused(value: str) -> None:
 
 def test_the_weighted_loss_is_torchs() -> None:
     torch.manual_seed(0)
-    logits = SimpleNamespace(logits=torch.randn(8, 3))
+    logits = torch.randn(8, 3)
     targets, weights = torch.tensor([0, 1, 2, 0, 0, 1, 2, 2]), [1.0, 2.0, 5.0]
     each = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights), reduction="none")
     found = weighted_loss(weights, "single_label", 0.0)(logits, targets)
-    assert float(found) == pytest.approx(float(each(logits.logits, targets).mean()))
+    assert float(found) == pytest.approx(float(each(logits, targets).mean()))
     several = torch.randint(0, 2, (8, 3)).float()
     binary = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weights))
     found = weighted_loss(weights, "multi_label", 0.0)(logits, several)
-    assert float(found) == pytest.approx(float(binary(logits.logits, several)))
+    assert float(found) == pytest.approx(float(binary(logits, several)))
 
 
 @pytest.mark.parametrize("task", ["single_label", "multi_label"])
@@ -72,13 +71,10 @@ def test_two_batches_of_one_step_count_as_one(task: Any) -> None:
     if task == "multi_label":
         targets = torch.nn.functional.one_hot(targets).float()
     loss = weighted_loss([1.0, 2.0, 5.0], task, 0.0)
-    whole = loss(SimpleNamespace(logits=logits), targets)
+    whole = loss(logits, targets)
     # What the Trainer counts: every target of the step that is not -100.
     items = targets.ne(-100).sum()
-    parts = [
-        loss(SimpleNamespace(logits=logits[half]), targets[half], num_items_in_batch=items)
-        for half in (slice(4), slice(4, 8))
-    ]
+    parts = [loss(logits[half], targets[half], items) for half in (slice(4), slice(4, 8))]
     assert float(sum(parts)) == pytest.approx(float(whole))
 
 

@@ -19,6 +19,7 @@ from setuptools import find_packages
 
 from benchmarks import (
     bench_soak,
+    bench_threads,
     bench_train,
     champions,
     optimism,
@@ -182,6 +183,7 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("champions", champions.markdown),
         ("train", bench_train.markdown),
         ("train-card", bench_train.markdown),
+        ("threads", bench_threads.markdown),
         ("quality", quality_report.summary),
         ("promises", promises.markdown),
         ("optimism", optimism.markdown),

@@ -20,6 +20,7 @@ from tests.conftest import EXAMPLE, example_rows, write_csv
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe, parse_training_arguments
 from training.data.dataset import load_data
+from training.data.encoding import RowSizes
 from training.defaults import (
     batch_size,
     careful_defaults,
@@ -682,6 +683,35 @@ def test_few_rows_that_are_seen_often_are_many() -> None:
     assert found["early_stopping_patience"].value == 15
 
 
+def test_of_longer_rows_fewer_are_in_a_batch() -> None:
+    def sizes(longest: int) -> list[int]:
+        kinds = ((23_000_000, False), (110_000_000, False), (110_000_000, True))
+        return [batch_size(size, 10**6, cuda=cuda, longest=longest) for size, cuda in kinds]
+
+    assert sizes(20) == sizes(256) == [64, 32, 128]
+    assert sizes(512) == [32, 16, 64]
+    assert sizes(8192) == [16, 16, 16]
+
+
+def test_steps_are_of_windows_and_labels_and_rates_of_texts() -> None:
+    def found(windows: int | None = None, **given: Any) -> list[Any]:
+        sizes = None if windows is None else RowSizes(windows, 256)
+        keys = ("num_train_epochs", "per_device_train_batch_size", "learning_rate")
+        defaults = careful_defaults(110_000_000, 200, 2, {"use_cpu": True, **given}, sizes=sizes)
+        return [defaults[key].value for key in keys]
+
+    passes, batch, rate = found()
+    # 100 rows a label are seen ten times: long ones are more steps, and no fewer passes.
+    assert (passes, batch) == (10, 16)
+    assert found(6_000) == [10, 32, rate]
+    # 20 rows of one window each are two steps a pass.
+    few = [careful_defaults(23_000_000, 20, 2, {}, sizes=RowSizes(n, 256)) for n in (20, 400)]
+    assert [each["num_train_epochs"].value for each in few] == [50, 10]
+    # 128 windows that are worth four texts are no large batch.
+    assert found(200, per_device_train_batch_size=128)[2] == pytest.approx(2 * rate)
+    assert found(6_000, per_device_train_batch_size=128)[2] == rate
+
+
 def test_the_rate_grows_with_the_root_of_the_batch_but_not_past_what_a_model_bears() -> None:
     assert learning_rate(110_000_000, 2, 16) == learning_rate(110_000_000, 2) == 2e-5
     assert learning_rate(110_000_000, 2, 128) == pytest.approx(4e-5)
@@ -864,7 +894,9 @@ def test_the_arguments_of_a_run_are_for_one_gpu(
         return arguments
 
     monkeypatch.setattr("training.train.parse_training_arguments", with_several)
-    arguments, _, _ = settle(recipe, 1_000_000, load_data(recipe.data, 0), "model")
+    arguments, _, _ = settle(
+        recipe, 1_000_000, load_data(recipe.data, 0), "model", RowSizes(100, 32)
+    )
     assert arguments.n_gpu == 1
 
 

@@ -160,6 +160,16 @@ def test_every_kind_trains_in_the_same_pod() -> None:
     assert settings >= {"PUBLISH", *(entry["name"] for entry in training["env"])}
 
 
+@pytest.mark.parametrize("kind", ["job", "cronjob", "trainjob"])
+def test_a_training_has_as_many_threads_as_it_asks_for_cores(kind: str) -> None:
+    """By the limit, which is the quota that threads follow; without one they are the node's."""
+    found = [container["resources"] for _, container in rendered(kind).containers()]
+    if kind == "trainjob":
+        found = [one(kind)["spec"]["trainer"]["resourcesPerNode"]]
+    assert found
+    assert all(each["limits"]["cpu"] == each["requests"]["cpu"] for each in found)
+
+
 # The commands
 
 

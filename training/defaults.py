@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.model_package import Task
+from training.threads import own_cores
 
 if TYPE_CHECKING:
+    from training.data.encoding import RowSizes
     from training.heads import Pooling
 
 # Parameters below which an encoder is a small one, of BERT-base's size, and larger than that.
@@ -32,6 +34,8 @@ GATE_ROWS = 160
 CALIBRATED_ROWS = 60
 # The largest share of the rows that is not trained on for that.
 LARGEST_SHARE = 0.2
+# Tokens of a row up to which the largest batches are taken: as many as texts are read by default.
+LONG_ROW = 256
 # Rows in all epochs from which a GPU takes 128.
 MANY_SEEN = 150_000
 # Sun et al. 2019 (arXiv:1905.05583, Catastrophic Forgetting): with 4e-4 BERT-base does not converge
@@ -72,24 +76,28 @@ def learning_rate(
     return 1e-5 * larger
 
 
-def batch_size(parameters: int, seen: int, *, cuda: bool) -> int:
+def batch_size(parameters: int, seen: int, *, cuda: bool, longest: int = LONG_ROW) -> int:
     """Rows of a step, in all processes together: as many as leave FEW_STEPS, from 16 on.
 
     Measured with all-MiniLM-L6-v2 where there are so many steps: 64 end where 32 do and are a
     quarter faster on CPUs, 16 at the same rate 1.5 points lower (77 labels, 7,200 rows); of 60,000
     rows 128 end there, too. Of larger encoders 32 is what was published most; a GPU, which is idle
-    most of the time in steps so small, takes as many as of small ones.
+    most of the time in steps so small, takes as many as of small ones. A batch of rows longer than
+    LONG_ROW has no more tokens than the largest one of such rows: more would need more memory.
 
     Args:
-        seen: training rows in all epochs. Accumulated gradients are not counted: whoever asks for
-            them wants larger batches.
+        seen: training rows, or windows of them, in all epochs. Accumulated gradients are not
+            counted: whoever asks for them wants larger batches.
+        longest: tokens of the longest row.
     """
-    if cuda and seen >= MANY_SEEN:
-        return 128
     largest = 64 if cuda or parameters < SMALL else 32
     batch = SMALLEST_BATCH
     while batch < largest and seen >= 2 * batch * FEW_STEPS:
         batch *= 2
+    if cuda and seen >= MANY_SEEN:
+        batch = largest = 128
+    while batch > SMALLEST_BATCH and batch * longest > largest * LONG_ROW:
+        batch //= 2
     return batch
 
 
@@ -148,6 +156,7 @@ def careful_defaults(
     validation: int = ROWS_TO_STOP_BY,
     processes: int = 1,
     pooling: Pooling = "model",
+    sizes: RowSizes | None = None,
 ) -> dict[str, Default]:
     """Keys for a model of `parameters`, on `rows` with `labels` labels.
 
@@ -156,6 +165,7 @@ def careful_defaults(
         assigned: labels of all rows together, which may have several or none; `rows` if not given.
         validation: rows that checkpoints are judged by.
         processes: that train together; each takes its share of a batch.
+        sizes: of the rows; one window a row, not long, if not given.
     """
     import torch
 
@@ -164,19 +174,25 @@ def careful_defaults(
     of_label = (rows if assigned is None else assigned) / labels
     tracked = importlib.util.find_spec("tensorboard") is not None
     smallest = int(given.get("per_device_train_batch_size") or SMALLEST_BATCH)
-    passes = epochs(of_label, math.ceil(rows / smallest))
+    # Steps are of windows; what one of them says is worth so many texts.
+    windows, longest = (rows, LONG_ROW) if sizes is None else (sizes.windows, sizes.longest)
+    passes = epochs(of_label, math.ceil(windows / smallest))
     in_all = float(given.get("num_train_epochs") or passes)
-    batch = batch_size(parameters, round(rows * in_all), cuda=cuda)
+    seen = round(windows * in_all)
+    batch = batch_size(parameters, seen, cuda=cuda, longest=longest)
+    shortened = batch < batch_size(parameters, seen, cuda=cuda)
     # The rate suits the batch in force, which may be the recipe's.
     together = processes * int(given.get("gradient_accumulation_steps") or 1)
     in_force = int(given.get("per_device_train_batch_size") or batch / processes) * together
+    texts_in_force = round(in_force * rows / windows)
+    unit = "rows" if windows == rows else "windows"
     share = max(1, batch // processes)
     shared = f"; {share * processes} in all processes together" if processes > 1 else ""
     stops = validation >= ROWS_TO_STOP_BY
     size = f"{parameters / 1e6:.3g} M parameters"
     return {
         "learning_rate": Default(
-            learning_rate(parameters, labels, in_force, pooling),
+            learning_rate(parameters, labels, texts_in_force, pooling),
             f"{size}, {labels} labels: small encoders need more with more labels (measured)"
             if parameters < SMALL
             else f"{size}: above a few 1e-5 encoders of this size forget (Devlin et al. 2019, A.3)",
@@ -205,8 +221,13 @@ def careful_defaults(
         ),
         "per_device_train_batch_size": Default(
             share,
-            f"{rows * in_all:,.0f} rows in all epochs: "
-            + ("few, so more steps" if batch < 32 else "enough for large batches, which are faster")
+            (
+                f"{unit} of up to {longest} tokens: long, so fewer of them"
+                if shortened
+                else f"{seen:,} {unit} in all epochs: few, so more steps"
+                if batch < 32
+                else f"{seen:,} {unit} in all epochs: enough for large batches, which are faster"
+            )
             + shared,
         ),
         "per_device_eval_batch_size": Default(64, "without gradients, in the order of length"),
@@ -244,7 +265,8 @@ def careful_defaults(
             else "the device does not multiply in it",
         ),
         "dataloader_num_workers": Default(
-            2 if cuda else 0, "a GPU does not wait for batches" if cuda else "the cores compute"
+            min(2, own_cores()) if cuda else 0,
+            "a GPU does not wait for batches" if cuda else "the cores compute",
         ),
         "dataloader_pin_memory": Default(cuda, "for copies to a GPU" if cuda else "no GPU"),
     }

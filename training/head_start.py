@@ -133,7 +133,7 @@ def fit_head_start(
     table = torch.from_numpy((vectors - middle) * scale).double()
     truth = torch.from_numpy(targets[chosen])
     labels = head.out_features
-    loss = weighted_loss(weights or [1.0] * labels, task, 0.0)
+    loss = weighted_loss(weights, task, 0.0)
     few = _draw(targets[chosen], ROWS_FOR_STRENGTH, seed)
     folds = _folds([rows.texts[row] for row in chosen[few]], targets[chosen[few]], seed)
     strength = _best_strength(table[few], truth[few], folds, labels, loss, task)
@@ -257,16 +257,9 @@ def _best_strength(
             if task == "single_label":
                 score += float((logits.argmax(dim=1) == truth[held]).sum())
             else:
-                score -= float(loss(_Logits(logits), truth[held], 1))
+                score -= float(loss(logits, truth[held], 1))
         scores.append(score)
     return STRENGTHS[int(np.argmax(scores))]
-
-
-@dataclass(frozen=True)
-class _Logits:
-    """A model's outputs, as a loss takes them."""
-
-    logits: torch.Tensor
 
 
 def _fit(
@@ -295,7 +288,7 @@ def _fit(
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         logits = table @ weight.T + bias
-        total = loss(_Logits(logits), truth, rows) + (weight**2).sum() / (2 * strength * rows)
+        total = loss(logits, truth, rows) + (weight**2).sum() / (2 * strength * rows)
         total.backward()
         return torch.as_tensor(total)
 

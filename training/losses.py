@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -54,29 +53,37 @@ def label_odds(data: LabelledData, weights: list[float] | None) -> list[float]:
     return [weight * odd for weight, odd in zip(weights or [1.0] * len(odds), odds, strict=True)]
 
 
-def weighted_loss(weights: list[float], task: Task, label_smoothing: float) -> Loss:
-    """The Trainer's `compute_loss_func`: cross-entropy, or binary with positive weights.
+def weighted_loss(weights: list[float] | None, task: Task, label_smoothing: float) -> Loss:
+    """Cross-entropy, or binary cross-entropy with positive weights, as a mean over rows.
 
-    The weighted sum is divided by the number of rows, not of weights: so a step over several
-    batches (gradient accumulation) is the same as one over them all.
+    The function takes logits of shape (rows, labels); targets as
+    `training.data.encoding.make_targets` makes them; and, if wanted, `items`, how many targets the
+    whole step has, of which these may be a part; and `shares` of shape (rows,), what each row
+    counts. Divided is by the number of rows, neither by weights nor by shares: so a step over
+    several batches (gradient accumulation) is the same as one over them all, and a batch of rows
+    that count little moves little.
     """
 
     def loss(
-        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        items: torch.Tensor | int | None = None,
+        shares: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        logits = outputs.logits
-        scale = torch.tensor(weights, device=logits.device, dtype=logits.dtype)
+        # Out of bf16; what is in fp64 stays.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        scale = None
+        if weights is not None:
+            scale = torch.tensor(weights, device=logits.device, dtype=logits.dtype)
         if task == "multi_label":
-            total = functional.binary_cross_entropy_with_logits(
-                logits, labels.to(logits.dtype), pos_weight=scale, reduction="sum"
-            )
+            of_rows = functional.binary_cross_entropy_with_logits(
+                logits, targets.to(logits.dtype), pos_weight=scale, reduction="none"
+            ).sum(dim=1)
         else:
-            total = functional.cross_entropy(
-                logits, labels, weight=scale, label_smoothing=label_smoothing, reduction="sum"
+            of_rows = functional.cross_entropy(
+                logits, targets, weight=scale, label_smoothing=label_smoothing, reduction="none"
             )
-        if num_items_in_batch is None:
-            return total / labels.numel()
-        # DataParallel: one number for each GPU, and the Trainer multiplies by how many there are.
-        return total / torch.as_tensor(num_items_in_batch).sum()
+        total = of_rows.sum() if shares is None else (of_rows * shares).sum()
+        return total / (targets.numel() if items is None else items)
 
     return loss

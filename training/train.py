@@ -65,7 +65,15 @@ from training.data.dataset import (
     read_rows,
     usable_data,
 )
-from training.data.encoding import Reading, by_length, encode_split, make_targets, usable_reading
+from training.data.encoding import (
+    Reading,
+    RowSizes,
+    by_length,
+    encode_split,
+    make_targets,
+    row_sizes,
+    usable_reading,
+)
 from training.data.findings import find_errors
 from training.data.preflight_report import draw_data, print_findings, write_findings
 from training.defaults import Default, careful_defaults, validation_share, warnings_about
@@ -103,6 +111,10 @@ logger = logging.getLogger(__name__)
 EVALUATED = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision")
 # A checkpoint that failed with less than this left failed because of it.
 FULL_DISK_BYTES = 16 << 20
+# What logits in fp32 carry: a loss that is lower after that is not lower.
+LOSS_DECIMALS = 7
+# The column of what each window counts in the loss; not there where every text is one window.
+SHARE = "share"
 # What protobuf, and so one ONNX file, can hold.
 LARGEST_GRAPH_BYTES = 2**31
 
@@ -171,7 +183,10 @@ def train(
     reading = usable_reading(recipe, tokenizer, model.config)
     refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
-    arguments, tuning, reasons = settle(recipe, model.num_parameters(), data, base.pooling.value)
+    sizes = row_sizes(data.train, tokenizer, reading)
+    arguments, tuning, reasons = settle(
+        recipe, model.num_parameters(), data, base.pooling.value, sizes
+    )
     settled = {
         "base_model": provenance.get("sha256"),
         "pooling": base.pooling.value,
@@ -349,7 +364,7 @@ def refuse_unexportable(
 
 
 def settle(
-    recipe: Recipe, parameters: int, data: LabelledData, pooling: Pooling
+    recipe: Recipe, parameters: int, data: LabelledData, pooling: Pooling, sizes: RowSizes
 ) -> tuple[TrainingArguments, FineTuningArguments, dict[str, str]]:
     """The recipe's keys over the careful defaults, and the reason of every default in force.
 
@@ -368,6 +383,7 @@ def settle(
         validation=len(data.validation),
         processes=processes(),
         pooling=pooling,
+        sizes=sizes,
     )
     defaults |= {"seed": Default(DEFAULT_SEED, "any number; the same one gives the same model")}
     given = recipe.as_dict()
@@ -438,7 +454,7 @@ class SeededLengthSampler(LengthGroupedSampler):
 
 
 class FineTuner(Trainer):
-    """A Trainer whose layers may learn at rates of their own, and that keeps validation in order.
+    """A Trainer with rates by layer and texts that count alike, and that keeps validation in order.
 
     The metrics put windows together by their order, also where training groups by length; the rows
     are sorted by length already.
@@ -451,6 +467,29 @@ class FineTuner(Trainer):
     validation_rows = 0
     # The step whose weights the model has, once training is over.
     kept_step: int | None = None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """`compute_loss_func` of logits, in which every window counts as its column says."""
+        inputs = dict(inputs)
+        targets, shares = inputs.pop("labels"), inputs.pop(SHARE, None)
+        outputs = model(**inputs)
+        loss = self.compute_loss_func(outputs.logits, targets, num_items_in_batch, shares)
+        # These are the items of all processes, over which gradients are averaged.
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The Trainer drops every column that the model does not take."""
+        super()._set_signature_columns_if_needed()
+        if SHARE not in self._signature_columns:
+            self._signature_columns.append(SHARE)
 
     def create_optimizer(self) -> Any:
         """As transformers makes it, with groups of parameters by layer.
@@ -583,32 +622,44 @@ def make_trainer(
         encode_split(split, tokenizer, data.labels, data.task, reading, cache)
         for split in (data.train, ordered)
     )
+    table = train.table
+    if reading.window_stride is not None:
+        table = table.add_column(SHARE, train.window_shares())
     targets = make_targets(ordered, data.labels, data.task)
+    loss = weighted_loss(weights, data.task, arguments.label_smoothing_factor)
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        """Logits of shape (windows, labels), put together as the package will."""
+        """Logits of shape (windows, labels), put together as the package will.
+
+        The loss replaces the Trainer's, which is a mean over batches of unlike size, and over the
+        rows that fill up the batches of several processes.
+        """
         logits = np.asarray(prediction.predictions, dtype=np.float32)
+        validation_loss = loss(
+            torch.from_numpy(logits).double(),
+            torch.from_numpy(np.repeat(targets, validation.windows, axis=0)),
+            shares=torch.from_numpy(validation.window_shares()),
+        )
         probs = aggregate_windows(
             probabilities(logits, data.task), validation.windows, data.task, reading.aggregation
         )
-        return validation_metrics(probs, targets, data.task)
+        return {
+            "loss": round(float(validation_loss), LOSS_DECIMALS),
+            **validation_metrics(probs, targets, data.task),
+        }
 
     made = {"model": model} if isinstance(model, PreTrainedModel) else {"model_init": model}
     trainer = FineTuner(
         **made,
         args=arguments,
-        train_dataset=train.table,
+        train_dataset=table,
         eval_dataset=validation.table,
         processing_class=tokenizer,
         # Tensor cores multiply by eights (NVIDIA, Deep Learning Performance Guide).
         data_collator=DataCollatorWithPadding(
             tokenizer, pad_to_multiple_of=8 if arguments.device.type == "cuda" else None
         ),
-        compute_loss_func=(
-            weighted_loss(weights, data.task, arguments.label_smoothing_factor)
-            if weights is not None
-            else None
-        ),
+        compute_loss_func=loss,
         compute_metrics=metrics,
         callbacks=[Progress(), SpareEvaluations()],
     )
@@ -616,9 +667,6 @@ def make_trainer(
     trainer.validation_rows = len(data.validation)
     if tuning.early_stopping_patience:
         trainer.add_callback(StopEarly(tuning.early_stopping_patience))
-    # ModernBERT takes any keyword, from which the Trainer concludes that it divides its loss by the
-    # items of a whole step: it does not, and accumulated gradients would be added up.
-    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer

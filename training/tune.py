@@ -23,7 +23,7 @@ from service.model_package import write_text
 from training.base_models import resolve_base_model, start_at_priors
 from training.config import Recipe, recipe_seed
 from training.data.dataset import load_data
-from training.data.encoding import usable_reading
+from training.data.encoding import row_sizes, usable_reading
 from training.distributed import processes
 from training.errors import InterruptedRunError, RecipeError, RunError
 from training.layers import freeze
@@ -116,7 +116,8 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     reading = usable_reading(recipe, tokenizer, first.config)
     refuse_unexportable(base, tokenizer, first)
     # The recipe's own strategies are for one run that keeps its best checkpoint.
-    arguments, tuning, _ = settle(recipe, first.num_parameters(), data, base.pooling.value)
+    sizes = row_sizes(data.train, tokenizer, reading)
+    arguments, tuning, _ = settle(recipe, first.num_parameters(), data, base.pooling.value, sizes)
     measure, greater = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     folder = recipe.output_dir / FOLDER

@@ -1,9 +1,7 @@
-"""Where a model runs: which devices are there, and how many cores."""
+"""Where a model runs: which devices are there."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Literal
 
 import onnxruntime
@@ -14,21 +12,6 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 class DeviceError(Exception):
     """The device that was asked for is not there; the message says what is."""
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use: its affinity, and the quota of cgroup v2 if there.
-
-    ONNX Runtime sizes its pools from the host (onnxruntime#29510), so this is asked instead.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        quota, period = "max", "1"
-    if quota != "max":
-        cores = min(cores or 1, -(-int(quota) // int(period)))
-    return max(1, cores or 1)
 
 
 def check_device(device: Device) -> None:

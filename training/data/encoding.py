@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
+# Texts by which it is known how long they are, before all are tokenized.
+MEASURED_TEXTS = 2000
+
+
 @dataclass(frozen=True)
 class Reading:
     """How much of a text is read: the first `max_length` tokens, or all of it by windows.
@@ -50,6 +54,23 @@ class EncodedSplit:
 
     table: Dataset
     windows: list[int]
+
+    def window_shares(self) -> np.ndarray:
+        """What each row of `table` counts, of shape (rows,), 1 on average: as much by text.
+
+        A window counts one over the windows of its text; otherwise long texts, which are no more
+        than short ones, would be most of what is learned.
+        """
+        counts = np.asarray(self.windows)
+        return np.repeat(counts.mean() / counts, counts).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class RowSizes:
+    """What training sees of texts: their windows in all, and the tokens of the longest one."""
+
+    windows: int
+    longest: int
 
 
 def usable_reading(
@@ -144,6 +165,18 @@ def encode_split(
     )
     windows = np.bincount(np.asarray(table["owner"][:], dtype=np.int64), minlength=len(split))
     return EncodedSplit(table.remove_columns("owner"), windows.tolist())
+
+
+def row_sizes(split: Split, tokenizer: PreTrainedTokenizerFast, reading: Reading) -> RowSizes:
+    """Windows and tokens of the texts, from at most MEASURED_TEXTS of them, evenly drawn."""
+    drawn = split.take(
+        np.linspace(0, len(split), min(len(split), MEASURED_TEXTS), False).astype(int)
+    )
+    firsts = [text if isinstance(text, str) else text[0] for text in drawn.texts]
+    seconds = [text[1] for text in drawn.texts if not isinstance(text, str)]
+    encoded = tokenizer(firsts, seconds or None, **reading.tokenizer_options())
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    return RowSizes(round(len(split) * len(lengths) / len(drawn)), max(lengths))
 
 
 def by_length(split: Split) -> Split:
