@@ -137,6 +137,12 @@ def multiplies_bf16(*, cpu: bool = False) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def _trains_on_gpu(given: Mapping[str, Any]) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and not given.get("use_cpu")
+
+
 def careful_defaults(
     parameters: int,
     rows: int,
@@ -157,9 +163,7 @@ def careful_defaults(
         validation: rows that checkpoints are judged by.
         processes: that train together; each takes its share of a batch.
     """
-    import torch
-
-    cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    cuda = _trains_on_gpu(given)
     bf16 = multiplies_bf16(cpu=bool(given.get("use_cpu")))
     of_label = (rows if assigned is None else assigned) / labels
     tracked = importlib.util.find_spec("tensorboard") is not None
@@ -263,5 +267,9 @@ def warnings_about(given: Mapping[str, Any], parameters: int) -> list[str]:
     if given.get("bf16") and not multiplies_bf16(cpu=bool(given.get("use_cpu"))):
         found.append(
             "bf16 is asked for, and this device has no instructions for it: fp32 is faster here"
+        )
+    if given.get("torch_compile") and not _trains_on_gpu(given):
+        found.append(
+            "torch_compile is asked for on a CPU, where the first steps are compiled for minutes"
         )
     return found
