@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import EXAMPLE, example_rows, write_csv
+from training.base_checks import refuse_misfit
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe, parse_training_arguments
 from training.data.dataset import load_data
@@ -35,7 +36,6 @@ from training.train import (
     drop_torn_checkpoints,
     last_checkpoint,
     open_run,
-    refuse_unexportable,
     settle,
     train,
     use_one_gpu,
@@ -273,11 +273,11 @@ def test_what_another_process_has_trained_meanwhile_is_not_trained_again(
     recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
 
     def meanwhile(*given: Any) -> None:
-        refuse_unexportable(*given)
-        monkeypatch.setattr("training.train.refuse_unexportable", refuse_unexportable)
+        refuse_misfit(*given)
+        monkeypatch.setattr("training.train.refuse_misfit", refuse_misfit)
         train(recipe)
 
-    monkeypatch.setattr("training.train.refuse_unexportable", meanwhile)
+    monkeypatch.setattr("training.train.refuse_misfit", meanwhile)
     with pytest.raises(RunError, match="another process has trained in"):
         train(recipe)
     assert train(recipe).record["finished"]

@@ -386,6 +386,9 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         if key == "report_to" and value == []:
             # As TrainingArguments has it once it was read.
             value = "none"
+        if key == "include_num_input_tokens_seen":
+            # Likewise.
+            value = {"all": True, "no": False}.get(value, value)
         if isinstance(value, list) and key in single:
             raise RecipeError(f"key {key} takes one value, not {len(value)}")
         if isinstance(value, dict):
