@@ -181,7 +181,8 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
 def test_a_run_whose_best_checkpoint_is_gone_does_not_end_with_another(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.9, 0.1])
+    # That of the rehearsal, two epochs, and again that of a rehearsal.
+    scores = iter([0.5, 0.9, 0.1, 0.5])
     monkeypatch.setattr(
         "training.train.validation_metrics",
         lambda *given: validation_metrics(*given) | {"macro_f1": next(scores)},

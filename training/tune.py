@@ -161,6 +161,10 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
                     pruner=study.pruner,
                     sampler=study.sampler,
                 )
+            except ValueError:
+                # transformers wants the best one, also where no trial came to an end.
+                if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                    raise
             except KeyboardInterrupt:
                 raise InterruptedRunError(
                     f"stopped after {len(_finished(study))} of {trials} trials, which are kept in "
