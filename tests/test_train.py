@@ -210,7 +210,7 @@ def test_a_base_that_got_other_weights_makes_another_run(
     unfinished = recipe_at(tiny_recipe, tmp_path / "unfinished", **keys)
     train(recipe)
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.make_trainer", lambda *_, **__: 1 / 0)
+        patch.setattr("training.train.make_head_start", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(unfinished)
     weights = load_file(base / "model.safetensors")
@@ -477,7 +477,7 @@ def test_a_run_goes_on_with_as_many_processes_as_began_it(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
-    monkeypatch.setattr("training.train.make_trainer", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("training.train.make_head_start", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(recipe)
     monkeypatch.setenv("WORLD_SIZE", "2")
