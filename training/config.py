@@ -375,6 +375,12 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         def error(self, message: str) -> NoReturn:
             raise RecipeError(message.replace("argument --", "key "))
 
+        def add_argument(self, *names: str, **options: Any) -> Any:
+            """Where transformers takes one or a list, its parser knows one."""
+            if isinstance(values.get(names[0].removeprefix("--")), list):
+                options.setdefault("nargs", "+")
+            return super().add_argument(*names, **options)
+
     single = {
         f.name
         for part in OWN_ARGUMENTS

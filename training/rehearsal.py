@@ -13,7 +13,9 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from service.model_package import write_text
 from training.base_models import BaseModel
@@ -69,6 +72,7 @@ def rehearse(given: Rehearsal) -> None:
     Raises:
         WhetstoneError: what would fail, before it has cost anything.
     """
+    started = time.process_time()
     _start_loggers(given.arguments)
     few = dataclasses.replace(
         given.data,
@@ -85,6 +89,12 @@ def rehearse(given: Rehearsal) -> None:
             file = _remembered(given)
             if file is None or not file.is_file():
                 evidence = _export(given, few, trainer, Path(temporary))
+                seconds = time.process_time() - started
+                tqdm.write(
+                    "rehearsal with a few rows: from loss to graph everything fits "
+                    f"({seconds:.1f} CPU-seconds)",
+                    file=sys.stderr,
+                )
                 if file is not None:
                     _remember(file, evidence)
 
