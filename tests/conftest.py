@@ -24,6 +24,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 # BentoML's stores too: a test empties them.
 STORES = tempfile.TemporaryDirectory(prefix="whetstone-tests-")
 os.environ["HF_DATASETS_CACHE"] = str(Path(STORES.name) / "datasets")
+# Where rehearsals are remembered: each is rehearsed once in a run of the tests.
+os.environ["HF_ASSETS_CACHE"] = str(Path(STORES.name) / "assets")
 os.environ["BENTOML_HOME"] = str(Path(STORES.name) / "bentoml")
 for name in [name for name in os.environ if name.startswith("WHETSTONE_")]:
     del os.environ[name]

@@ -300,8 +300,10 @@ def test_a_key_that_holds_keys_reaches_transformers(tmp_path: Path) -> None:
 
 
 def test_a_key_that_holds_a_list_reaches_transformers(tmp_path: Path) -> None:
-    recipe = load(tmp_path, FILES + "label_names: [labels, extra]\n")
-    assert training_arguments(recipe).label_names == ["labels", "extra"]
+    recipe = load(tmp_path, FILES + "optim_target_modules: [attn, mlp]\n")
+    assert training_arguments(recipe).optim_target_modules == ["attn", "mlp"]
+    recipe = load(tmp_path, FILES + "report_to: [tensorboard, mlflow]\n")
+    assert training_arguments(recipe).report_to == ["tensorboard", "mlflow"]
 
 
 def test_weights_that_can_carry_code_are_not_written(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
-from training.layout import CHECKPOINT, RECORD
+from training.errors import FullDiskError, RunError
+from training.full_disk import full_disk_in_a_sentence
+from training.layout import CHECKPOINT, PACKAGE, RECORD
 
 SECONDS = 300
 KILLS = 4
@@ -109,10 +113,50 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
     process = start(words)
     printed, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, printed
-    assert "no room is left for a checkpoint" in printed and "Traceback" not in printed
+    assert f"no room is left: {small_disk}" in printed and "Traceback" not in printed
+    assert "it goes on from the last whole checkpoint" in printed
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
     finish(words)
     assert record_of(small_disk / "run")["kept_step"]
+
+
+@pytest.mark.slow
+def test_an_export_without_room_is_one_sentence(
+    tiny_recipe: Path, tiny_run_folder: Path, small_disk: Path
+) -> None:
+    run = small_disk / "run"
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    shutil.copytree(tiny_run_folder, run, ignore=shutil.ignore_patterns(PACKAGE))
+    used = sum(path.stat().st_size for path in run.rglob("*"))
+    size = f"remount,size={(used >> 10) + 200}k"
+    subprocess.run(["mount", "-o", size, small_disk], check=True)
+    process = start(["-m", "training", "export", str(tiny_recipe), "--output_dir", str(run)])
+    printed, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, printed
+    assert f"no room is left: {run}" in printed and "Traceback" not in printed
+    assert not (run / PACKAGE).exists()
+
+
+def test_a_library_that_says_only_in_words_that_the_disk_is_full(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(Exception, match="No space left") as error:
+        tokenizer.save_pretrained(tmp_path)
+    assert type(error.value) is Exception
+    with (
+        pytest.raises(FullDiskError, match=r"^no room is left: .* make room and ask again$"),
+        full_disk_in_a_sentence(tmp_path / "not" / "there", "ask again"),
+    ):
+        tokenizer.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), OSError(2, "No such file"), RunError("no")])
+def test_another_failure_stays_what_it_is(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as found, full_disk_in_a_sentence(tmp_path, "ask again"):
+        raise error
+    assert found.value is error
 
 
 TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import EXAMPLE, example_rows, write_csv
+from training.base_checks import refuse_misfit
 from training.callbacks import Progress, StopEarly
 from training.config import load_recipe, parse_training_arguments
 from training.data.dataset import load_data
@@ -36,7 +37,6 @@ from training.train import (
     drop_torn_checkpoints,
     last_checkpoint,
     open_run,
-    refuse_unexportable,
     settle,
     train,
     use_one_gpu,
@@ -182,7 +182,8 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
 def test_a_run_whose_best_checkpoint_is_gone_does_not_end_with_another(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.9, 0.1])
+    # That of the rehearsal, two epochs, and again that of a rehearsal.
+    scores = iter([0.5, 0.9, 0.1, 0.5])
     monkeypatch.setattr(
         "training.train.validation_metrics",
         lambda *given: validation_metrics(*given) | {"macro_f1": next(scores)},
@@ -210,7 +211,7 @@ def test_a_base_that_got_other_weights_makes_another_run(
     unfinished = recipe_at(tiny_recipe, tmp_path / "unfinished", **keys)
     train(recipe)
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.make_trainer", lambda *_, **__: 1 / 0)
+        patch.setattr("training.train.make_head_start", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(unfinished)
     weights = load_file(base / "model.safetensors")
@@ -274,11 +275,11 @@ def test_what_another_process_has_trained_meanwhile_is_not_trained_again(
     recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
 
     def meanwhile(*given: Any) -> None:
-        refuse_unexportable(*given)
-        monkeypatch.setattr("training.train.refuse_unexportable", refuse_unexportable)
+        refuse_misfit(*given)
+        monkeypatch.setattr("training.train.refuse_misfit", refuse_misfit)
         train(recipe)
 
-    monkeypatch.setattr("training.train.refuse_unexportable", meanwhile)
+    monkeypatch.setattr("training.train.refuse_misfit", meanwhile)
     with pytest.raises(RunError, match="another process has trained in"):
         train(recipe)
     assert train(recipe).record["finished"]
@@ -477,7 +478,7 @@ def test_a_run_goes_on_with_as_many_processes_as_began_it(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_at(tiny_recipe, tmp_path / "run", num_train_epochs="1")
-    monkeypatch.setattr("training.train.make_trainer", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("training.train.make_head_start", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(recipe)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -22,7 +22,7 @@ from training.defaults import Default
 from training.errors import BaseModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from training.heads import Pooling
 
@@ -36,6 +36,13 @@ EMBEDDED_SHA256 = {
 # Where a sentence encoder says how the vectors of its tokens become the one of a text.
 CONFIG_FILE = "config.json"
 POOLING_FILE = "1_Pooling/config.json"
+PICKLED_FILE = "pytorch_model.bin"
+# torch.load reads nothing but tensors of it.
+CONVERT = (
+    "python -c \"from transformers import AutoModel, AutoTokenizer; base, to = '{}', '{}'; "
+    "AutoModel.from_pretrained(base, use_safetensors=False).save_pretrained(to); "
+    'AutoTokenizer.from_pretrained(base).save_pretrained(to)"'
+)
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -47,6 +54,7 @@ class BaseModel:
     location: str
     options: dict[str, Any]
     asked_pooling: Pooling | None = None
+    added_tokens: tuple[str, ...] = ()
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The base model's tokenizer.
@@ -65,7 +73,23 @@ class BaseModel:
                 f"{self.name} has no fast tokenizer (tokenizer.json), which serving needs: "
                 "choose a model that has one"
             )
+        from tokenizers import AddedToken
+
+        tokenizer.add_tokens([AddedToken(word, single_word=True) for word in self.added_tokens])
         return tokenizer
+
+    def config(self) -> PretrainedConfig:
+        """What the base model says of itself; no weights are fetched.
+
+        Raises:
+            BaseModelError: it cannot be had.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.location, **self.options)
+        except Exception as error:  # as above
+            raise self._failure(error) from error
 
     def classifier(self, labels: list[str], task: Task, seed: int) -> PreTrainedModel:
         """The pre-trained encoder under a fresh classification head for `labels`.
@@ -95,11 +119,15 @@ class BaseModel:
         except BaseModelError:
             raise
         except Exception as error:  # as above
-            raise self._failure(error) from error
+            raise (self._pickled() or self._failure(error)) from error
         self._refuse_partial(loading, f"{model.base_model_prefix}.")
         if self.pooling.value == "model":
             # A checkpoint of ours may have said otherwise.
             vars(model.config).pop(POOLING_KEY, None)
+        if self.added_tokens:
+            set_seed(seed)
+            numbers = self.tokenizer().get_vocab().values()
+            model.resize_token_embeddings(max(*numbers, model.config.vocab_size - 1) + 1)
         # A base that was a classifier brings its old head along: every part outside the encoder
         # starts anew.
         set_seed(seed)
@@ -209,6 +237,31 @@ class BaseModel:
                 return path
         return None
 
+    def _pickled(self) -> BaseModelError | None:
+        """How to convert the weights, where there are none in safetensors."""
+        from huggingface_hub import file_exists
+
+        if Path(self.location).is_dir():
+            files = {path.name for path in Path(self.location).iterdir()}
+        else:
+            revision = self.options.get("revision")
+            try:
+                files = {
+                    file
+                    for file in (PICKLED_FILE, *WEIGHTS_FILES)
+                    if file_exists(self.location, file, revision=revision)
+                }
+            except Exception:  # noqa: BLE001 - the hub and the network have failed already
+                return None
+        if PICKLED_FILE not in files or not files.isdisjoint(WEIGHTS_FILES):
+            return None
+        converted = f"{Path(self.location).name}-safetensors"
+        return BaseModelError(
+            f"the weights of {self.name} are in {PICKLED_FILE} only, a format that can carry "
+            f"code: convert them once, by `{CONVERT.format(self.location, converted)}`, and set "
+            f"model_name_or_path to {converted}"
+        )
+
     def _failure(self, error: Exception) -> BaseModelError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if Path(self.location).is_dir():
@@ -258,11 +311,12 @@ def resolve_base_model(arguments: ModelArguments) -> BaseModel:
     """
     name = arguments.model_name_or_path
     options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
+    added = tuple(arguments.added_tokens or ())
     if name == DEFAULT_BASE_MODEL and arguments.model_revision is None:
-        return BaseModel(name, str(embedded_folder()), options, arguments.pooling)
+        return BaseModel(name, str(embedded_folder()), options, arguments.pooling, added)
     if arguments.model_revision is not None:
         options["revision"] = arguments.model_revision
-    return BaseModel(name, name, options, arguments.pooling)
+    return BaseModel(name, name, options, arguments.pooling, added)
 
 
 def embedded_folder() -> Path:

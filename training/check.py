@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.base_checks import refuse_misfit
 from training.base_models import resolve_base_model
 from training.config import Recipe, recipe_seed
 from training.data.dataset import read_rows, usable_data
+from training.data.encoding import usable_reading
 from training.data.findings import Errors, Finding, Rows, find_errors, make_finding
 from training.data.preflight import Preflight, preflight
 from training.data.preflight_report import draw_data, print_findings, write_findings
@@ -33,7 +35,9 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
     rows = read_rows(recipe.data)
     errors = find_errors(rows)
     of_split = _try_split(recipe, rows, errors)
-    found = look_at(recipe, rows, errors, resolve_base_model(recipe.model).tokenizer(), of_split)
+    base = resolve_base_model(recipe.model)
+    tokenizer, config = base.tokenizer(), base.config()
+    found = look_at(recipe, rows, errors, tokenizer, of_split)
     if strict:
         strictly = [dataclasses.replace(finding, severity="error") for finding in found.findings]
         found = dataclasses.replace(found, findings=strictly)
@@ -42,6 +46,9 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
         write_findings(found, json_file)
     if plot_file is not None:
         draw_data(found, plot_file, recipe.model.max_length)
+    # After what there is to be said of the data.
+    refuse_misfit(recipe, tokenizer, config)
+    usable_reading(recipe, tokenizer, config)
     if errors.rows and recipe.data.drop_invalid:
         print(f"rows that cannot be used and will be dropped: {errors.rows}")
     if strict and found.findings:

@@ -623,7 +623,8 @@ def _recipe_keys() -> str:
         "  output_dir",
         "        the run folder (default: runs/<name>)",
         "and every key of transformers.TrainingArguments, such as learning_rate, num_train_epochs,",
-        "per_device_train_batch_size, warmup_ratio, weight_decay, seed. What is not given is",
+        "per_device_train_batch_size, warmup_ratio, weight_decay, seed; those that would mean",
+        "nothing here, or something else, are refused with the reason. What is not given is",
         "computed from the model's size and the number of rows and labels, and written to",
         "resolved_recipe.yaml in the run folder.",
     ]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from training.errors import RecipeError
 from training.recipe_file import read_yaml
+from training.refused_keys import refuse_meaningless
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -76,6 +77,11 @@ class ModelArguments:
     )
     window_aggregation: Literal["mean", "max"] = _key(
         "mean", "a text's probabilities: the mean over its windows, or each label's largest"
+    )
+    added_tokens: list[str] | None = _key(
+        None,
+        "words that the tokenizer shall know as one token each, such as names of products; their "
+        "embeddings are new",
     )
     trust_remote_code: bool = _key(False, "run Python code that the model's repository ships")
 
@@ -265,6 +271,8 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> 
     _refuse_unknown(stated, f"in {path}")
     _refuse_unknown(overrides, "on the command line")
     _refuse_secrets([*stated, *overrides])
+    refuse_meaningless(stated, f"in {path}")
+    refuse_meaningless(overrides, "on the command line")
     if "dataset_name" in stated and any(key in overrides for key in FILE_KEYS):
         stated = {key: value for key, value in stated.items() if key not in HUB_KEYS}
     if "dataset_name" in overrides:
@@ -276,7 +284,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str | list[str]]) -> 
     )
     _check_name(data, str(path or "the command line"))
     _check_shape(data, model, export)
-    _check_tuning(tuning)
+    _check_tuning(tuning, model)
     output_dir = Path(str(values.pop("output_dir", Path("runs") / data.name)))
     given = {key: value for key, value in values.items() if key not in own}
     # Types and contradictions, before any work; the strategies as `careful_defaults` has them.
@@ -367,6 +375,12 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         def error(self, message: str) -> NoReturn:
             raise RecipeError(message.replace("argument --", "key "))
 
+        def add_argument(self, *names: str, **options: Any) -> Any:
+            """Where transformers takes one or a list, its parser knows one."""
+            if isinstance(values.get(names[0].removeprefix("--")), list):
+                options.setdefault("nargs", "+")
+            return super().add_argument(*names, **options)
+
     single = {
         f.name
         for part in OWN_ARGUMENTS
@@ -378,6 +392,9 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         if key == "report_to" and value == []:
             # As TrainingArguments has it once it was read.
             value = "none"
+        if key == "include_num_input_tokens_seen":
+            # Likewise.
+            value = {"all": True, "no": False}.get(value, value)
         if isinstance(value, list) and key in single:
             raise RecipeError(f"key {key} takes one value, not {len(value)}")
         if isinstance(value, dict):
@@ -454,7 +471,12 @@ def _check_split(data: DataArguments) -> None:
                 raise RecipeError(f"{key} and {other} are both {getattr(data, key)!r}")
 
 
-def _check_tuning(tuning: FineTuningArguments) -> None:
+def _check_tuning(tuning: FineTuningArguments, model: ModelArguments) -> None:
+    if model.added_tokens and (tuning.freeze_embeddings or tuning.freeze_layers):
+        raise RecipeError(
+            "added_tokens have new embeddings, which freeze_embeddings and freeze_layers would "
+            "leave as they are: leave one of the two out"
+        )
     for key in ("freeze_layers", "early_stopping_patience"):
         value = getattr(tuning, key)
         if value is not None and value < 0:

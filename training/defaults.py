@@ -145,6 +145,12 @@ def multiplies_bf16(*, cpu: bool = False) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def _trains_on_gpu(given: Mapping[str, Any]) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and not given.get("use_cpu")
+
+
 def careful_defaults(
     parameters: int,
     rows: int,
@@ -167,9 +173,7 @@ def careful_defaults(
         processes: that train together; each takes its share of a batch.
         sizes: of the rows; one window a row, not long, if not given.
     """
-    import torch
-
-    cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    cuda = _trains_on_gpu(given)
     bf16 = multiplies_bf16(cpu=bool(given.get("use_cpu")))
     of_label = (rows if assigned is None else assigned) / labels
     tracked = importlib.util.find_spec("tensorboard") is not None
@@ -285,5 +289,10 @@ def warnings_about(given: Mapping[str, Any], parameters: int) -> list[str]:
     if given.get("bf16") and not multiplies_bf16(cpu=bool(given.get("use_cpu"))):
         found.append(
             "bf16 is asked for, and this device has no instructions for it: fp32 is faster here"
+        )
+    if given.get("torch_compile") and not _trains_on_gpu(given):
+        found.append(
+            "torch_compile is asked for on a CPU, where compiling cost the embedded base about 60 "
+            "CPU-seconds in its first 20 steps, and made none of them faster"
         )
     return found

@@ -5,6 +5,8 @@ WhetstoneError
 ├── DataError         a file, a column or a row of labelled text
 ├── BaseModelError    pre-trained weights that cannot be had or trusted
 ├── RunError          a run folder that cannot be used
+│   ├── DivergedError     a loss that is no finite number: weights beyond repair
+│   └── FullDiskError     no room for what has to be written
 ├── ExportError       what was exported is not what was trained
 ├── VerifyError       a copy or a service that is not what it should be
 ├── PublishError      a place for packages that cannot be used, or holds something else
@@ -34,6 +36,14 @@ class BaseModelError(WhetstoneError):
 
 class RunError(WhetstoneError):
     """The run folder holds something else, or not what this step needs."""
+
+
+class DivergedError(RunError):
+    """The loss of a step, or of the validation rows, is not a finite number."""
+
+
+class FullDiskError(RunError):
+    """There is no room for what has to be written."""
 
 
 class ExportError(WhetstoneError):

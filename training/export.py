@@ -42,6 +42,7 @@ from training.data.encoding import make_targets
 from training.errors import ExportError
 from training.evaluate import headline, validation_metrics_of
 from training.exporter import export_graph
+from training.full_disk import full_disk_in_a_sentence
 from training.gates import parse_gates
 from training.layout import PACKAGE
 from training.metrics import validation_metrics
@@ -86,14 +87,11 @@ def export(run: TrainedRun) -> Path:
         alone_in(run.folder),
         replacing_folder(target) as folder,
         tempfile.TemporaryDirectory(prefix="whetstone-") as temporary,
+        full_disk_in_a_sentence(target, "give the same command again"),
     ):
         scratch = Path(temporary)
-        graph = export_graph(run.checkpoint, scratch / "exported", loading(run))
-        write_tokenizer(run, scratch / TOKENIZER_FILE)
-        classifier = _as_exported(run, graph, scratch)
-        checkpoint = TorchCheckpoint(run, loading(run))
         validation = run.data.validation
-        parity = check_parity(checkpoint, classifier, validation.texts, run.reading.max_length)
+        graph, classifier, checkpoint, parity = prove(run, validation.texts, scratch)
         encoded = classifier.encode(validation.texts)
         reference = checkpoint.all_logits(encoded)
         check_accuracy(run, encoded, reference)
@@ -135,6 +133,28 @@ def export(run: TrainedRun) -> Path:
         write_text(folder / CARD_FILE, model_card(manifest))
         Classifier.load(folder).check_golden(folder)
     return target
+
+
+def prove(
+    run: TrainedRun, texts: list[Text], scratch: Path, *, fresh: bool = False
+) -> tuple[Path, Classifier, TorchCheckpoint, dict[str, Any]]:
+    """Export a checkpoint, and compare the graph with it on `texts`.
+
+    Args:
+        fresh: the head has learned nothing yet.
+
+    Returns:
+        The fp32 graph, a package of it, the checkpoint, and what was compared.
+
+    Raises:
+        ExportError: the graph cannot be made, or does not answer as the checkpoint does.
+    """
+    graph = export_graph(run.checkpoint, scratch / "exported", loading(run))
+    write_tokenizer(run, scratch / TOKENIZER_FILE)
+    classifier = _as_exported(run, graph, scratch)
+    checkpoint = TorchCheckpoint(run, loading(run))
+    evidence = check_parity(checkpoint, classifier, texts, run.reading.max_length, fresh=fresh)
+    return graph, classifier, checkpoint, evidence
 
 
 def _as_exported(run: TrainedRun, graph: Path, scratch: Path) -> Classifier:

@@ -1,16 +1,21 @@
 """Checkpoint → ONNX graph: the one module that knows optimum.
 
-Another exporter replaces this one by offering the same three functions.
+Another exporter replaces this one by offering the same four functions.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.model_package import MODEL_FILE
 from training.errors import BaseModelError, ExportError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TASK = "text-classification"
 
 
 def refuse_unexportable_family(name: str, model_type: str) -> None:
@@ -29,12 +34,44 @@ def refuse_unexportable_family(name: str, model_type: str) -> None:
         )
     except KeyError:
         tasks = {}
-    if "text-classification" not in tasks:
+    if TASK not in tasks:
         raise BaseModelError(
             f"{name} is of the kind {model_type!r}, which optimum cannot export to ONNX for text "
             "classification: choose another base model, such as a BERT, RoBERTa, DeBERTa-v2, "
             "ELECTRA, MPNet or ModernBERT"
         )
+
+
+def graph_inputs(model: PreTrainedModel) -> list[str]:
+    """What the graph of a model is fed, and so what the model has to be trained on.
+
+    A decoder has no token types: where the tokenizer gives them all the same, GPT-2 would add the
+    embeddings of the words with these numbers.
+    """
+    return list(_graph_description(model).inputs)
+
+
+def _graph_description(model: PreTrainedModel) -> Any:
+    """optimum's description of the graph; of one type of tokens it needs none.
+
+    The tracer would be given two types, which such a model cannot tell apart, and pairs as well.
+    """
+    # Importing it registers the exporters.
+    import optimum.exporters.onnx.model_configs  # noqa: F401
+    from optimum.exporters.tasks import TasksManager
+
+    described = TasksManager.get_exporter_config_constructor(
+        "onnx", model=model, task=TASK, library_name="transformers"
+    )(model.config)
+    if getattr(model.config, "type_vocab_size", None) != 1:
+        return described
+
+    class WithoutTypes(type(described)):  # type: ignore[misc]
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            return {k: axes for k, axes in super().inputs.items() if k != "token_type_ids"}
+
+    return WithoutTypes(model.config, task=TASK)
 
 
 def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Path:
@@ -46,9 +83,12 @@ def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Pat
     Raises:
         ExportError: this model cannot be exported.
     """
+    import onnx
     from optimum.exporters.onnx import onnx_export_from_model
 
     from training.heads import load_checkpoint
+
+    model = load_checkpoint(checkpoint, **loading)
 
     # The tracer warns of constants and of its own age; whether the graph is right is for
     # `training.parity` to say, on real texts, batches and lengths.
@@ -56,12 +96,14 @@ def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Pat
         warnings.simplefilter("ignore")
         try:
             onnx_export_from_model(
-                load_checkpoint(checkpoint, **loading),
+                model,
                 folder,
-                task="text-classification",
+                task=TASK,
+                custom_onnx_configs={"model": _graph_description(model)},
                 device="cpu",
                 do_validation=False,
             )
+            onnx.checker.check_model(folder / MODEL_FILE)
         except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
             raise ExportError(
                 f"optimum cannot export {checkpoint}: {_first_line(error)}: choose another base "

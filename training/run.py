@@ -20,6 +20,7 @@ from training.evaluate import (
     write_metrics,
 )
 from training.export import export
+from training.full_disk import full_disk_in_a_sentence
 from training.layout import METRICS_FILE, REPORT, REPORT_FILE
 from training.publish import check_place, publish
 from training.register import register
@@ -45,7 +46,10 @@ def run_chain(
     # The package is made from the checkpoint that another `--overwrite` would delete.
     with alone_in(recipe.output_dir):
         run = train(recipe, overwrite=overwrite)
-        return _go_on(run, publish_to) if is_first() else None
+        if not is_first():
+            return None
+        with full_disk_in_a_sentence(run.folder, "give the same command again"):
+            return _go_on(run, publish_to)
 
 
 def _go_on(run: TrainedRun, publish_to: str | None) -> str:

@@ -10,10 +10,10 @@ force) and `training.json` (what was trained on what, and how it went).
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
+import math
 import shutil
 import signal
 import sys
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import yaml
 from rich.console import Console
-from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
 from tqdm import tqdm
 from transformers import (
@@ -45,7 +44,8 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from service.decisions import aggregate_windows, probabilities
 from service.model_package import file_record, write_text
-from training.base_models import WEIGHTS_FILES, BaseModel, resolve_base_model, start_at_priors
+from training.base_checks import fit_together, refuse_misfit, refuse_weights
+from training.base_models import WEIGHTS_FILES, resolve_base_model, start_at_priors
 from training.callbacks import Progress, SpareEvaluations, StopEarly, StopOnRequest
 from training.check import look_at
 from training.choosing import Evaluation, choose_step
@@ -78,8 +78,14 @@ from training.data.findings import find_errors
 from training.data.preflight_report import draw_data, print_findings, write_findings
 from training.defaults import Default, careful_defaults, validation_share, warnings_about
 from training.distributed import first_then_others, is_first, of_all, processes, wait_for_all
-from training.errors import BaseModelError, InterruptedRunError, RecipeError, RunError
-from training.exporter import refuse_unexportable_family
+from training.errors import (
+    BaseModelError,
+    DivergedError,
+    InterruptedRunError,
+    RecipeError,
+    RunError,
+)
+from training.full_disk import full_disk_in_a_sentence
 from training.head_start import HeadStart, fit_head_start, label_rows
 from training.layers import freeze, parameter_groups
 from training.layout import (
@@ -97,6 +103,8 @@ from training.layout import (
 )
 from training.losses import label_odds, label_weights, weighted_loss
 from training.metrics import validation_metrics
+from training.refused_keys import REFUSED
+from training.rehearsal import Rehearsal, rehearse
 from training.run_lock import alone_in
 from training.thresholds import check_choices, warn_of_few_rows
 
@@ -109,14 +117,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVALUATED = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision")
-# A checkpoint that failed with less than this left failed because of it.
-FULL_DISK_BYTES = 16 << 20
 # What logits in fp32 carry: a loss that is lower after that is not lower.
 LOSS_DECIMALS = 7
 # The column of what each window counts in the loss; not there where every text is one window.
 SHARE = "share"
-# What protobuf, and so one ONNX file, can hold.
-LARGEST_GRAPH_BYTES = 2**31
+# What to do when a training finds no room; what was torn is deleted when the run goes on.
+AFTER_FULL_DISK = (
+    "give the same command again, without --overwrite: it goes on from the last whole checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,7 @@ def train(
 
     base = resolve_base_model(recipe.model)
     tokenizer = base.tokenizer()
+    refuse_misfit(recipe, tokenizer, base.config())
 
     def new_model() -> PreTrainedModel:
         made = base.classifier(data.labels, data.task, recipe_seed(recipe))
@@ -180,8 +189,9 @@ def train(
         return made
 
     model = new_model()
+    refuse_weights(base.name, model)
+    fit_together(tokenizer, model)
     reading = usable_reading(recipe, tokenizer, model.config)
-    refuse_unexportable(base, tokenizer, model)
     provenance = base.provenance()
     sizes = row_sizes(data.train, tokenizer, reading)
     arguments, tuning, reasons = settle(
@@ -201,9 +211,13 @@ def train(
         {"rows and recipe": identity, "last checkpoint": last and Path(last).name, **settled}
     )
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
+    rehearse(Rehearsal(recipe, base, tokenizer, model, data, reading, arguments, tuning, weights))
     # All have looked at the folder before it changes.
     wait_for_all()
-    with alone_in(recipe.output_dir):
+    with (
+        alone_in(recipe.output_dir),
+        full_disk_in_a_sentence(recipe.output_dir, AFTER_FULL_DISK),
+    ):
         if is_first():
             if not overwrite and _read_record(recipe.output_dir) != record:
                 raise RunError(
@@ -239,7 +253,7 @@ def train(
         started = time.monotonic()
         for callback in callbacks:
             trainer.add_callback(callback)
-        with _graceful_interrupt(trainer), _full_disk_in_a_sentence(recipe.output_dir):
+        with _graceful_interrupt(trainer):
             checkpoint = last_checkpoint(recipe.output_dir)
             if not _had_stopped_early(trainer, checkpoint):
                 # The frozen encoder under its regression; a run that goes on has that already.
@@ -260,8 +274,7 @@ def train(
             "fine_tuning": dataclasses.asdict(tuning),
             "seconds": round(time.monotonic() - started, 1),
         }
-        with _full_disk_in_a_sentence(recipe.output_dir):
-            record = _finish(trainer, recipe, facts)
+        record = _finish(trainer, recipe, facts)
     # The first has finished the folder.
     wait_for_all()
     return TrainedRun(recipe.output_dir, recipe, data, record)
@@ -345,24 +358,6 @@ def run_identity(recipe: Recipe, data: LabelledData) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_unexportable(
-    base: BaseModel, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel
-) -> None:
-    """Refuse before training what could not become a package after it."""
-    refuse_unexportable_family(base.name, model.config.model_type)
-    parameters = model.num_parameters()
-    if tokenizer.pad_token is None:
-        raise BaseModelError(
-            f"the tokenizer of {base.name} has no padding token, which batches need: choose a "
-            "model that has one"
-        )
-    if parameters * 4 >= LARGEST_GRAPH_BYTES:
-        raise BaseModelError(
-            f"{base.name} has {parameters / 1e6:.0f} million parameters; an fp32 graph of 2 GB or "
-            "more does not fit into one file: choose a smaller model"
-        )
-
-
 def settle(
     recipe: Recipe, parameters: int, data: LabelledData, pooling: Pooling, sizes: RowSizes
 ) -> tuple[TrainingArguments, FineTuningArguments, dict[str, str]]:
@@ -390,6 +385,8 @@ def settle(
     own = {key: defaults.pop(key) for key in vars(recipe.tuning) if key in defaults}
     values = {key: default.value for key, default in defaults.items()}
     values["logging_dir"] = str(recipe.output_dir / TRACKING)
+    # The Trainer would report 0 for it, and go on.
+    values["logging_nan_inf_filter"] = False
     places = {"output_dir": str(recipe.output_dir / CHECKPOINT)}
     arguments = parse_training_arguments(values | recipe.training | places)
     use_one_gpu(arguments)
@@ -467,6 +464,46 @@ class FineTuner(Trainer):
     validation_rows = 0
     # The step whose weights the model has, once training is over.
     kept_step: int | None = None
+    # Of a training step; the first of a run that goes on knows none.
+    last_loss: float | None = None
+
+    def training_step(self, *given: Any, **more: Any) -> torch.Tensor:
+        """As transformers does it.
+
+        Raises:
+            DivergedError: the loss is not a finite number.
+        """
+        loss = super().training_step(*given, **more)
+        # The mean of a step's parts is made by adding them up.
+        found = float(loss) * self.current_gradient_accumulation_steps
+        self._refuse_diverged(found, f"of step {self.state.global_step + 1}")
+        self.last_loss = found
+        return loss
+
+    def prediction_step(self, *given: Any, **more: Any) -> Any:
+        """As transformers does it.
+
+        Raises:
+            DivergedError: the loss is not a finite number.
+        """
+        loss, *others = super().prediction_step(*given, **more)
+        where = f"of validation rows after step {self.state.global_step}"
+        self._refuse_diverged(float(loss), where)
+        return loss, *others
+
+    def _refuse_diverged(self, loss: float, where: str) -> None:
+        if math.isfinite(loss):
+            return
+        before = "none was before"
+        if self.last_loss is not None:
+            before = f"the last finite one of a step was {self.last_loss:.4g}"
+        rate = 0.0 if self.lr_scheduler is None else self._get_learning_rate()
+        half = [f", {key}: false" for key in ("bf16", "fp16") if getattr(self.args, key)]
+        raise DivergedError(
+            f"training stopped, as the loss {where} is {loss} ({before}; the learning rate is "
+            f"{rate:.3g} of {self.args.learning_rate:.3g} at most): try a lower learning_rate"
+            f"{''.join(half)} or a smaller max_grad_norm, with --overwrite"
+        )
 
     def compute_loss(
         self,
@@ -715,27 +752,6 @@ def _had_stopped_early(trainer: FineTuner, checkpoint: str | None) -> bool:
     return True
 
 
-@contextmanager
-def _full_disk_in_a_sentence(folder: Path) -> Iterator[None]:
-    """Tell of a checkpoint that found no room; what was torn is deleted when the run goes on.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # Each library that writes has an error of its own for it, and not all say why.
-        free = shutil.disk_usage(folder).free
-        if getattr(error, "errno", None) != errno.ENOSPC and free > FULL_DISK_BYTES:
-            raise
-        raise RunError(
-            f"no room is left for a checkpoint: {folder} has {free / 1e6:.0f} MB free. Make room "
-            "and give the same command again, without --overwrite: it goes on from the last whole "
-            "checkpoint"
-        ) from error
-
-
 def _found_run(folder: Path, identity: str) -> dict[str, Any]:
     """The record of this very run in `folder`; empty where nothing is there yet.
 
@@ -884,7 +900,7 @@ def _stated(arguments: TrainingArguments, recipe: Recipe) -> dict[str, Any]:
         ddp_backend=arguments.ddp_backend,
     ).to_dict()
     chosen = {*careful_defaults(1, 1, 1, {}), *recipe.training}
-    skipped = {"output_dir", "logging_dir", "run_name"}
+    skipped = {"output_dir", "logging_dir", "run_name", *REFUSED}
     return {
         key: value
         for key, value in arguments.to_dict().items()

@@ -20,21 +20,22 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from service.model_package import write_text
+from training.base_checks import fit_together, refuse_misfit, refuse_weights
 from training.base_models import resolve_base_model, start_at_priors
 from training.config import Recipe, recipe_seed
 from training.data.dataset import load_data
 from training.data.encoding import row_sizes, usable_reading
 from training.distributed import processes
-from training.errors import InterruptedRunError, RecipeError, RunError
+from training.errors import DivergedError, InterruptedRunError, RecipeError, RunError
 from training.layers import freeze
 from training.layout import TRACKING
 from training.losses import label_odds, label_weights
+from training.rehearsal import Rehearsal, rehearse
 from training.run_lock import alone_in
 from training.train import (
     make_head_start,
     make_trainer,
     named_from_anywhere,
-    refuse_unexportable,
     run_identity,
     settle,
 )
@@ -102,6 +103,7 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     weights = label_weights(recipe.data.class_weights, data)
     base = resolve_base_model(recipe.model)
     tokenizer = base.tokenizer()
+    refuse_misfit(recipe, tokenizer, base.config())
 
     def new_model() -> PreTrainedModel:
         model = base.classifier(data.labels, data.task, recipe_seed(recipe))
@@ -113,11 +115,13 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
         return model
 
     first = base.classifier(data.labels, data.task, recipe_seed(recipe))
+    refuse_weights(base.name, first)
+    fit_together(tokenizer, first)
     reading = usable_reading(recipe, tokenizer, first.config)
-    refuse_unexportable(base, tokenizer, first)
     # The recipe's own strategies are for one run that keeps its best checkpoint.
     sizes = row_sizes(data.train, tokenizer, reading)
     arguments, tuning, _ = settle(recipe, first.num_parameters(), data, base.pooling.value, sizes)
+    rehearse(Rehearsal(recipe, base, tokenizer, first, data, reading, arguments, tuning, weights))
     measure, greater = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     folder = recipe.output_dir / FOLDER
@@ -134,6 +138,7 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
         start = make_head_start(first, tokenizer, data, reading, weights, seed=recipe_seed(recipe))
         trainer = make_trainer(new_model, tokenizer, data, arguments, tuning, reading, weights)
         trainer.add_callback(objective)
+        trainer.train = _pruned_where_it_diverges(trainer.train)  # type: ignore[method-assign]
 
         def suggest(trial: optuna.Trial) -> dict[str, Any]:
             chosen = {key: choose(trial) for key, choose in space.items()}
@@ -157,6 +162,10 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
                     pruner=study.pruner,
                     sampler=study.sampler,
                 )
+            except ValueError:
+                # transformers wants the best one, also where no trial came to an end.
+                if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                    raise
             except KeyboardInterrupt:
                 raise InterruptedRunError(
                     f"stopped after {len(_finished(study))} of {trials} trials, which are kept in "
@@ -168,6 +177,18 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
         _write_recipe(recipe, tuned, tuning.early_stopping_patience)
         draw(tuned, folder / PICTURE)
         return tuned
+
+
+def _pruned_where_it_diverges(train: Callable[..., Any]) -> Callable[..., Any]:
+    """A rate that is too high for the loss ends its trial, and not the search."""
+
+    def trial(*given: Any, **more: Any) -> Any:
+        try:
+            return train(*given, **more)
+        except DivergedError as error:
+            raise optuna.TrialPruned(str(error)) from error
+
+    return trial
 
 
 def _open_study(folder: Path, identity: str, greater: bool, overwrite: bool) -> optuna.Study:
