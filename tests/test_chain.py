@@ -16,12 +16,12 @@ from pathlib import Path
 
 import bentoml
 import pytest
+from fsspec import filesystem
 
 from service.classifier import Classifier
 from service.model_package import verify_package
 from tests.browsers import browsing
 from tests.conftest import EXAMPLE, ROOT
-from tests.s3 import ask as put
 from tests.servers import classify, serving
 from tests.test_ui import ask, open_page, text_of
 from training.cli import main
@@ -234,10 +234,9 @@ def readme_commands() -> list[str]:
 
 
 def test_every_command_of_the_readme_works(demo: Demo, s3: str) -> None:
-    bucket = f"{os.environ['AWS_ENDPOINT_URL']}/bucket"
-    put(bucket, method="PUT")
     messages = gzip.compress((EXAMPLE / "test.csv").read_bytes())
-    put(f"{bucket}/messages/monday.csv.gz", messages, method="PUT")
+    filesystem("s3").mkdir("bucket")
+    filesystem("s3").pipe("bucket/messages/monday.csv.gz", messages)
     ran = 0
     (demo.run_folder.parent.parent / "examples").symlink_to(ROOT / "examples")
     for command in readme_commands():
