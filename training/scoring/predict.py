@@ -32,6 +32,7 @@ from training.data.sources import COMPRESSIONS, Source, find_sources
 from training.errors import DataError, InterruptedRunError
 from training.progress import progress
 from training.scoring.answers import Answering, PendingAnswers
+from training.scoring.arrow_tables import refuse_unwritable
 from training.scoring.parts import Parts
 from training.scoring.survey import survey
 from training.scoring.tables import Row, TableFormat
@@ -53,7 +54,7 @@ KINDS = {
 # Parts that are read before the first of them is written: cores stay busy meanwhile.
 PARTS_AHEAD = 2
 # With another one the parts of an earlier version are not gone on from.
-PARTS_FORMAT = 1
+PARTS_FORMAT = 2
 
 
 @dataclass
@@ -167,6 +168,7 @@ def _plan(
 
         fields = [pyarrow.field(name, _added_type(key)) for key, name in added.items()]
         schema = pyarrow.schema([*found.fields, *fields], metadata=found.metadata)
+        refuse_unwritable(schema, kind)
     form = TableFormat(kind, compression, found.columns, list(added.values()), schema)
     separator = None if form.has_lists else arguments.label_separator or DEFAULT_SEPARATOR
     return _Job(classifier, sources, arguments, read, added, form, separator, layouts)
