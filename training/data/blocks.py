@@ -13,6 +13,8 @@ BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 16 << 20
 # A row of more characters is not read: memory is to be bounded whatever a file holds.
 ROW_CHARACTERS = 4 << 20
+# Of a column's name so many are shown.
+SHOWN_CHARACTERS = 60
 # Stands where bytes could not be decoded: half a surrogate pair.
 UNDECODABLE = re.compile("[\udc80-\udcff]")
 
@@ -143,6 +145,11 @@ class TableBlock(Block):
         columns = [map(plain, _values(column)) for column in self.table.columns]
         names = self.table.column_names
         return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def shortened(name: str) -> str:
+    """The name of a column as a sentence may hold it: a text that stands in its place is long."""
+    return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…"
 
 
 def plain(value: Any) -> Any:

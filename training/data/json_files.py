@@ -26,6 +26,7 @@ NOT_JSON = Problem("malformed_row", "the line is not JSON")
 NOT_AN_OBJECT = Problem("malformed_row", "it is not a JSON object")
 # NaN and Infinity, which Python writes, are no JSON: they are null, as pandas has them.
 DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+LINE_END = re.compile(r"\r\n?|\n")
 # What stands between the elements of a list.
 BETWEEN = re.compile(r"[\s,]*")
 # Line, from 1, or None; the row; what is wrong with it; its characters.
@@ -91,7 +92,7 @@ def in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
 
 def _are_lines(head: str) -> bool:
     """Whether a row stands on each line; a single one that is whole is looked at as a document."""
-    lines = [line for line in head.split("\n")[:3] if line.strip()]
+    lines = [line for line in LINE_END.split(head, 3)[:3] if line.strip()]
     whole = [_loads(line) is not None for line in lines[:2]]
     return len(lines) > 1 and any(whole)
 
