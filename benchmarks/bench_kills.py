@@ -1,12 +1,14 @@
-"""A large file with bad bytes, scored from S3 to S3 and killed ten times on the way.
+"""A large file with bad bytes, scored and killed ten times on the way, from S3 to S3 or on disk.
 
-    python -m benchmarks.bench_kills --gigabytes 2
+    python -m benchmarks.bench_kills --gigabytes 0.5
+    python -m benchmarks.bench_kills --gigabytes 2 --local
 
-A CSV of that size, one bad byte in every 10,000th row, lies on an S3 server of this machine (moto).
-`whetstone predict` scores it with a package that neither tokenizes nor computes, as a real one
-would take this machine days, and is killed with SIGKILL each time it has written another eleventh
-of the parts; the same command goes on. Then every byte of the result is compared with what it has to be:
-all rows in order, bad ones as they were, with the reason and no label.
+A CSV of that size, one bad byte in every 10,000th row, lies on an S3 server of this machine (moto,
+which copies a whole object for each range of it that is read: hence the smaller file), or in a
+folder. `whetstone predict` scores it with a package that neither tokenizes nor computes, as a real
+one would take this machine days, and is killed with SIGKILL each time it has written another
+eleventh of the parts; the same command goes on. Then every byte of the result is compared with what
+it has to be: all rows in order, bad ones as they were, with the reason and no label.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ def rows() -> Iterator[bytes]:
         yield b'%d,"%s%s"' % (number, bad, b" ".join(draw.choices(texts, k=JOINED)))
 
 
-def put(fs: Any, size: int, bar: tqdm[Any]) -> int:
+def put(fs: Any, place: str, size: int, bar: tqdm[Any]) -> int:
     """Write the file into the bucket; how many rows it has."""
     written = count = 0
-    with fs.open(f"{BUCKET}/{SOURCE}", "wb") as file:
+    with fs.open(f"{place}/{SOURCE}", "wb") as file:
         file.write(b"id,text\n")
         for line in rows():
             written += file.write(line + b"\n")
@@ -79,7 +81,7 @@ def put(fs: Any, size: int, bar: tqdm[Any]) -> int:
     return count
 
 
-def score() -> None:
+def score(place: str) -> None:
     """`whetstone predict` with a package that reads no token and answers zeros."""
     from service.classifier import Classifier
     from service.inference.tokenizing import EncodedText
@@ -91,14 +93,14 @@ def score() -> None:
     one = EncodedText(classifier.encode(["one"])[0].windows, truncated=False)
     classifier.encode = lambda texts: [one] * len(texts)  # type: ignore[assignment, method-assign]
     classifier.logits = lambda windows: np.zeros((len(windows), labels), np.float32)  # type: ignore[method-assign]
-    print(predict(classifier, f"{BUCKET}/{SOURCE}", f"{BUCKET}/{TARGET}", DataArguments()))
+    print(predict(classifier, f"{place}/{SOURCE}", f"{place}/{TARGET}", DataArguments()))
 
 
-def start(fs: Any, until: int | None) -> Run:
+def start(fs: Any, place: str, until: int | None) -> Run:
     """One start of the command; killed as soon as there are so many parts."""
     began = time.monotonic()
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.bench_kills", "--score"],
+        [sys.executable, "-m", "benchmarks.bench_kills", "--score", place],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -109,7 +111,7 @@ def start(fs: Any, until: int | None) -> Run:
         ended, status, usage = os.wait4(child.pid, os.WNOHANG)
         if ended:
             break
-        if until is not None and not was_killed and parts_of(fs) >= until:
+        if until is not None and not was_killed and parts_of(fs, place) >= until:
             child.send_signal(signal.SIGKILL)
             was_killed = True
         time.sleep(0.2)
@@ -118,20 +120,20 @@ def start(fs: Any, until: int | None) -> Run:
         raise SystemExit(f"bench_kills: the command ended with {child.returncode}")
     cpu = usage.ru_utime + usage.ru_stime
     seconds = time.monotonic() - began
-    return Run(parts_of(fs), was_killed, seconds, cpu, usage.ru_maxrss / 1024)
+    return Run(parts_of(fs, place), was_killed, seconds, cpu, usage.ru_maxrss / 1024)
 
 
-def parts_of(fs: Any) -> int:
+def parts_of(fs: Any, place: str) -> int:
     """How many parts are written so far."""
-    folders = [name for name in fs.ls(BUCKET, detail=False, refresh=True) if ".parts" in name]
+    folders = [name for name in fs.ls(place, detail=False, refresh=True) if ".parts" in name]
     return sum("part-" in name for folder in folders for name in fs.ls(folder, refresh=True))
 
 
-def verify(fs: Any, count: int) -> int:
+def verify(fs: Any, place: str, count: int) -> int:
     """Compare every line of the result; how many rows were refused."""
     refused = 0
     # A driver's own way of finding the end of a line is slow.
-    with io.BufferedReader(fs.open(f"{BUCKET}/{TARGET}", "rb"), 1 << 20) as file:
+    with io.BufferedReader(fs.open(f"{place}/{TARGET}", "rb"), 1 << 20) as file:
         if file.readline() != b"id,text,label,score,error\n":
             raise SystemExit("bench_kills: the header is not what it should be")
         answer = b""
@@ -152,7 +154,15 @@ def verify(fs: Any, count: int) -> int:
 
 
 @contextmanager
-def bucket(folder: Path) -> Iterator[Any]:
+def on_disk(folder: Path) -> Iterator[tuple[Any, str]]:
+    """An empty folder."""
+    from fsspec import filesystem
+
+    yield filesystem("file", auto_mkdir=True), str(folder)
+
+
+@contextmanager
+def bucket(folder: Path) -> Iterator[tuple[Any, str]]:
     """An empty bucket on an S3 server of its own, which keeps on disk what is large."""
     port = free_port()
     with (folder / "log").open("w") as log:
@@ -185,7 +195,7 @@ def bucket(folder: Path) -> Iterator[Any]:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.2)
-        yield fs
+        yield fs, BUCKET
     finally:
         server.kill()
         server.wait()
@@ -194,33 +204,35 @@ def bucket(folder: Path) -> Iterator[Any]:
 def main() -> None:
     """Write the file, score it, kill that again and again, look at the result."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--score", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--score", metavar="PLACE", help=argparse.SUPPRESS)
+    parser.add_argument("--gigabytes", type=float, default=0.5)
+    parser.add_argument("--local", action="store_true", help="from and to a folder, not S3")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="where there is room for four times as much")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "kills.json")
     given = parser.parse_args()
     if given.score:
-        score()
+        score(given.score)
         return
     size = int(given.gigabytes * 1e9)
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(dir=given.folder) as folder,
-        bucket(Path(folder)) as fs,
+        (on_disk if given.local else bucket)(Path(folder)) as (fs, place),
     ):
         with tqdm(total=size, desc="put", unit="B", unit_scale=True) as bar:
-            count = put(fs, size, bar)
+            count = put(fs, place, size, bar)
         parts = -(-count // BLOCK_ROWS)
         runs = []
         for kill in tqdm(range(1, given.kills + 1), desc="kill"):
-            runs.append(start(fs, max(kill, kill * parts // (given.kills + 1))))
-        runs.append(start(fs, None))
-        refused = verify(fs, count)
-        left = [name for name in fs.ls(BUCKET, detail=False, refresh=True) if ".parts" in name]
+            runs.append(start(fs, place, max(kill, kill * parts // (given.kills + 1))))
+        runs.append(start(fs, place, None))
+        refused = verify(fs, place, count)
+        left = [name for name in fs.ls(place, detail=False, refresh=True) if ".parts" in name]
     result = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(PACKAGES),
+        "place": "a folder" if given.local else "S3 (moto)",
         "bytes": size,
         "rows": count,
         "parts": parts,
