@@ -14,6 +14,7 @@ from training.data.dataset import read_rows
 from training.data.findings import Rows
 from training.data.readers import ReadingKeys, read_blocks
 from training.data.rows import read_files
+from training.data.sources import find_sources
 from training.errors import DataError
 
 SCRIPTS = {
@@ -167,3 +168,9 @@ def test_annotators_who_chose_the_same_in_another_order_agree(tmp_path: Path) ->
     found = read(path)
     assert set(found.labels[0]) == {"a", "b"}
     assert list(found.problems) == [1] and found.problems[1].code == "disagreement"
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///", "file://", "https://"])
+def test_an_address_of_nothing_is_refused(address: str) -> None:
+    with pytest.raises(DataError, match=f"{address} names no file: write all of it"):
+        find_sources(address)
