@@ -8,7 +8,7 @@ WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-promises bench-optimism bench-few bench-threads
+	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-few bench-threads
 
 help:
 	@echo "make setup     create .venv and install everything, once"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
 	@echo "make bench-sizing    texts a second and core           -> benchmarks/results/sizing.json"
 	@echo "make bench-predict   scoring files beside a raw loop   -> benchmarks/results/predict.{json,md}"
+	@echo "make bench-kills     a large file from S3, killed ten times -> benchmarks/results/kills.json"
 	@echo "make bench-train     training beside the tutorial's    -> benchmarks/results/train.{json,md,png}"
 	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
 	@echo "make bench-promises  is a wanted precision kept       -> benchmarks/results/promises.json"
@@ -116,6 +117,9 @@ bench-sizing: runs/bench/package/manifest.json
 
 bench-predict: runs/bench/package/manifest.json
 	$(BIN)/python -m benchmarks.bench_predict
+
+bench-kills: runs/bench/package/manifest.json
+	$(BIN)/python -m benchmarks.bench_kills
 
 bench-train: setup
 	$(BIN)/python -m benchmarks.bench_train

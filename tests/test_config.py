@@ -12,12 +12,18 @@ from training.config import (
     DEFAULT_BASE_MODEL,
     Recipe,
     load_recipe,
+    parse_class_weights,
     parse_overrides,
     parse_training_arguments,
 )
 from training.errors import RecipeError
 
 FILES = "name: tiny\ntrain_file: train.csv\n"
+# Ten times ten times ten.
+MANY_ANCHORS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdef", "bcdefg", strict=True)
+)
 HUB = """name: tiny
 dataset_name: owner/messages
 dataset_config_name: plain
@@ -324,3 +330,52 @@ def test_a_value_is_the_same_however_it_is_spelt(tmp_path: Path) -> None:
     path.write_text("name: a\ntrain_file: a.csv\nlearning_rate: 3e-4\nuse_cpu: true\n", "utf-8")
     spelt = {"learning_rate": "0.0003", "use_cpu": "True"}
     assert load_recipe(path, {}).training == load_recipe(path, spelt).training
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "positive_label: 2024-13-45",
+            'YAML takes 2024-13-45 for a date, and it is none: write it in quotes, as "2024-13-45"',
+        ),
+        ("learning_rate: 2024-13-45", "YAML takes 2024-13-45 for a date"),
+        ("class_weights: {2024-13-01: 2}", "YAML takes 2024-13-01 for a date"),
+        ("seed: !!int many", "YAML takes many for a number"),
+        ("seed: !!bool perhaps", "YAML takes perhaps for a truth value"),
+        ("seed: !!timestamp now", "YAML takes now for a date"),
+        ("class_weights: {~: 2}", 'write `class_weights: {"~": ...}`'),
+        ("label_columns: [a, null]", 'write `label_columns: ["null", ...]`'),
+        ("? [a]\n: 1", "line 3: a key is a name, no list or mapping"),
+        ("class_weights: {? {a: b} : 2}", "line 3: a key is a name, no list or mapping"),
+        (
+            "class_weights: {1: 2, 1.0: 3}",
+            "key '1.0' comes twice (as 1 and as 1.0), in lines 3 and 3: leave one out, or put both "
+            "in quotes",
+        ),
+        ('class_weights: {1: 2, "1": 3}', "key '1' comes twice, in lines 3 and 3"),
+        ("class_weights: &all {x: *all}", "line 3: what this anchor names holds itself"),
+        ("validation_file: &all [*all]", "line 3: what this anchor names holds itself"),
+        ("<<: {positive_label: yes}", 'write `positive_label: "yes"`'),
+        ("class_weights: {<<: {yes: 2}, b: 1}", 'write `class_weights: {"yes": ...}`'),
+        ("<<: 3", "is not YAML at line 3"),
+        (
+            MANY_ANCHORS,
+            "holds more than 10,000 values: is it a recipe?",
+        ),
+    ],
+)
+def test_what_yaml_cannot_read_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, f"name: x\ntrain_file: a.csv\n{text}\n")
+
+
+def test_anchors_dates_and_merges_that_can_be_read_are_read(tmp_path: Path) -> None:
+    text = (
+        "name: x\ntrain_file: &one a.csv\ntest_file: *one\n"
+        "class_weights: {2024-01-01: 2, <<: {b: 1}}\n"
+        "<<: {label_column: date, text_column: body}\ntext_column: message\n"
+    )
+    data = load(tmp_path, text).data
+    assert data.test_file == data.train_file
+    assert parse_class_weights(data.class_weights) == {"2024-01-01": 2, "b": 1}
+    assert (data.label_column, data.text_column) == ("date", "message")

@@ -348,8 +348,9 @@ def test_check_finds_everything_and_says_so(
     assert main([*words, "--json", str(json_file), "--plot", str(plot)]) == 0
     found = json.loads(json_file.read_text("utf-8"))["findings"]
     assert {finding["code"] for finding in found} == WARNINGS
-    keys = {"code", "severity", "split", "count", "rows", "message"}
+    keys = {"code", "severity", "split", "count", "rows", "message", "place"}
     assert all(set(finding) == keys for finding in found)
+    assert all(finding["place"].startswith(str(tmp_path)) for finding in found)
     assert all(finding["count"] >= len(finding["rows"]) > 0 for finding in found)
     assert plot.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out

@@ -13,6 +13,10 @@ from service.model_package import read_manifest
 from tests.conftest import example_rows, write_csv
 from tests.test_report import Case, binary, several
 from training.cli import main
+from training.config import DataArguments
+from training.data import near_duplicates, splits
+from training.data.dataset import load_data
+from training.data.near_duplicates import groups_of_splits
 from training.data.splits import Split
 from training.report import write_report
 from training.seen import SeenRows, equally_seen, nearly_seen, unseen_metrics, unseen_sentence
@@ -24,9 +28,39 @@ def test_near_duplicates_of_known_texts_are_found_whatever_stands_beside_them() 
     texts = ["new words in here", "TICKET 999 where is the parcel that I ordered", "Short!", "new"]
     # Two that are like each other, and like no known text.
     texts += ["my invoice of this month is wrong", "my invoice of this month is wrong!!"]
-    assert nearly_seen(texts, KNOWN) == SeenRows((1, 2), 6, "near-duplicates")
-    assert nearly_seen(texts, []).rows == ()
-    assert nearly_seen(KNOWN, KNOWN).rows == (0, 1, 2)
+
+    def found(texts: list[str], known: list[str]) -> SeenRows:
+        return nearly_seen(groups_of_splits({"train": known, "test": texts}))
+
+    assert found(texts, KNOWN) == SeenRows((1, 2), 6, "near-duplicates")
+    assert found(texts, []).rows == ()
+    assert found(KNOWN, KNOWN).rows == (0, 1, 2)
+
+
+def test_near_duplicates_are_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path
+) -> None:
+    looked_at: list[int] = []
+    once = near_duplicates.similar_groups
+
+    def counted(texts: Any, *seed: int) -> np.ndarray:
+        looked_at.append(len(texts))
+        return once(texts, *seed)
+
+    for module in (near_duplicates, splits):
+        monkeypatch.setattr(module, "similar_groups", counted)
+    train, test = example_rows("train")[:200], example_rows("test")[:50]
+    files = {
+        name: str(write_csv(tmp_path / f"{name}.csv", rows))
+        for name, rows in (("train", train), ("test", [*test, train[0]]))
+    }
+    words = ["check", "--train_file", files["train"], "--test_file", files["test"]]
+    assert main([*words, "--model_name_or_path", str(tiny_base)]) == 0
+    assert looked_at == [251]
+    arguments = DataArguments(train_file=[files["train"]], test_file=[files["test"]])
+    data = load_data(arguments, seed=0)
+    assert 50 in nearly_seen(data.similar).rows
+    assert looked_at == [251, 251]
 
 
 def test_a_package_knows_equal_texts_only(tiny_package: Path) -> None:

@@ -13,6 +13,7 @@ from training.config import Recipe, recipe_seed
 from training.data.dataset import read_rows, usable_data
 from training.data.encoding import usable_reading
 from training.data.findings import Errors, Finding, Rows, find_errors, make_finding
+from training.data.near_duplicates import Groups
 from training.data.preflight import Preflight, preflight
 from training.data.preflight_report import draw_data, print_findings, write_findings
 from training.errors import DataError
@@ -34,10 +35,10 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
     """
     rows = read_rows(recipe.data)
     errors = find_errors(rows)
-    of_split = _try_split(recipe, rows, errors)
+    of_split, similar = _try_split(recipe, rows, errors)
     base = resolve_base_model(recipe.model)
     tokenizer, config = base.tokenizer(), base.config()
-    found = look_at(recipe, rows, errors, tokenizer, of_split)
+    found = look_at(recipe, rows, errors, tokenizer, of_split, similar)
     if strict:
         strictly = [dataclasses.replace(finding, severity="error") for finding in found.findings]
         found = dataclasses.replace(found, findings=strictly)
@@ -57,14 +58,18 @@ def check(recipe: Recipe, *, strict: bool, json_file: Path | None, plot_file: Pa
     return not cannot_split and not errors.fatal(recipe.data.drop_invalid)
 
 
-def _try_split(recipe: Recipe, rows: Mapping[str, Rows], errors: Errors) -> Sequence[Finding]:
-    """What is to be said of the validation split that training would make."""
+def _try_split(
+    recipe: Recipe, rows: Mapping[str, Rows], errors: Errors
+) -> tuple[Sequence[Finding], Groups | None]:
+    """What is to be said of the validation split that training would make, and what it found."""
     if errors.fatal(recipe.data.drop_invalid):
-        return ()
+        return (), None
     try:
-        return usable_data(rows, errors, recipe.data, recipe_seed(recipe)).findings
+        data = usable_data(rows, errors, recipe.data, recipe_seed(recipe))
     except DataError as error:
-        return (make_finding("no_validation", "error", "train", rows["train"], [], str(error)),)
+        found = make_finding("no_validation", "error", "train", rows["train"], [], str(error))
+        return (found,), None
+    return data.findings, data.similar
 
 
 def look_at(
@@ -73,11 +78,13 @@ def look_at(
     errors: Errors,
     tokenizer: PreTrainedTokenizerFast,
     of_split: Sequence[Finding] = (),
+    similar: Groups | None = None,
 ) -> Preflight:
     """Everything that is wrong with rows, as the base model's tokenizer reads them.
 
     Args:
         of_split: what was found when validation rows were set aside.
+        similar: groups of near-duplicates, where they are known.
     """
     found = preflight(
         rows,
@@ -86,5 +93,6 @@ def look_at(
         unknown_id=tokenizer.unk_token_id,
         max_length=recipe.model.max_length,
         long_text=recipe.model.long_text,
+        similar=similar,
     )
     return dataclasses.replace(found, findings=[*found.findings, *of_split])

@@ -22,6 +22,7 @@ from training.config import columns_of, recipe_of
 from training.costs import cpu_milliseconds
 from training.data.dataset import read_labelled
 from training.data.leakage import Overlap, overlap
+from training.data.sources import sha256_of
 from training.data.splits import Split
 from training.errors import CompareError
 from training.gates import SIGNIFICANCE, parse_bound
@@ -105,7 +106,8 @@ class Paired:
 class Comparison:
     """All that was found.
 
-    `split` holds the rows compared, `rows` their 0-based places in the file.
+    `sha256` is that of the files `where`, `split` holds the rows compared, `rows` their 0-based
+    places in the file.
     `left_out` rows have labels that only one side knows; they count for no difference. Floors are
     asked of all rows that the challenger knows the labels of.
     """
@@ -115,6 +117,7 @@ class Comparison:
     warnings: list[str]
     bounds: Bounds
     where: str
+    sha256: str
     split: Split
     rows: np.ndarray
     dropped: int
@@ -224,6 +227,7 @@ def compare(
         _warnings(data, champion_side, challenger_side, limits),
         limits,
         data,
+        sha256_of(data),
         compared,
         labelled.rows[shared],
         labelled.dropped,

@@ -15,7 +15,6 @@ from typing import Any
 from service.classifier import Prediction
 from service.model_package import write_text
 from training.compare import NO_CHAMPION, Comparison, LabelChange, Side
-from training.data.sources import sha256_of
 from training.digits import FEWEST, decimals, decimals_of, difference_decimals, measured
 from training.gates import SIGNIFICANCE
 from training.layout import COMPARE_FILE, FLIPS_FILE
@@ -174,8 +173,8 @@ def _label_line(change: LabelChange) -> str:
 def default_folder(found: Comparison) -> Path:
     """Where a comparison is written when nothing else is said: by pair and by data."""
     champion = found.champion.manifest.version if found.champion else NO_CHAMPION
-    data = sha256_of(found.where)[:8]
-    return Path(COMPARISONS) / f"{champion}-{found.challenger.manifest.version}-{data}"
+    name = f"{champion}-{found.challenger.manifest.version}-{found.sha256[:8]}"
+    return Path(COMPARISONS) / name
 
 
 def write_comparison(found: Comparison, folder: Path) -> list[Path]:
@@ -206,7 +205,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "allow_label_change": found.allow_label_change,
         "data": {
             "file": found.where,
-            "sha256": sha256_of(found.where),
+            "sha256": found.sha256,
             "rows": len(found.split),
             "dropped_rows": found.dropped,
             "rows_with_labels_of_one_side": found.left_out,

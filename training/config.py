@@ -398,7 +398,8 @@ def _parse(types: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]
         if isinstance(value, list) and key in single:
             raise RecipeError(f"key {key} takes one value, not {len(value)}")
         if isinstance(value, dict):
-            words.append(f"--{key}={json.dumps(value, default=str)}")
+            named = {str(name): part for name, part in value.items()}
+            words.append(f"--{key}={json.dumps(named, default=str)}")
         elif isinstance(value, list):
             words += [f"--{key}", *(str(item) for item in value)]
         else:

@@ -10,7 +10,13 @@ import yaml
 
 from training.errors import RecipeError
 
-KINDS = {"bool": "a truth value", "int": "a number", "float": "a number", "timestamp": "a date"}
+KINDS = {
+    **{"bool": "a truth value", "int": "a number", "float": "a number", "timestamp": "a date"},
+    "null": "no value",
+}
+# A recipe has some fifty; few lines can make millions of anchors and aliases.
+MOST_VALUES = 10_000
+MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path, names: Collection[str]) -> dict[str, Any]:
@@ -29,11 +35,16 @@ def read_yaml(path: Path, names: Collection[str]) -> dict[str, Any]:
         root = yaml.compose(content, Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode):
             raise RecipeError(f"{path} is not a recipe: it should hold lines of `key: value`")
+        _refuse_unreadable(root, path)
         _refuse_doubled(root, path)
+        loader = yaml.SafeLoader("")
+        for node in (root, *(part for _, part in root.value)):
+            if isinstance(node, yaml.MappingNode):
+                loader.flatten_mapping(node)
         for key, value in root.value:
             if key.value in names:
                 _refuse_misread(key.value, value, path)
-        values: dict[Any, Any] = yaml.load(content, Loader=yaml.SafeLoader)
+        values: dict[Any, Any] = loader.construct_document(root)
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}") from None
     except yaml.reader.ReaderError as error:
@@ -51,6 +62,44 @@ def read_yaml(path: Path, names: Collection[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if value is not None}
 
 
+def _refuse_unreadable(root: yaml.Node, path: Path) -> None:
+    """Refuse what has no value, as a date that there is not, and what has no end."""
+    seen = 0
+    waiting: list[tuple[yaml.Node, tuple[yaml.Node, ...]]] = [(root, ())]
+    while waiting:
+        node, above = waiting.pop()
+        seen += 1
+        line = node.start_mark.line + 1
+        if any(node is one for one in above):
+            raise RecipeError(f"{path}, line {line}: what this anchor names holds itself")
+        if seen > MOST_VALUES:
+            raise RecipeError(f"{path} holds more than {MOST_VALUES:,} values: is it a recipe?")
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    where = key.start_mark.line + 1
+                    raise RecipeError(f"{path}, line {where}: a key is a name, no list or mapping")
+            parts = [part for pair in node.value for part in pair]
+        elif node.tag != MERGE:
+            _read(node, path)
+        waiting += [(part, (*above, node)) for part in parts]
+
+
+def _read(node: yaml.Node, path: Path) -> Any:
+    """What YAML makes of a plain value."""
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (ValueError, KeyError, AttributeError, OverflowError):
+        kind = node.tag.rpartition(":")[2]
+        raise RecipeError(
+            f"{path}, line {node.start_mark.line + 1}: YAML takes {node.value} for "
+            f'{KINDS.get(kind, kind)}, and it is none: write it in quotes, as "{node.value}"'
+        ) from None
+
+
 def _refuse_doubled(node: yaml.Node, path: Path) -> None:
     """Of a key that comes twice, YAML would take the last without a word."""
     if isinstance(node, yaml.SequenceNode):
@@ -58,23 +107,28 @@ def _refuse_doubled(node: yaml.Node, path: Path) -> None:
             _refuse_doubled(part, path)
     if not isinstance(node, yaml.MappingNode):
         return
-    lines: dict[str, int] = {}
+    known: dict[Any, yaml.Node] = {}
     for key, value in node.value:
-        line = key.start_mark.line + 1
-        if str(key.value) in lines:
+        # 1 and 1.0 are one key, as Python has them; 1 and "1" are, as names of labels.
+        read = key.value if key.tag == MERGE else _read(key, path)
+        first = known.get(read) or known.get(str(read))
+        if first is not None:
+            also = "" if first.value == key.value else f" (as {first.value} and as {key.value})"
             raise RecipeError(
-                f"{path}: key {key.value!r} comes twice, in lines {lines[key.value]} and {line}: "
-                "leave one out"
+                f"{path}: key {key.value!r} comes twice{also}, in lines "
+                f"{first.start_mark.line + 1} and {key.start_mark.line + 1}: leave one out"
+                f"{', or put both in quotes' if also else ''}"
             )
-        lines[str(key.value)] = line
+        known |= {read: key, str(read): key}
         _refuse_doubled(value, path)
 
 
 def _refuse_misread(key: str, value: yaml.Node, path: Path) -> None:
     for node in _names_in(value):
         kind = node.tag.rpartition(":")[2]
-        read = yaml.SafeLoader("").construct_object(node)
-        if kind in ("str", "null") or str(read) == node.value:
+        read = _read(node, path)
+        is_unset = kind == "null" and node is value
+        if kind == "str" or is_unset or str(read) == node.value:
             continue
         quoted = f'"{node.value}"'
         if isinstance(value, yaml.MappingNode):

@@ -84,7 +84,7 @@ def _measure(run: TrainedRun, package: Path) -> str:
     name, split = ("test", run.data.test) if run.data.test else ("validation", run.data.validation)
     classifier = Classifier.load(package)
     if run.data.test:
-        seen = nearly_seen(split.texts, [*run.data.train.texts, *run.data.validation.texts])
+        seen = nearly_seen(run.data.similar)
         metrics, answers = evaluate(classifier, split, "test split", seen)
     else:
         metrics, answers = evaluate_validation(classifier, run.recipe.export, split)

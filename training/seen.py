@@ -15,7 +15,7 @@ import numpy as np
 from service.classifier import Prediction
 from service.model_package import Manifest, Text
 from training.data.leakage import overlap
-from training.data.near_duplicates import similar_groups
+from training.data.near_duplicates import Groups
 from training.data.splits import Split
 from training.metrics import all_metrics, label_matrix
 from training.significance import Metric, interval
@@ -30,12 +30,15 @@ class SeenRows:
     by: Literal["near-duplicates", "equal texts"]
 
 
-def nearly_seen(texts: Sequence[Text], known: Sequence[Text]) -> SeenRows:
-    """Rows that are equal to a known text or a near-duplicate of one, numbers apart."""
-    groups = similar_groups([*known, *texts])[len(known) :]
-    # A group is called by its first row.
-    rows = tuple(np.flatnonzero(groups < len(known)).tolist())
-    return SeenRows(rows, len(texts), "near-duplicates")
+def nearly_seen(groups: Groups) -> SeenRows:
+    """Test rows that are equal to a row of another split or a near-duplicate of one.
+
+    Args:
+        groups: of near-duplicates among the rows of all splits, `test` among them.
+    """
+    known = np.concatenate([part for name, part in groups.items() if name != "test"])
+    rows = tuple(np.flatnonzero(np.isin(groups["test"], known)).tolist())
+    return SeenRows(rows, len(groups["test"]), "near-duplicates")
 
 
 def equally_seen(texts: Sequence[Text], manifest: Manifest) -> SeenRows | None:

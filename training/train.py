@@ -224,7 +224,7 @@ def train(
                     f"another process has trained in {recipe.output_dir}: give the same command "
                     "again"
                 )
-            found = look_at(recipe, rows, errors, tokenizer, data.findings)
+            found = look_at(recipe, rows, errors, tokenizer, data.findings, data.similar)
             print_findings(found, Console(stderr=True, markup=False, emoji=False))
             # Only now, when nothing that was given can be refused any more.
             _claim_folder(recipe.output_dir, {"identity": identity, "settled": settled}, overwrite)

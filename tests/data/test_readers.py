@@ -318,7 +318,8 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path) -> None:
 def test_an_address_without_a_driver_says_which(tmp_path: Path) -> None:
     assert "no driver is known for nothing://" in refusal("nothing://bucket/a.csv")
     said = refusal("gs://bucket/a.csv?token=secret")
-    assert "gs://bucket/a.csv needs the driver gcsfs" in said
+    assert "gs://bucket/a.csv needs the driver gcsfs, which is not installed: pip install" in said
+    assert said.endswith("pip install -c constraints.txt gcsfs")
     assert "secret" not in said
 
 

@@ -230,7 +230,76 @@ def test_ctrl_c_says_how_many_rows_are_kept(
     interrupt_after(monkeypatch, 2, KeyboardInterrupt())
     words = ["predict", str(tiny_package), str(many), "--out", str(tmp_path / "out.csv")]
     assert main(words) == EXIT_INTERRUPTED
-    assert "40 rows are kept; the same command goes on behind them" in capsys.readouterr().err
+    (folder,) = tmp_path.glob(".out.csv.*.parts")
+    said = f"40 rows are kept in {folder}; the same command goes on behind them"
+    assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_while_parts_are_put_together_says_that_they_are_kept(
+    classifier: Classifier, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.scoring.tables.TableFormat.assemble", interrupted)
+    with pytest.raises(InterruptedRunError, match=f"{20 * FILES} rows are kept in "):
+        predict(classifier, many, tmp_path / "out.csv", DataArguments())
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_ctrl_c_while_standard_output_is_written_says_what_was(
+    tiny_package: Path,
+    many: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+    written: int,
+) -> None:
+    count = iter(range(FILES))
+
+    def limited(_: bytes) -> None:
+        if next(count) >= written:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.scoring.predict._write_out", limited)
+    assert main(["predict", str(tiny_package), str(many), "--out", "-"]) == EXIT_INTERRUPTED
+    said = capsys.readouterr().err
+    assert f"{20 * written} rows or more were written to standard output" in said
+    assert "the same command begins anew, with --out FILE it would go on" in said
+
+
+def abandon(classifier: Classifier, source: str, target: str) -> None:
+    """Interrupt a command behind its first part."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+        interrupt_after(patch, 1, KeyboardInterrupt())
+        predict(classifier, source, target, DataArguments())
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_parts_of_abandoned_commands_are_named_and_kept(
+    classifier: Classifier, many: Path, tmp_path: Path, s3: str, where: str, caplog: Any
+) -> None:
+    place = str(tmp_path / "[odd] names") if where == "folder" else s3
+    fs = filesystem("file" if where == "folder" else "s3")
+    target = f"{place}/out.csv"
+    abandon(classifier, str(many), target)
+    # What belongs to another result is none of this one's.
+    abandon(classifier, str(many), f"{place}/out.csv.csv")
+    fs.invalidate_cache()
+    (folder,) = {
+        name
+        for name in fs.ls(place, detail=False)
+        if ".out.csv." in name and ".out.csv.csv." not in name
+    }
+    caplog.clear()
+    predict(classifier, many / "001.csv", target, DataArguments())
+    (said,) = [record.getMessage() for record in caplog.records]
+    shown = folder if where == "folder" else f"s3://{folder}"
+    assert said.startswith(f"{shown}: parts of another command for the same result")
+    caplog.clear()
+    assert predict(classifier, many, target, DataArguments()) == (20 * FILES, FILES // 4)
+    assert caplog.records == []
+    fs.invalidate_cache()
+    assert folder not in fs.ls(place, detail=False)
 
 
 def test_a_file_that_changes_meanwhile_is_refused(

@@ -13,6 +13,8 @@ BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 16 << 20
 # A row of more characters is not read: memory is to be bounded whatever a file holds.
 ROW_CHARACTERS = 4 << 20
+# Of a column's name so many are shown.
+SHOWN_CHARACTERS = 60
 # Stands where bytes could not be decoded: half a surrogate pair.
 UNDECODABLE = re.compile("[\udc80-\udcff]")
 
@@ -134,14 +136,20 @@ class TableBlock(Block):
 
     def plain_values(self, column: str) -> list[Any]:
         """As Python's own types; bytes, of which Hive and old Spark make text, decoded."""
-        values = [plain(value) for value in self.table.column(column).to_pylist()]
+        values = [plain(value) for value in _values(self.table.column(column))]
         names = self.numbered.get(column)
         return values if names is None else [_name(value, names) for value in values]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Rows as Python's own types."""
-        for row in self.table.to_pylist():
-            yield {name: plain(value) for name, value in row.items()}
+        columns = [map(plain, _values(column)) for column in self.table.columns]
+        names = self.table.column_names
+        return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def shortened(name: str) -> str:
+    """The name of a column as a sentence may hold it: a text that stands in its place is long."""
+    return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…"
 
 
 def plain(value: Any) -> Any:
@@ -150,9 +158,37 @@ def plain(value: Any) -> Any:
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, list):
         return [plain(part) for part in value]
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, float) and math.isnan(value):
         return None
     return value
+
+
+def _values(column: Any) -> list[Any]:
+    """A column of Arrow as Python's own types."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):
+        # Times beyond the year 9999, and durations beyond 2 million years.
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: Any) -> Any:
+    """A scalar of Arrow as Python's own type, or as text where Python's cannot hold it."""
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(scalar, pyarrow.StructScalar):
+            return {name: _value(part) for name, part in scalar.items()}
+        if isinstance(scalar, pyarrow.ListScalar):
+            return [_value(part) for part in scalar]
+        if isinstance(scalar, pyarrow.DictionaryScalar):
+            return _value(scalar.value)
+        return scalar.cast(pyarrow.string()).as_py()
 
 
 def follow(value: Any, path: Sequence[str]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -17,6 +18,7 @@ from training.data.blocks import (
     TOO_LONG,
     CellBlock,
     Problem,
+    shortened,
 )
 from training.errors import DataError
 
@@ -27,6 +29,8 @@ SNIFFED_ROWS = 50
 # Characters of rows that opened a quote and are read once more, line by line: a file with more of
 # them is not quoted as CSV is.
 MOST_READ_AGAIN = 16 * ROW_CHARACTERS
+# As Excel writes and reads it, before the header.
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[ \t]*(?:[\r\n]|$)', re.IGNORECASE)
 OPEN_QUOTE = Problem("malformed_row", "a quote opens in it that nothing closes")
 
 
@@ -123,9 +127,9 @@ def find_layout(head: str, wanted: Sequence[str], separator: str | None) -> Layo
     the `wanted` columns; else the one by which most rows have equally many cells, and more than
     one; else a comma.
     """
-    first, _, _ = head.partition("\n")
-    if first.lower().startswith("sep=") and len(first.strip()) == 5:
-        return Layout(separator or first.strip()[4], 1)
+    said = SEPARATOR_LINE.match(head)
+    if said is not None:
+        return Layout(separator or said[1], 1)
     if separator is not None:
         return Layout(separator)
     votes = {}
@@ -159,9 +163,7 @@ def read_csv(text: Iterator[str], layout: Layout, file: str) -> Iterator[CellBlo
     block, characters = CellBlock(file, 0, columns), 0
     for row, problem in _rows(lines, layout, file):
         if problem is None and len(row) > len(columns):
-            problem = Problem(
-                "malformed_row", f"it has {len(row)} cells, and there are {len(columns)} columns"
-            )
+            problem = _too_many(len(row), len(columns), layout.separator)
         if problem is not None:
             block.problems[len(block)] = problem
         block.cells.append(row[: len(columns)])
@@ -172,6 +174,15 @@ def read_csv(text: Iterator[str], layout: Layout, file: str) -> Iterator[CellBlo
             block, characters = CellBlock(file, block.start + len(block), columns), 0
     if len(block):
         yield block
+
+
+def _too_many(cells: int, columns: int, separator: str) -> Problem:
+    there = "there is one column" if columns == 1 else f"there are {columns} columns"
+    name = SEPARATOR_NAMES.get(separator, f"the separator {separator!r}")
+    return Problem(
+        "malformed_row",
+        f"it has {cells} cells, and {there} (a text that holds {name} has to be in quotes)",
+    )
 
 
 def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], Problem | None]]:
@@ -221,7 +232,7 @@ def _header(lines: Lines, layout: Layout, file: str) -> list[str]:
     columns = [column.strip() for column in columns]
     doubled = [column for column, count in Counter(columns).items() if count > 1 and column]
     if doubled:
-        raise DataError(f"{file} has two columns named {doubled[0]!r}")
+        raise DataError(f"{file} has two columns named {shortened(doubled[0])!r}")
     # The first is nameless where pandas wrote the numbers of its rows.
     nameless = [place for place, column in enumerate(columns, start=1) if not column and place > 1]
     if nameless:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from service.model_package import Task, Text
 from training.config import DataArguments
 from training.data.findings import Errors, Finding, Places, Rows, find_errors, text_problem
+from training.data.near_duplicates import Groups, groups_of_splits
 from training.data.readers import read_blocks
-from training.data.rows import keys_of, no_column, read_dataset, read_files
+from training.data.rows import keys_of, no_column, read_dataset, read_files, shown_columns
 from training.data.splits import Split, divide, with_groups
 from training.errors import DataError
 
@@ -46,7 +47,8 @@ class Labelled(NamedTuple):
 class LabelledData:
     """What training needs: `labels` are sorted from the training split.
 
-    `findings` are about the split that was made, where none was given.
+    `findings` are about the split that was made, where none was given. `similar` are the groups of
+    near-duplicates among the usable rows of the files: train, validation, test.
     """
 
     train: Split
@@ -57,6 +59,7 @@ class LabelledData:
     has_pairs: bool
     dropped: int
     findings: tuple[Finding, ...] = ()
+    similar: Groups = field(default_factory=dict, compare=False, repr=False)
 
     def fingerprint(self, splits: Sequence[str] = ("train", "validation", "test")) -> str:
         """SHA-256 over every row of `splits`, in order."""
@@ -106,6 +109,8 @@ def usable_data(
     for name, split in usable.items():
         if not len(split):
             raise DataError(f"{splits[name].where}: no row is left to use")
+    similar = groups_of_splits({name: split.texts for name, split in usable.items()})
+    usable = {name: replace(split, groups=similar[name]) for name, split in usable.items()}
     train, validation = usable["train"], usable.get("validation")
     findings: tuple[Finding, ...] = ()
     if validation is None:
@@ -124,6 +129,7 @@ def usable_data(
         arguments.text_pair_column is not None,
         errors.rows,
         findings,
+        similar,
     )
 
 
@@ -138,8 +144,8 @@ def _with_split_columns(splits: dict[str, Rows], arguments: DataArguments) -> di
         column = getattr(arguments, key)
         if column is not None and values is None:
             raise DataError(
-                f"{train.where} has no column {column!r}, it has {', '.join(train.columns)}: name "
-                f"the right one with {key}"
+                f"{train.where} has no column {column!r}, it has "
+                f"{shown_columns(train.columns)}: name the right one with {key}"
             )
     if arguments.time_column is not None and "validation" in splits:
         raise DataError(

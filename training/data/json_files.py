@@ -24,6 +24,9 @@ DOCUMENT_CHARACTERS = 1 << 30
 CHUNK_CHARACTERS = 1 << 20
 NOT_JSON = Problem("malformed_row", "the line is not JSON")
 NOT_AN_OBJECT = Problem("malformed_row", "it is not a JSON object")
+# NaN and Infinity, which Python writes, are no JSON: they are null, as pandas has them.
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+LINE_END = re.compile(r"\r\n?|\n")
 # What stands between the elements of a list.
 BETWEEN = re.compile(r"[\s,]*")
 # Line, from 1, or None; the row; what is wrong with it; its characters.
@@ -89,7 +92,7 @@ def in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
 
 def _are_lines(head: str) -> bool:
     """Whether a row stands on each line; a single one that is whole is looked at as a document."""
-    lines = [line for line in head.split("\n")[:3] if line.strip()]
+    lines = [line for line in LINE_END.split(head, 3)[:3] if line.strip()]
     whole = [_loads(line) is not None for line in lines[:2]]
     return len(lines) > 1 and any(whole)
 
@@ -97,7 +100,7 @@ def _are_lines(head: str) -> bool:
 def _loads(text: str) -> Any:
     """The value, or None where it is not JSON."""
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
 
@@ -113,7 +116,6 @@ def _lines(text: io.TextIOBase) -> Iterator[Row]:
 
 def _list(text: io.TextIOBase, file: str) -> Iterator[Row]:
     """The elements of a list, one after another; the list need not fit into memory."""
-    decoder = json.JSONDecoder()
     buffer = text.read(CHUNK_CHARACTERS).lstrip()[1:]
     count, place = 0, 0
     while True:
@@ -126,7 +128,7 @@ def _list(text: io.TextIOBase, file: str) -> Iterator[Row]:
                         "file of its own, or a row on each line"
                     )
                 return
-            row, end = decoder.raw_decode(buffer, place)
+            row, end = DECODER.raw_decode(buffer, place)
         except (ValueError, RecursionError):
             more = text.read(max(CHUNK_CHARACTERS, len(buffer) - place))
             if not more or len(buffer) - place > 2 * ROW_CHARACTERS:
@@ -155,7 +157,7 @@ def _document(text: io.TextIOBase, file: str, wanted: Sequence[str]) -> Iterator
             "row on each line, as to_json(orient='records', lines=True) does"
         )
     try:
-        value, end = json.JSONDecoder().raw_decode(content.lstrip())
+        value, end = DECODER.raw_decode(content.lstrip())
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise DataError(f"{file}, line {line}: it is not JSON") from None

@@ -15,6 +15,7 @@ from training.data.layouts import LeftOut
 Names = tuple[str, ...]
 # A cell that is longer is not a list of labels.
 LIST_CHARACTERS = 100_000
+CHOICES = re.compile(r'\s*\{\s*"choices"\s*:')
 # A list as NumPy writes it, without commas.
 NUMPY = re.compile(r"""['"]\s+['"]""")
 QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
@@ -23,7 +24,8 @@ QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 class LabelReader:
     """Names of labels from values of any kind, each kind looked at once.
 
-    `lists` is whether any value was a list; `several` that, or whether a separator was given.
+    `lists` is whether any value was a list, `choices` whether a cell held one as Label Studio
+    writes it, `several` whether there were lists, or a separator was given.
     """
 
     def __init__(self, label_column: str, separator: str | None) -> None:
@@ -32,7 +34,7 @@ class LabelReader:
         self._known: dict[Any, Names | Problem | LeftOut] = {}
         self._spaced: set[Any] = set()
         self.several = separator is not None
-        self.lists = False
+        self.lists = self.choices = False
 
     def read(self, value: Any) -> Names | Problem | LeftOut:
         """The names that a value holds, each once; none where nothing stands there."""
@@ -52,6 +54,9 @@ class LabelReader:
     def _names(self, value: Any) -> Names | Problem | LeftOut:
         if isinstance(value, Problem | LeftOut):
             return value
+        choices = _choices_in_text(value)
+        self.choices = self.choices or choices is not value
+        value = choices
         if isinstance(value, dict) and set(value) == {"choices"}:
             value = value["choices"]
             self.several = self.lists = True
@@ -80,6 +85,20 @@ class LabelReader:
         advice = f": set label_column: {place}.{named[0]}" if named else ""
         shown = ", ".join(map(repr, fields[:5]))
         return Problem("label_object", f"its label is an object with the fields {shown}{advice}")
+
+
+def _choices_in_text(value: Any) -> Any:
+    """`{"choices": ["a", "b"]}`, as Label Studio writes several choices into a cell, as an object.
+
+    Anything else as it is: a single choice is the cell itself.
+    """
+    if not isinstance(value, str) or CHOICES.match(value) is None or len(value) > LIST_CHARACTERS:
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found.get("choices"), list) else value
 
 
 def list_in_text(value: Any) -> list[str] | None:

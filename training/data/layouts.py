@@ -213,7 +213,9 @@ def _flat_responses(values: Any, statuses: Any) -> Labels:
         for value, status in zip(values, statuses, strict=False)
         if value is not None and status not in ("discarded", "draft")
     ]
-    different = list({repr(value): value for value in kept}.values())
+    # The order of several is that in which they were clicked.
+    ordered = {repr(sorted(map(str, v)) if isinstance(v, list) else v): v for v in kept}
+    different = list(ordered.values())
     if len(different) > 1:
         named = " and ".join(map(repr, different[:2]))
         return Problem("disagreement", f"its annotators disagree: {named}")

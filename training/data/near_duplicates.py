@@ -8,7 +8,7 @@ near-duplicates are one group. Numbers do not count: a text with another ticket 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -42,9 +42,19 @@ NUMBER = re.compile(r"(?<![a-z])[a-z]*\d[0-9a-z]*")
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
 MIX = np.uint64(0xBF58476D1CE4E5B9)
 
+# Of each split a group's number for each row, of shape (rows,).
+Groups = dict[str, np.ndarray]
+
+
+def groups_of_splits(texts: Mapping[str, Sequence[Any]], seed: int = 0) -> Groups:
+    """The groups of the texts of several splits, found at once: equal numbers are one group."""
+    groups = similar_groups([text for part in texts.values() for text in part], seed)
+    ends = np.cumsum([len(part) for part in texts.values()])
+    return dict(zip(texts, np.split(groups, ends[:-1]), strict=True))
+
 
 def find_near_duplicates(
-    splits: dict[str, tuple[Sequence[int], Sequence[Any]]], seed: int = 0
+    splits: dict[str, tuple[Sequence[int], Sequence[Any]]], known: Groups | None = None
 ) -> dict[str, list[int]]:
     """Rows whose text is nearly, but not exactly, that of an earlier row.
 
@@ -52,9 +62,10 @@ def find_near_duplicates(
         splits: of each split the 0-based rows to look at, and the texts of all of its rows. In
             the first (train) a row may resemble an earlier one of its own; in a later split only
             one of the splits before it.
+        known: what `groups_of_splits` says of these rows, where it was asked.
     """
-    texts = [all_texts[row] for rows, all_texts in splits.values() for row in rows]
-    groups = iter(similar_groups(texts, seed).tolist())
+    if known is None:
+        known = groups_of_splits({n: [t[row] for row in rows] for n, (rows, t) in splits.items()})
     found: dict[str, list[int]] = {}
     known_groups: set[int] = set()
     exact: set[Any] = set()
@@ -64,7 +75,7 @@ def find_near_duplicates(
         # In the first split what stands before a row counts, later only the splits before.
         groups_before = new_groups if position == 0 else known_groups
         texts_before = new_texts if position == 0 else exact
-        for row, group in zip(rows, groups, strict=False):
+        for row, group in zip(rows, known[name].tolist(), strict=True):
             # What is equal to the letter is counted elsewhere.
             if group in groups_before and all_texts[row] not in texts_before:
                 found[name].append(row)

@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from training.data.findings import MIN_ROWS_OF_A_LABEL, Errors, Finding, Rows, make_finding
-from training.data.near_duplicates import find_near_duplicates
+from training.data.near_duplicates import Groups, find_near_duplicates
 from training.data.shredding import count_shreds
 from training.progress import progress
 
@@ -69,6 +69,7 @@ def preflight(
     unknown_id: int | None,
     max_length: int,
     long_text: str = "truncate",
+    similar: Groups | None = None,
 ) -> Preflight:
     """Look at every row that has no error, and at what the rows are together.
 
@@ -77,6 +78,7 @@ def preflight(
         errors: what `find_errors` says of them.
         tokenizer: the base model's; it is copied, not changed.
         unknown_id: its token for what it does not know, if it has one.
+        similar: groups of near-duplicates among the rows without an error; found when None.
     """
     sound = {name: (rows, errors.kept[name]) for name, rows in splits.items()}
     counts = {
@@ -87,7 +89,7 @@ def preflight(
         *_remarks(splits),
         *_label_variants(splits),
         *_repeated_texts(sound),
-        *_near_duplicates(sound),
+        *_near_duplicates(sound, similar),
         *_group_overlap(sound),
         *_label_counts(*sound["train"], counts["train"]),
     ]
@@ -189,8 +191,9 @@ def _repeated_texts(sound: Mapping[str, Sound]) -> Iterator[Finding]:
         earlier[name] = set(first)
 
 
-def _near_duplicates(sound: Mapping[str, Sound]) -> Iterator[Finding]:
-    found = find_near_duplicates({n: (kept, rows.texts) for n, (rows, kept) in sound.items()})
+def _near_duplicates(sound: Mapping[str, Sound], similar: Groups | None) -> Iterator[Finding]:
+    texts = {name: (kept, rows.texts) for name, (rows, kept) in sound.items()}
+    found = find_near_duplicates(texts, similar)
     for name, near in found.items():
         rows, kept = sound[name]
         message = "the text is, numbers apart, nearly that of an earlier row"

@@ -60,7 +60,7 @@ def print_findings(found: Preflight, console: Console | None = None) -> None:
 
 def write_findings(found: Preflight, path: Path) -> None:
     """The findings as JSON; `rows` are examples, counted from 1 without the header."""
-    keys = ("code", "severity", "split", "count", "rows", "message")
+    keys = ("code", "severity", "split", "count", "rows", "message", "place")
     content = {
         "findings": [{key: getattr(finding, key) for key in keys} for finding in found.findings]
     }

@@ -129,14 +129,19 @@ def _read_text(
 ) -> Iterator[Block]:
     refuse_other_kinds(content.head, source.name)
     found = find_encoding(content.head)
-    encoding = check_encoding(keys.encoding) if keys.encoding else found
-    if found.startswith(encoding):
+    if found is None and not keys.encoding:
+        raise DataError(
+            f"{source.name} holds bytes that are no text in UTF-8, UTF-16 or Windows-1252: name "
+            "its encoding (key encoding), such as utf-32"
+        )
+    encoding = check_encoding(keys.encoding) if keys.encoding else str(found)
+    if found is not None and found.startswith(encoding):
         # With what a byte order mark says, or zero bytes say of one that is missing.
         encoding = found
     elif encoding == "utf-16":
         encoding = "utf-16-le"
     if not keys.encoding and found not in ("utf-8", "utf-8-sig"):
-        logger.warning("%s: read as %s (key encoding)", source.name, _shown(found))
+        logger.warning("%s: read as %s (key encoding)", source.name, _shown(encoding))
     text = open_text(io.BufferedReader(content), encoding)
     # Cut in the middle of a character, it may not be whole.
     head = codecs.getincrementaldecoder(encoding)("replace").decode(content.head)

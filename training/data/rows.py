@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from training.config import DataArguments
-from training.data.blocks import BLOCK_ROWS, Block, Problem, TableBlock
+from training.data.blocks import BLOCK_ROWS, Block, Problem, TableBlock, shortened
 from training.data.findings import Places, Remark, Rows
 from training.data.labels import LabelReader, lists_in_text
 from training.data.layouts import TOOL_COLUMNS, Layout, Layouts, LeftOut, one_hot
@@ -179,7 +179,7 @@ class _Collector:
             labels.append(found)
         several = reader.several or bool(self.arguments.label_columns)
         remarks = [*_left_out(left_out), *_spaced(spaced)]
-        if lists is not None:
+        if lists is not None or reader.choices:
             message = "its labels are a list in one cell: a row may have several"
             remarks.append(Remark("label_lists", message, [0]))
         remarks += self._one_each(labels, several and reader.lists)
@@ -233,14 +233,19 @@ def _spaced(rows: list[int]) -> Iterator[Remark]:
         yield Remark("label_spaces", message, rows)
 
 
+def shown_columns(columns: Sequence[str]) -> str:
+    """The first of them, each cut where it is long."""
+    shown = ", ".join(shortened(column) or "''" for column in columns[:SHOWN_COLUMNS])
+    more = len(columns) - SHOWN_COLUMNS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def no_column(block: Block, name: str, key: str) -> str:
     """What to do where a column is not there."""
     if not block.columns and block.problems:
         return f"{block.file}, row 1: {block.problems[0].message}"
-    columns = [column or "''" for column in block.columns]
-    shown = ", ".join(columns[:SHOWN_COLUMNS])
-    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
-    said = f"{block.file} has no column {name!r}, it has {shown}{more}: "
+    columns = block.columns
+    said = f"{block.file} has no column {name!r}, it has {shown_columns(columns)}: "
     if key == "--slices":
         return f"{said}slice by one of these"
     if key == "label_column" and len(columns) > 2:

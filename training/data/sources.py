@@ -181,6 +181,9 @@ def _find(named: str) -> list[Source]:
     if named == STANDARD_INPUT:
         return [_standard_input()]
     shown = without_query(named)
+    protocol, separator, rest = named.partition("://")
+    if separator and not rest.strip("/"):
+        raise DataError(f"{named} names no file: write all of it, as {protocol}://bucket/file.csv")
     path = named if "://" in named else str(Path(named).expanduser())
     fs, path = file_system(path, DataError)
     with one_sentence(named, DataError):

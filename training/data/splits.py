@@ -76,9 +76,13 @@ def divide(
 
 
 def with_groups(split: Split, rows: Rows, kept: Sequence[int]) -> Split:
-    """The usable rows `kept` of `rows` with what may not be parted."""
+    """The usable rows `kept` of `rows` with what may not be parted.
+
+    Args:
+        split: its groups are those of its texts, where they are known.
+    """
     values = None if rows.groups is None else [rows.groups[row] for row in kept]
-    return replace(split, groups=find_groups(split.texts, values))
+    return replace(split, groups=find_groups(split.texts, values, split.groups))
 
 
 def _unmeasured_labels(
@@ -111,16 +115,25 @@ def _unmeasured_labels(
     return (make_finding("unmeasured_label", "warning", "train", rows, places, message),)
 
 
-def find_groups(texts: Sequence[Text], values: Sequence[str | None] | None = None) -> np.ndarray:
+def find_groups(
+    texts: Sequence[Text],
+    values: Sequence[str | None] | None = None,
+    similar: np.ndarray | None = None,
+) -> np.ndarray:
     """The group of each row, as the first row of it; shape (rows,).
 
     Args:
         values: of each row its value of `group_column`; None is no group but the row's own.
+        similar: a number for each text, equal for near-duplicates; computed when None.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    groups = similar_groups(texts)
+    if similar is None:
+        groups = similar_groups(texts)
+    else:
+        _, first_rows, numbers = np.unique(similar, return_index=True, return_inverse=True)
+        groups = first_rows[numbers]
     if values is None:
         return groups
     rows = np.arange(len(texts))

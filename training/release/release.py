@@ -28,7 +28,6 @@ from service.model_package import (
     read_manifest,
 )
 from training.cluster import Cluster
-from training.data.sources import sha256_of
 from training.errors import ClusterError, ReleaseError, VerifyError, WhetstoneError
 from training.release import rollout
 from training.release.overlay import (
@@ -532,7 +531,7 @@ def _compared(
     record.champion, record.champion_version = wishes.champion, version
     record.data = {
         "file": wishes.data,
-        "sha256": sha256_of(wishes.data),
+        "sha256": found.sha256,
         "rows": len(found.split),
     }
     if found.gone or found.come:

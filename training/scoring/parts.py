@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,6 +16,10 @@ from training.storage import file_system, one_sentence
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+logger = logging.getLogger(__name__)
+
+# Where names can be listed by their beginning.
+BUCKETS = ("s3", "s3a", "gs", "gcs")
 PART = re.compile(r"part-(\d{6,})\.(\d+)\.(\d+)")
 
 
@@ -38,13 +44,20 @@ class Parts:
         self._target = target
         self._fs, self._path = file_system(target, DataError)
         folder, _, name = self._path.rpartition("/")
-        self._folder = f"{folder}/.{name}.{identity}.parts" if folder else f".{name}.{identity}"
+        begin = f"{folder}/.{name}." if folder else f".{name}."
+        self._folder = f"{begin}{identity}.parts"
         with self._sentence():
+            self._say_others(begin)
             self._fs.makedirs(self._folder, exist_ok=True)
             # What cannot be written is to be known before any work; a bucket has no empty folders.
             self._fs.pipe_file(f"{self._folder}/.begun", b"")
             names = self._fs.ls(self._folder, detail=False, refresh=True)
         self.written = {part[0]: part[1] for part in map(_part, names) if part is not None}
+
+    @property
+    def place(self) -> str:
+        """The folder, as people name it."""
+        return self._named(self._folder)
 
     def add(self, index: int, content: bytes, rows: int, failures: int) -> None:
         """Write one part, whole or not at all.
@@ -75,6 +88,31 @@ class Parts:
         if not self.written:
             with suppress(Exception):
                 self._fs.rm(self._folder, recursive=True)
+
+    def _say_others(self, begin: str) -> None:
+        """Say where parts of other commands with the same result lie, which only they go on from.
+
+        They are not removed: a user may want to go on with what was given before.
+        """
+        if _is_local(self._fs):
+            names = self._fs.glob(f"{glob.escape(begin)}*.parts")
+        elif set(BUCKETS).intersection(_protocols(self._fs)):
+            # By their beginning, which lists nothing else.
+            folder, _, name = begin.rpartition("/")
+            names = self._fs.find(folder, prefix=name)
+        else:
+            return
+        found = re.compile(f"({re.escape(begin)}[0-9a-f]{{12}}\\.parts)(?:/.*)?")
+        folders = {match[1] for match in map(found.fullmatch, names) if match}
+        for folder in sorted(folders - {self._folder}):
+            logger.warning(
+                "%s: parts of another command for the same result (other files, package or "
+                "options): remove it, unless that command is to go on",
+                self._named(folder),
+            )
+
+    def _named(self, path: str) -> str:
+        return path if _is_local(self._fs) else str(self._fs.unstrip_protocol(path))
 
     def _open(self) -> Iterator[BinaryIO]:
         for index in sorted(self.written):
@@ -110,6 +148,10 @@ def _is_local(fs: AbstractFileSystem) -> bool:
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(fs, LocalFileSystem)
+
+
+def _protocols(fs: AbstractFileSystem) -> Sequence[str]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
 
 
 def _part(path: str) -> tuple[int, Part] | None:

@@ -32,6 +32,7 @@ from training.data.sources import COMPRESSIONS, Source, find_sources
 from training.errors import DataError, InterruptedRunError
 from training.progress import progress
 from training.scoring.answers import Answering, PendingAnswers
+from training.scoring.arrow_tables import refuse_unwritable
 from training.scoring.parts import Parts
 from training.scoring.survey import survey
 from training.scoring.tables import Row, TableFormat
@@ -53,7 +54,7 @@ KINDS = {
 # Parts that are read before the first of them is written: cores stay busy meanwhile.
 PARTS_AHEAD = 2
 # With another one the parts of an earlier version are not gone on from.
-PARTS_FORMAT = 1
+PARTS_FORMAT = 2
 
 
 @dataclass
@@ -109,7 +110,7 @@ def predict(
     arguments = arguments or columns_of(classifier.manifest, {})
     job = _plan(classifier, source, str(target), arguments, all_scores)
     parts = None if str(target) == STANDARD_OUTPUT else Parts(str(target), _identity(job))
-    rows = failures = 0
+    rows = failures = out = 0
     try:
         for pending, cells in _answered(job, parts):
             content = job.format.part(pending.block, cells, pending.index == 0)
@@ -119,25 +120,35 @@ def predict(
                 parts.add(pending.index, content, len(cells), bad)
             else:
                 _write_out((job.format.beginning() if pending.index == 0 else b"") + content)
+                out = rows
+        if parts is None:
+            _write_out(job.format.end() if rows else job.format.beginning() + job.format.end())
+            return rows, failures
+        parts.finish(job.format.assemble)
     except KeyboardInterrupt:
-        raise InterruptedRunError(_kept(parts)) from None
+        raise InterruptedRunError(_kept(parts, out)) from None
     except DataError:
         if parts is not None:
             parts.discard_empty()
         raise
-    if parts is None:
-        _write_out(job.format.end() if rows else job.format.beginning() + job.format.end())
-        return rows, failures
-    parts.finish(job.format.assemble)
     written = parts.written.values()
     return sum(part.rows for part in written), sum(part.failures for part in written)
 
 
-def _kept(parts: Parts | None) -> str:
-    rows = sum(part.rows for part in parts.written.values()) if parts else 0
+def _kept(parts: Parts | None, out: int) -> str:
+    """What an interrupted command leaves; `out` rows or more are on standard output."""
+    if parts is None:
+        return (
+            f"interrupted: {out:,} rows or more were written to standard output, which may break "
+            "off within a row; the same command begins anew, with --out FILE it would go on"
+        )
+    rows = sum(part.rows for part in parts.written.values())
     if not rows:
         return "interrupted, before a part was written"
-    return f"interrupted: {rows:,} rows are kept; the same command goes on behind them"
+    return (
+        f"interrupted: {rows:,} rows are kept in {parts.place}; the same command goes on behind "
+        "them"
+    )
 
 
 def _plan(
@@ -167,6 +178,7 @@ def _plan(
 
         fields = [pyarrow.field(name, _added_type(key)) for key, name in added.items()]
         schema = pyarrow.schema([*found.fields, *fields], metadata=found.metadata)
+        refuse_unwritable(schema, kind)
     form = TableFormat(kind, compression, found.columns, list(added.values()), schema)
     separator = None if form.has_lists else arguments.label_separator or DEFAULT_SEPARATOR
     return _Job(classifier, sources, arguments, read, added, form, separator, layouts)

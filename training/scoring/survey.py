@@ -13,7 +13,7 @@ from training.data.rows import no_column
 from training.data.sources import Source
 from training.errors import DataError
 from training.progress import progress
-from training.scoring.tables import encodable
+from training.scoring.arrow_tables import differing, field_for, schema_of, table_of
 
 
 @dataclass
@@ -43,7 +43,8 @@ def survey(
     """
     found = Survey()
     columns: dict[str, None] = {}
-    for source in sources:
+    schemas: dict[int, list[Any]] = {}
+    for index, source in enumerate(sources):
         with progress(bytes_of([source]), "look", "B", leave=False, delay=BAR_SECONDS) as bar:
             for block in read_sources([source], None, keys, looked_for=read):
                 bar.update(block.position - bar.n)
@@ -55,21 +56,15 @@ def survey(
                     _refuse_without_text(block, read, layouts)
                 found.is_csv = found.is_csv and isinstance(block, CellBlock)
                 if kind in ("parquet", "arrow"):
-                    _add_fields(found, block)
+                    schemas.setdefault(index, []).append(_add_fields(found, block))
                 if not waits and not isinstance(block, RecordBlock):
                     break
     found.columns = list(columns)
     if kind in ("parquet", "arrow"):
-        found.fields = [_typed(found.fields, name) for name in found.columns]
+        fields = {field.name: field for field in found.fields}
+        found.fields = [field_for(fields[name], kind) for name in found.columns]
+        _try_conversions(found, schemas, sources, keys)
     return found
-
-
-def _typed(fields: Sequence[Any], name: str) -> Any:
-    """The field of a column; one that never holds anything is text."""
-    import pyarrow
-
-    found = next(one for one in fields if one.name == name)
-    return found.with_type(pyarrow.string()) if pyarrow.types.is_null(found.type) else found
 
 
 def _refuse_without_text(block: Block, read: Sequence[str], layouts: Layouts) -> None:
@@ -82,27 +77,38 @@ def _refuse_without_text(block: Block, read: Sequence[str], layouts: Layouts) ->
             raise DataError(no_column(block, column, key))
 
 
-def _add_fields(found: Survey, block: Block) -> None:
-    """The Arrow fields of a block beside those so far."""
+def _add_fields(found: Survey, block: Block) -> Any:
+    """The Arrow fields of a block beside those so far; the schema of the block."""
     import pyarrow
 
-    if isinstance(block, TableBlock):
-        schema = block.table.schema
-        found.metadata = found.metadata or schema.metadata
-    elif isinstance(block, RecordBlock):
-        try:
-            columns = {name: block.plain_values(name) for name in block.columns}
-            schema = pyarrow.table(
-                {name: encodable(cells) for name, cells in columns.items()}
-            ).schema
-        except (pyarrow.ArrowException, OverflowError) as error:
-            raise DataError(f"{block.file}: rows differ too much for one table: {error}") from None
-    else:
-        schema = pyarrow.schema([(name, pyarrow.string()) for name in block.columns])
+    schema = schema_of(block)
+    found.metadata = found.metadata or schema.metadata
     try:
         merged = pyarrow.unify_schemas(
-            [pyarrow.schema(found.fields), schema], promote_options="permissive"
+            [pyarrow.schema(found.fields), schema.remove_metadata()], promote_options="permissive"
         )
     except pyarrow.ArrowException as error:
-        raise DataError(f"{block.file}: rows differ too much for one table: {error}") from None
+        raise differing(block, error) from None
     found.fields = list(merged)
+    return schema
+
+
+def _try_conversions(
+    found: Survey, schemas: dict[int, list[Any]], sources: Sequence[Source], keys: ReadingKeys
+) -> None:
+    """Raise DataError where values do not fit the common type of their column.
+
+    Only of files that have another type there: a number may be too large to be a fraction.
+    """
+    import pyarrow
+
+    schema = pyarrow.schema(found.fields)
+    differ = [
+        sources[index]
+        for index, ones in schemas.items()
+        if any(schema.field(field.name).type != field.type for one in ones for field in one)
+    ]
+    with progress(bytes_of(differ), "look", "B", leave=False, delay=BAR_SECONDS) as bar:
+        for block in read_sources(differ, None, keys, looked_for=found.columns):
+            bar.update(block.position - bar.n)
+            table_of(block, found.columns, schema)

@@ -7,17 +7,22 @@ import csv
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from training.data.blocks import UNDECODABLE, Block, TableBlock
+from training.data.blocks import UNDECODABLE, Block
 from training.errors import DataError
+from training.scoring.arrow_tables import (
+    assemble_arrow,
+    encodable,
+    pack_part,
+    refuse_more,
+    table_of,
+)
 
 Row = dict[str, Any]
-# Rows, and bytes, of a row group: parts are smaller.
-GROUP_ROWS = 1 << 16
-GROUP_BYTES = 64 << 20
 COPIED_BYTES = 1 << 20
 
 
@@ -74,7 +79,7 @@ class TableFormat:
             return self._pack("".join(f"{row}\n" for row in self._json_lines(block, answers)))
         rows = []
         for row, answer in zip(block.records(), answers, strict=True):
-            self._refuse_more(block, row)
+            refuse_more(block, row, self.columns)
             cells = [row.get(name) for name in self.columns]
             rows.append([*map(_cell, cells), *(answer[name] for name in self.added)])
         return self._pack(self._csv_lines(rows), "whetstone.keep")
@@ -94,7 +99,7 @@ class TableFormat:
     def assemble(self, parts: Iterable[BinaryIO], target: BinaryIO) -> None:
         """Write one file of all parts, in order; the same parts make the same bytes."""
         if self.kind in ("parquet", "arrow"):
-            self._assemble_arrow(parts, target)
+            assemble_arrow(parts, self.kind, self.schema, target)
             return
         target.write(self.beginning())
         for part in parts:
@@ -122,14 +127,7 @@ class TableFormat:
                 raise DataError(
                     f"{block.file}: rows differ: only a later one has {min(taken)!r}: rename it"
                 )
-            yield json.dumps({**row, **answer}, ensure_ascii=False, default=str)
-
-    def _refuse_more(self, block: Block, row: Row) -> None:
-        if more := row.keys() - set(self.columns):
-            raise DataError(
-                f"{block.file}: rows differ: only a later one has {min(more)!r}, for which a table "
-                "has no column: write .jsonl"
-            )
+            yield _json({**row, **answer})
 
     def _pack(self, text: str, errors: str = "backslashreplace") -> bytes:
         """Text as UTF-8, compressed by itself: such pieces one after another are one file."""
@@ -148,81 +146,33 @@ class TableFormat:
     def _arrow_part(self, block: Block, answers: list[Row]) -> bytes:
         import pyarrow
 
-        try:
-            if isinstance(block, TableBlock):
-                table = block.table.select(
-                    [c for c in self.columns if c in block.table.schema.names]
-                )
-                for name in self.columns:
-                    if name not in table.schema.names:
-                        nulls = pyarrow.nulls(len(block), self.schema.field(name).type)
-                        table = table.append_column(name, nulls)
-                for name in self.added:
-                    cells = [answer[name] for answer in answers]
-                    field = self.schema.field(name)
-                    table = table.append_column(field, pyarrow.array(cells, field.type))
-                table = table.select(self.names).cast(self.schema)
-            else:
-                rows = []
-                for row, answer in zip(block.records(), answers, strict=True):
-                    self._refuse_more(block, row)
-                    rows.append(encodable({**row, **answer}))
-                table = pyarrow.Table.from_pylist(rows, schema=self.schema)
-        except (pyarrow.ArrowException, OverflowError) as failure:
-            raise DataError(
-                f"{block.file}: rows differ too much for one table: {failure}"
-            ) from None
-        target = io.BytesIO()
-        with _arrow_writer(self.kind, target, self.schema) as writer:
-            writer.write_table(table)
-        return target.getvalue()
-
-    def _assemble_arrow(self, parts: Iterable[BinaryIO], target: BinaryIO) -> None:
-        import pyarrow
-
-        with _arrow_writer(self.kind, target, self.schema) as writer:
-            waiting: list[Any] = []
-            for part in parts:
-                waiting.append(_read_arrow(self.kind, part))
-                full = sum(map(len, waiting)) >= GROUP_ROWS
-                if full or sum(table.nbytes for table in waiting) >= GROUP_BYTES:
-                    writer.write_table(pyarrow.concat_tables(waiting))
-                    waiting = []
-            if waiting:
-                writer.write_table(pyarrow.concat_tables(waiting))
-
-
-def _arrow_writer(kind: str, target: BinaryIO, schema: Any) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    if kind == "parquet":
-        return parquet.ParquetWriter(target, schema)
-    return pyarrow.ipc.new_file(target, schema)
-
-
-def _read_arrow(kind: str, part: BinaryIO) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    if kind == "parquet":
-        return parquet.read_table(part)
-    return pyarrow.ipc.open_file(part.read()).read_all()
+        own = pyarrow.schema([self.schema.field(name) for name in self.columns])
+        table = table_of(block, self.columns, own)
+        for name in self.added:
+            field = self.schema.field(name)
+            cells = pyarrow.array([encodable(answer[name]) for answer in answers], field.type)
+            table = table.append_column(field, cells)
+        return pack_part(table.replace_schema_metadata(self.schema.metadata))
 
 
 def _cell(value: Any) -> Any:
     """What CSV has for a value: objects and lists as JSON."""
     if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _json(value)
     return value
 
 
-def encodable(value: Any) -> Any:
-    """A value without halves of surrogate pairs, which Arrow cannot hold."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, list):
-        return [encodable(part) for part in value]
+def _json(value: Any) -> str:
+    """A value as JSON, which has no NaN and no infinity: null, as pandas writes them."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: encodable(part) for key, part in value.items()}
-    return value
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
