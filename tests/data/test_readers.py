@@ -155,11 +155,11 @@ def test_a_key_says_what_cannot_be_seen(tmp_path: Path) -> None:
         ("a.jsonl", b"ARROW1rest", "is an Arrow file"),
         ("a.csv", b"<!DOCTYPE html><html>", "is a web page, not a table"),
         ("a.csv", b"\n<html>", "is a web page, not a table"),
-        ("a.csv", gzip.compress(b"text,label\n"), "compressed by gzip: name it .gz"),
+        ("a.csv", gzip.compress(b"text,label\n", mtime=0), "compressed by gzip: name it .gz"),
         ("a.csv", b"text,label,,\na,x,,\n", "line 1: cell 3, 4 of the header is empty"),
         ("a.json", b"[[1, 2], [3, 4]]", "a list of lists, whose columns have no names"),
         ("a.json", b'[{"text": "a", "label": "b"}]\n[{"text": "c"}]', "row 2: more stands behind"),
-        ("a.csv.gz", gzip.compress(MANY_ROWS)[:-9], "it breaks off"),
+        ("a.csv.gz", gzip.compress(MANY_ROWS, mtime=0)[:-9], "it breaks off"),
         ("a.json", b'[{"text": "a", "label": "b"}, {"te', "row 2: from here on it is not JSON"),
     ],
 )
