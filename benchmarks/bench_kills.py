@@ -201,6 +201,16 @@ def bucket(folder: Path) -> Iterator[tuple[Any, str]]:
         server.wait()
 
 
+def sentence(result: dict[str, Any]) -> str:
+    """The result for the README."""
+    return (
+        f"A CSV of {result['bytes'] / 1e9:g} GB ({result['rows']:,} rows) from and to "
+        f"{result['place']}, killed {result['killed']} times: every byte of the result is right, "
+        f"{result['refused']} rows have a reason and no label, {result['folders_left']} folders of "
+        f"parts are left, the most memory was {result['most_mb']:.0f} MB."
+    )
+
+
 def main() -> None:
     """Write the file, score it, kill that again and again, look at the result."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -245,7 +255,7 @@ def main() -> None:
         "runs": [run._asdict() for run in runs],
     }
     write_result(given.out, result)
-    print(json.dumps({key: value for key, value in result.items() if key != "runs"}, indent=2))
+    print(sentence(result))
     print(f"written: {given.out}")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,41 @@ def measure(port: int, pid: int, connections: int, requests: int) -> dict[str, f
     }
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table for the README."""
+    names = {
+        "workers": "workers",
+        "connections": "connections",
+        "requests_per_second": "requests/s",
+        "cpu_ms": "CPU ms a request",
+        "event_loop_cpu_ms": "of it one loop",
+        "p50_ms": "p50 ms",
+        "p99_ms": "p99 ms",
+    }
+    lines = [f"| {' | '.join(names.values())} |", "|" + "---|" * len(names)]
+    for row in result["loads"]:
+        lines.append(f"| {' | '.join(f'{row[name]:,.3g}' for name in names)} |")
+    return "\n".join(lines)
+
+
+def most_cores(result: Mapping[str, Any], sizing: Mapping[str, Any]) -> str:
+    """How many cores one event loop can feed, for texts of 16 tokens, as a sentence."""
+    (loop,) = [
+        row["event_loop_cpu_ms"]
+        for row in result["loads"]
+        if (row["workers"], row["connections"]) == (1, 64)
+    ]
+    found = [
+        f"{one['cpu_ms_per_text']['16'] / loop:.0f} of {one['model'].partition(' (')[0]} in "
+        f"{one['precision']}"
+        for one in sizing["sizes"]
+    ]
+    return (
+        f"At 64 connections one loop takes {loop:.2f} ms a request. With texts of 16 tokens it can "
+        f"so feed at most as many cores: {', '.join(found)}."
+    )
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -90,8 +126,6 @@ def main() -> None:
         }
         for (workers, connections), cells in found.items()
     ]
-    for row in rows:
-        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
     result = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -100,6 +134,7 @@ def main() -> None:
         "loads": rows,
     }
     write_result(arguments.out, result)
+    print(markdown(result))
     print(f"written: {arguments.out}")
 
 
