@@ -127,7 +127,7 @@ def test_a_single_column_of_texts_with_commas_says_what_to_do(tmp_path: Path) ->
     path.write_text("text\nlate, again\nfine\n", encoding="utf-8")
     (block,) = [block for block in read_blocks(str(path), ["text"]) if len(block)]
     assert block.problems[0].message == (
-        "it has 2 cells, and there is one column: put a text that holds commas in quotes"
+        "it has 2 cells, and there is one column (a text that holds commas has to be in quotes)"
     )
     (block,) = [block for block in read_blocks(str(path), ["text"], ReadingKeys("^")) if len(block)]
     assert block.values("text") == ["late, again", "fine"]

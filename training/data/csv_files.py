@@ -181,7 +181,7 @@ def _too_many(cells: int, columns: int, separator: str) -> Problem:
     name = SEPARATOR_NAMES.get(separator, f"the separator {separator!r}")
     return Problem(
         "malformed_row",
-        f"it has {cells} cells, and {there}: put a text that holds {name} in quotes",
+        f"it has {cells} cells, and {there} (a text that holds {name} has to be in quotes)",
     )
 
 
