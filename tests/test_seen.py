@@ -55,7 +55,7 @@ def test_near_duplicates_are_looked_for_once(
         for name, rows in (("train", train), ("test", [*test, train[0]]))
     }
     words = ["check", "--train_file", files["train"], "--test_file", files["test"]]
-    assert main([*words, "--model_name_or_path", str(tiny_base)]) == 0
+    assert main([*words, "--model_name_or_path", str(tiny_base), "--max_length", "64"]) == 0
     assert looked_at == [251]
     arguments = DataArguments(train_file=[files["train"]], test_file=[files["test"]])
     data = load_data(arguments, seed=0)
