@@ -14,13 +14,18 @@ import httptools
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# Requests of one connection that wait for the answer to another one. uvicorn reads on with every
+# answer, a packet of thousands each time, so one connection could fill the memory.
+MOST_PIPELINED = 256
+
 
 class NoUpgrades(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, to which an `Upgrade` header, of whatever protocol, is none.
 
     httptools stops behind the headers of such a request, before it looks for a body. A new parser
     is then given the same headers without `Upgrade`, and what came behind them: it alone decides
-    where the body ends and where the next request begins.
+    where the body ends and where the next request begins. Trailers are dropped, and a connection
+    on which too many requests wait is closed.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -52,6 +57,8 @@ class NoUpgrades(HttpToolsProtocol):
             # What comes behind a chunked body is none of its headers (RFC 9110, section 6.5.1):
             # uvicorn would put it among them, an Authorization that no gateway has seen, too.
             self.headers = []
+            if len(self.pipeline) > MOST_PIPELINED:
+                self.transport.close()
 
     def on_message_complete(self) -> None:
         """End a body; where httptools stops, none has begun."""

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
+from service.upgrades import MOST_PIPELINED
 from tests.servers import SERVICE, Server, serving
 
 BODY = b'{"input": "where is my parcel"}'
@@ -135,6 +136,19 @@ def test_many_may_come_at_once(server: Server) -> None:
     found = talk(server, [b"".join([*parts, get, *parts])], 13)
     assert [status for status, _ in found] == [200] * 13
     assert b'"labels"' in found[6][1]
+
+
+def test_a_connection_on_which_too_many_wait_is_closed(server: Server) -> None:
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert len(talk(server, [get * 200], 200)) == 200
+    many = 40 * MOST_PIPELINED
+    found = b""
+    with connected(server) as (connection, stream), suppress(ConnectionError):
+        connection.sendall(get * many)
+        while part := stream.read1():
+            found += part
+            # Who is not closed would wait here for ever.
+            assert found.count(b"HTTP/1.1 200") < many
 
 
 @pytest.mark.parametrize(
