@@ -207,17 +207,17 @@ class Admission:
         before = self.seconds(ahead)
         usable = math.inf if seconds is None else seconds * USABLE_TIME
         spare = usable - self.margin(usable) - before
-        reserve = usable * RESERVE if before and seconds is not None else 0.0
-        spare -= reserve
+        reserve = usable * RESERVE if seconds is not None else 0.0
         takes = max(self.seconds(own), last)
-        late = takes > spare
+        # Where nothing is before it, it may need all of its time itself.
+        late = takes > (spare - reserve if before else spare)
         full = bool(waiting_tokens) and waiting_tokens + own.tokens > self._queue_tokens
         if late or full:
             too_long = late and takes > usable
             raise OverloadedError(
                 before, "too_long" if too_long else "deadline" if late else "queue_full"
             )
-        return Place(before, spare, takes, reserve)
+        return Place(before, spare - reserve, takes, reserve)
 
     def admit_urgent(
         self,

@@ -95,7 +95,7 @@ class Engine:
         self._clock = clock
         self._lock = threading.Lock()
         self._queue = Queue(batch_tokens)
-        self._workload = Workload(self._queue, clock)
+        self._workload = Workload(self._queue, clock, apart=bool(tokenizer_threads))
         self._closing = False
         # When a batch for nobody was last queued.
         self._measured_at = clock()

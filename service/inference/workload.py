@@ -18,9 +18,10 @@ class Workload:
     Args:
         queue: what waits.
         clock: seconds; it never goes back.
+        apart: whether texts are tokenized by other threads than those of the batches.
     """
 
-    def __init__(self, queue: Queue, clock: Callable[[], float]) -> None:
+    def __init__(self, queue: Queue, clock: Callable[[], float], *, apart: bool) -> None:
         # Tokens that requests being tokenized are likely to bring.
         self.promised_tokens = 0
         # What waits or runs, whether it is urgent or not.
@@ -28,6 +29,7 @@ class Workload:
         self._urgent: set[Job[Any]] = set()
         self._queue = queue
         self._clock = clock
+        self._apart = apart
         # What each thread computes, and since when; and the work of all of them together.
         self._running: dict[int, tuple[float, Load]] = {}
         self._running_tokens = 0.0
@@ -82,6 +84,7 @@ class Workload:
         left = [
             max(0.0, seconds(load) * threads - (now - began))
             for began, load in self._running.values()
+            if load.tokens or not self._apart
         ]
         if not self._urgent:
             return min(left, default=0.0) if len(left) == threads else 0.0

@@ -436,13 +436,13 @@ def test_lateness_is_allowed_for_and_forgotten() -> None:
     gate = Gate(is_open=False)
     with engine_of(gate, clock=clock, seconds_per_token=0.01) as engine:
         caller = Caller(engine)
-        # By what is known it is ready after 0.75 s at most, 0.35 of which others may take.
+        # It is ready after 0.675 s at most, 0.275 of which others may take.
         job = caller.ask(window(0, 40), seconds=1)
         gate.wait_until_busy()
         engine.cancel(caller.ask(window(1, 25), seconds=1))
         clock.now += 0.9
         engine.cancel(job)
-        # It was late by 0.15 s, so 0.25 s after the 0.4 s of the one that runs are too much.
+        # It was late by 0.225 s, so 0.25 s after the 0.4 s of the one that runs are too much.
         with pytest.raises(OverloadedError):
             caller.ask(window(1, 25), seconds=1)
         # However late it was, half of the time counts as usable.
@@ -913,6 +913,32 @@ def test_who_cannot_wait_goes_before_those_who_can() -> None:
         assert caller.order[1:3] == [hurry, read]
         assert set(caller.order[3:]) == {*crowd, text}
         assert is_empty(engine)
+
+
+def test_who_cannot_wait_is_not_let_in_by_threads_that_only_tokenize() -> None:
+    clock = Clock()
+    gate = Gate(is_open=False)
+    tokenizing, stop = threading.Event(), threading.Event()
+
+    def tokenize() -> list[Any]:
+        tokenizing.set()
+        assert stop.wait(SECONDS)
+        return []
+
+    options = {"clock": clock, "tokenizer_threads": 1, "seconds_per_token": 0.01}
+    with engine_of(gate, **options) as engine:
+        caller = Caller(engine)
+        caller.ask(window(0, 100), seconds=10)
+        gate.wait_until_busy()
+        caller.ask(window(1, 100), seconds=10)
+        caller.tokenize(tokenize, seconds=10)
+        assert tokenizing.wait(SECONDS)
+        # The one thread that computes is busy for a second.
+        with pytest.raises(OverloadedError):
+            caller.ask(window(2, 10), seconds=1)
+        clock.now += 0.8
+        caller.ask(window(2, 10), seconds=1)
+        stop.set()
 
 
 class Timed(Gate):
