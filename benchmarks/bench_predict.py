@@ -190,10 +190,12 @@ def compare(path: Path, rows: int, rounds: int, bar: tqdm[Any]) -> dict[str, Any
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables for the README."""
-    lines = [
-        "| rows | way | CPU-ms a row | times the raw loop | seconds | most memory, MB |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines: list[str] = []
+    if result["cpu"]:
+        lines = [
+            "| rows | way | CPU-ms a row | times the raw loop | seconds | most memory, MB |",
+            "|---|---|---|---|---|---|",
+        ]
     for kind, found in result["cpu"].items():
         for way in WAYS:
             one = found["ways"][way]
@@ -205,7 +207,7 @@ def markdown(result: dict[str, Any]) -> str:
     for one in result["memory"]:
         micro = 1e6 * one["cpu_seconds"] / one["rows"]
         lines.append(f"| {one['rows']:,} | {one['most_mb']:.0f} | {micro:.0f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).strip() + "\n"
 
 
 def main() -> None:
@@ -213,7 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=4000, help="short ones; of mixed a quarter")
+    parser.add_argument(
+        "--rows", type=int, default=4000, help="short ones; of mixed a quarter; 0: memory alone"
+    )
     parser.add_argument(
         "--memory_rows", type=int, nargs="*", default=[100_000, 1_000_000, 5_000_000]
     )
@@ -232,9 +236,10 @@ def main() -> None:
         "cpu": {},
         "memory": [],
     }
-    total = 2 * given.rounds * len(WAYS) + len(given.memory_rows)
+    total = (2 * given.rounds * len(WAYS) if given.rows else 0) + len(given.memory_rows)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, desc="bench-predict") as bar:
-        for kind, count in (("short", given.rows), ("mixed", given.rows // 4)):
+        kinds = {"short": given.rows, "mixed": given.rows // 4} if given.rows else {}
+        for kind, count in kinds.items():
             path = Path(folder) / f"{kind}.csv"
             write_rows(path, count, kind == "mixed")
             ways = compare(path, count, given.rounds, bar)
