@@ -18,6 +18,7 @@ import yaml
 from setuptools import find_packages
 
 from benchmarks import (
+    bench_predict,
     bench_soak,
     bench_threads,
     bench_train,
@@ -184,6 +185,7 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("train", bench_train.markdown),
         ("train-card", bench_train.markdown),
         ("threads", bench_threads.markdown),
+        ("predict", bench_predict.markdown),
         ("quality", quality_report.summary),
         ("promises", promises.markdown),
         ("optimism", optimism.markdown),
