@@ -186,6 +186,7 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("train-card", bench_train.markdown),
         ("threads", bench_threads.markdown),
         ("predict", bench_predict.markdown),
+        ("predict-memory", bench_predict.markdown),
         ("quality", quality_report.summary),
         ("promises", promises.markdown),
         ("optimism", optimism.markdown),
