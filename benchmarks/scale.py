@@ -12,6 +12,7 @@ the second figure.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 from collections.abc import Mapping
@@ -135,6 +136,8 @@ def main() -> None:
     }
     write_result(arguments.out, result)
     print(markdown(result))
+    sizing = json.loads((ROOT / "benchmarks/results/sizing.json").read_text("utf-8"))
+    print(most_cores(result, sizing))
     print(f"written: {arguments.out}")
 
 

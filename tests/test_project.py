@@ -18,6 +18,7 @@ import yaml
 from setuptools import find_packages
 
 from benchmarks import (
+    bench_kills,
     bench_predict,
     bench_soak,
     bench_threads,
@@ -185,6 +186,7 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("train", bench_train.markdown),
         ("train-card", bench_train.markdown),
         ("threads", bench_threads.markdown),
+        ("kills", bench_kills.sentence),
         ("predict", bench_predict.markdown),
         ("predict-memory", bench_predict.markdown),
         ("quality", quality_report.summary),

@@ -51,10 +51,11 @@ PARITY_TEXTS = 4
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is about to be trained."""
+    """What is about to be trained; `base_sha256` is that of the base's weights, where known."""
 
     recipe: Recipe
     base: BaseModel
+    base_sha256: str | None
     tokenizer: PreTrainedTokenizerFast
     model: PreTrainedModel
     data: LabelledData
@@ -230,12 +231,11 @@ def _remembered(given: Rehearsal) -> Path | None:
     """The file that says of this graph that it was proven; None where it cannot be known again."""
     from huggingface_hub import cached_assets_path
 
-    weights = given.base.provenance().get("sha256")
-    if weights is None or given.recipe.model.trust_remote_code:
+    if given.base_sha256 is None or given.recipe.model.trust_remote_code:
         return None
     state = json.loads(given.tokenizer.backend_tokenizer.to_str())
     content = [
-        weights,
+        given.base_sha256,
         given.model.config.to_dict(),
         # With every call a tokenizer changes what it says of truncation and padding.
         state | {"truncation": None, "padding": None},

@@ -211,7 +211,12 @@ def train(
         {"rows and recipe": identity, "last checkpoint": last and Path(last).name, **settled}
     )
     freeze(model, tuning.freeze_layers, embeddings=tuning.freeze_embeddings)
-    rehearse(Rehearsal(recipe, base, tokenizer, model, data, reading, arguments, tuning, weights))
+    rehearse(
+        Rehearsal(
+            *(recipe, base, provenance.get("sha256"), tokenizer, model, data, reading),
+            *(arguments, tuning, weights),
+        )
+    )
     # All have looked at the folder before it changes.
     wait_for_all()
     with (

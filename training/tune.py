@@ -121,14 +121,20 @@ def tune(recipe: Recipe, trials: int, *, overwrite: bool = False) -> Tuned:
     # The recipe's own strategies are for one run that keeps its best checkpoint.
     sizes = row_sizes(data.train, tokenizer, reading)
     arguments, tuning, _ = settle(recipe, first.num_parameters(), data, base.pooling.value, sizes)
-    rehearse(Rehearsal(recipe, base, tokenizer, first, data, reading, arguments, tuning, weights))
+    sha256 = base.provenance().get("sha256")
+    rehearse(
+        Rehearsal(
+            *(recipe, base, sha256, tokenizer, first, data, reading),
+            *(arguments, tuning, weights),
+        )
+    )
     measure, greater = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     folder = recipe.output_dir / FOLDER
     # Beside the study: what trials write is no run, which the folder above may hold.
     arguments.output_dir, arguments.logging_dir = str(folder), str(folder / TRACKING)
     # Trials from other weights are not to be compared.
-    identity = f"{run_identity(recipe, data)} {base.provenance().get('sha256')}"
+    identity = f"{run_identity(recipe, data)} {sha256}"
     with alone_in(recipe.output_dir):
         study = _open_study(folder, identity, greater, overwrite)
         space = _space(recipe, arguments)

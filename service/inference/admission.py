@@ -219,29 +219,28 @@ class Admission:
             )
         return Place(before, spare - reserve, takes, reserve)
 
+    def may_go_first(self, seconds: float) -> bool:
+        """Whether others have later deadlines: else their order is the better one."""
+        return self._clock() + seconds * USABLE_TIME < self._last_end
+
     def admit_urgent(
         self,
         before: float,
         waiting_tokens: float,
         own: Load,
         last: float,
-        seconds: float | None,
+        seconds: float,
         others: Iterable[Job[Any]],
     ) -> Place | None:
         """Where work stands that can go before `others`, or None where it cannot.
 
         Args:
             before: seconds until what runs, and what is urgent too and came before, lets it begin.
-            waiting_tokens, own, last, seconds: as `admit` has them.
+            waiting_tokens, own, last, seconds: as `admit` has them; it `may_go_first`.
             others: what waits or runs and is not urgent.
         """
-        if seconds is None:
-            return None
         now = self._clock()
         usable = seconds * USABLE_TIME
-        # Where others must be ready before it, their order is the better one.
-        if now + usable >= self._last_end:
-            return None
         spare = usable - self.margin(usable, urgent=True) - before
         takes = max(self.seconds(own), last)
         room = self._queue_tokens * (1 + URGENT_QUEUE)

@@ -298,6 +298,8 @@ class Engine:
         try:
             return self.admission.admit(work.ahead(), waiting, own, last, seconds)
         except OverloadedError:
+            if seconds is None or not self.admission.may_go_first(seconds):
+                raise
             before = work.urgent(self.admission.seconds, self.threads)
             place = self.admission.admit_urgent(before, waiting, own, last, seconds, work.in_turn)
             if place is None:
