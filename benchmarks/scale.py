@@ -71,7 +71,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     }
     lines = [f"| {' | '.join(names.values())} |", "|" + "---|" * len(names)]
     for row in result["loads"]:
-        lines.append(f"| {' | '.join(f'{row[name]:,.3g}' for name in names)} |")
+        cells = [f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.3g}" for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -87,9 +88,12 @@ def most_cores(result: Mapping[str, Any], sizing: Mapping[str, Any]) -> str:
         f"{one['precision']}"
         for one in sizing["sizes"]
     ]
+    processors = [one["machine"]["processor"] for one in (result, sizing)]
+    apart = f" (loop on {processors[0]}, models on {processors[1]})"
     return (
         f"At 64 connections one loop takes {loop:.2f} ms a request. With texts of 16 tokens it can "
-        f"so feed at most as many cores: {', '.join(found)}."
+        f"so feed at most as many cores: {', '.join(found)}"
+        f"{apart if processors[0] != processors[1] else ''}."
     )
 
 

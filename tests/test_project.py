@@ -27,6 +27,7 @@ from benchmarks import (
     optimism,
     promises,
     quality_report,
+    scale,
     serve_report,
     sizing,
 )
@@ -186,6 +187,7 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("train", bench_train.markdown),
         ("train-card", bench_train.markdown),
         ("threads", bench_threads.markdown),
+        ("scale", scale.markdown),
         ("kills", bench_kills.sentence),
         ("predict", bench_predict.markdown),
         ("predict-memory", bench_predict.markdown),
