@@ -6,64 +6,57 @@ DEMO_RUN := runs/demo
 # Two processes of tests, each file whole in one of them: what a module made once is made once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-slow test-all test-faults test-browser-setup test-promtool-setup screenshots image test-image lint clean \
+.PHONY: help setup demo lint docs reference test test-slow test-all test-faults test-image \
+	test-browser-setup test-promtool-setup screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-few bench-threads
+	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-few bench-threads
 
-help:
-	@echo "make setup     create .venv and install everything, once"
-	@echo "make demo      labelled text -> trained, exported, built, served, three answers"
-	@echo "make test      style, types and the fast tests"
-	@echo "make test-slow the others: real weights, browsers, runs that are killed"
-	@echo "make test-all  every test, the whole chain on real weights too"
-	@echo "make test-faults  a real server and what may happen to it: half an hour"
-	@echo "make image     the newest bento as a container image; BENTO=, ENGINE=, PLATFORM=, REPOSITORY="
-	@echo "make test-image  an image built and run for real, by podman or docker"
-	@echo "make screenshots  take the README's pictures again      -> docs/"
-	@echo "make bench-http      what HTTP costs the server       -> benchmarks/results/http.json"
-	@echo "make bench-scale     one process and two, by connections -> benchmarks/results/scale.json"
-	@echo "make bench-batching  what the engine costs and gains  -> benchmarks/results/batching.json"
-	@echo "make bench-serve     the service beside other servers -> benchmarks/results/serve.{json,md,png}"
-	@echo "make bench-soak      15 minutes at 70 % of capacity   -> benchmarks/results/soak.{json,png}"
-	@echo "make bench-sizing    texts a second and core           -> benchmarks/results/sizing.json"
-	@echo "make bench-predict   scoring files beside a raw loop   -> benchmarks/results/predict.{json,md}"
-	@echo "make bench-kills     a large file from S3, killed ten times -> benchmarks/results/kills.json"
-	@echo "make bench-train     training beside the tutorial's    -> benchmarks/results/train.{json,md,png}"
-	@echo "make bench-gates     how often the gates err           -> benchmarks/results/gates.json"
-	@echo "make bench-promises  is a wanted precision kept       -> benchmarks/results/promises.json"
-	@echo "make bench-optimism  how much validation flatters     -> benchmarks/results/optimism.json"
-	@echo "make bench-int8      int8 by token beside int8 by batch -> benchmarks/results/int8.json"
-	@echo "make bench-compare   how often its verdicts err        -> benchmarks/results/promotion.json"
-	@echo "make bench-quality   what the defaults reach; DATA= (public sets), SETS=, ROWS= -> benchmarks/results/quality.{json,md,png}"
-	@echo "make bench-few       few rows a label, beside SetFit and others; DATA=, SETS=, ROWS=, SEEDS=, METHODS= -> benchmarks/results/few_rows.{json,md,png}"
-	@echo "make clean     remove .venv and runs"
+# Targets with `## text` are listed by `make help`, under the last `##@ group` above them.
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(VENV)/.installed
+##@ Start here
 
+setup: $(VENV)/.installed ## create .venv and install everything, once
+
+# Dependency groups need pip 25.1; the pip of a fresh environment may be older.
 $(VENV)/.installed: pyproject.toml constraints.txt service/requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train]' --group dev --group docs
 	touch $@
 
-demo: setup
+demo: setup ## train, export, build and serve the example, and ask it three questions
 	$(BIN)/python examples/demo.py $(DEMO_RUN)
 
-lint: setup
+##@ Check a change
+
+lint: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-test: lint
+docs: setup ## build the documentation into site/; a warning is an error
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test: lint docs ## style, types, documentation and the fast tests
 	$(BIN)/pytest -q $(WORKERS) -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-slow: setup test-browser-setup test-promtool-setup
+test-slow: setup test-browser-setup test-promtool-setup ## the other tests: real weights, browsers, killed runs
 	$(BIN)/pytest -q $(WORKERS) -m slow
 
-test-all: lint test-browser-setup test-promtool-setup
+test-all: lint docs test-browser-setup test-promtool-setup ## every test but those of faults and images
 	$(BIN)/pytest -q $(WORKERS)
 
-test-faults: setup
+test-faults: setup ## a real server and what may happen to it: half an hour
 	$(BIN)/pytest -q -m faults
+
+test-image: setup ## build an image and run it, by podman or docker
+	bash tests/release/image/run.sh $(BIN)
 
 # Debian's browser, for the tests of pages; where it is there already nothing is done.
 test-browser-setup:
@@ -79,80 +72,92 @@ test-promtool-setup: setup
 		dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && \
 		cp usr/bin/promtool $(CURDIR)/$(BIN)/promtool && rm -r $$folder; }
 
-screenshots: setup test-browser-setup
-	$(BIN)/pytest -q tests/test_chain.py -k in_a_browser --screenshots docs
+##@ Make
 
-image: setup
+reference: setup ## write into the documentation what comes from the code and from results
+	$(BIN)/python docs/generate.py
+
+screenshots: setup test-browser-setup ## take the pictures of the documentation again
+	$(BIN)/pytest -q tests/test_chain.py -k in_a_browser --screenshots docs/images
+
+image: setup ## the newest bento as a container image; BENTO=, ENGINE=, PLATFORM=, REPOSITORY=
 	$(BIN)/whetstone image $(BENTO) $(if $(ENGINE),--engine $(ENGINE)) \
 		$(if $(PLATFORM),--platform $(PLATFORM)) \
 		$(if $(REPOSITORY),--image_repository $(REPOSITORY))
 
-test-image: setup
-	bash tests/image/run.sh $(BIN)
+clean: ## remove .venv, runs and site
+	rm -rf $(VENV) runs site
+
+##@ Measure again (results in benchmarks/results/)
 
 # The example's model as it would be served: int8, reading up to 512 tokens.
-BENCH_KEYS := --output_dir runs/bench --max_length 512 --precision int8
+# The first token's head is one that transformers' own classes read, and so the other servers.
+BENCH_KEYS := --output_dir runs/bench --max_length 512 --precision int8 --pooling model
 
 runs/bench/package/manifest.json: | setup
 	$(BIN)/whetstone train examples/support_tickets/recipe.yaml $(BENCH_KEYS)
 	$(BIN)/whetstone export examples/support_tickets/recipe.yaml $(BENCH_KEYS)
 
-bench-http: runs/bench/package/manifest.json
+bench-http: runs/bench/package/manifest.json ## what HTTP costs the server
 	$(BIN)/python -m benchmarks.bench_http
 
-bench-scale: runs/bench/package/manifest.json
+bench-scale: runs/bench/package/manifest.json ## one worker and two, by connections
 	$(BIN)/python -m benchmarks.scale
 
-bench-batching: runs/bench/package/manifest.json
+bench-batching: runs/bench/package/manifest.json ## what the queue costs and gains
 	$(BIN)/python -m benchmarks.bench_batching
 
-bench-serve: runs/bench/package/manifest.json
+bench-serve: runs/bench/package/manifest.json ## the service beside other servers
 	$(BIN)/python -m benchmarks.bench_serve
 
-bench-soak: runs/bench/package/manifest.json
+bench-soak: runs/bench/package/manifest.json ## 15 minutes at 70 % of capacity
 	$(BIN)/python -m benchmarks.bench_soak
 
-bench-sizing: runs/bench/package/manifest.json
+bench-sizing: runs/bench/package/manifest.json ## texts a second and core
 	$(BIN)/python -m benchmarks.sizing
 
-bench-predict: runs/bench/package/manifest.json
+bench-predict: runs/bench/package/manifest.json ## scoring files beside a raw loop
 	$(BIN)/python -m benchmarks.bench_predict
 
-bench-kills: runs/bench/package/manifest.json
+bench-kills: runs/bench/package/manifest.json ## a large file from S3, killed ten times
 	$(BIN)/python -m benchmarks.bench_kills
 
-bench-train: setup
+bench-train: setup ## training beside the tutorial's recipe
 	$(BIN)/python -m benchmarks.bench_train
 
 # In a cgroup with a quota of one core, which it makes: as root.
-bench-threads: setup
+bench-threads: setup ## threads in a container with fewer cores; as root; QUOTA=
 	$(BIN)/python -m benchmarks.bench_threads $(if $(QUOTA),--quota $(QUOTA))
 
-bench-int8: runs/bench/package/manifest.json
+bench-int8: runs/bench/package/manifest.json ## int8 by token beside int8 by batch
 	$(BIN)/python -m benchmarks.int8
 
-bench-gates: setup
+bench-gates: setup ## how often the export gates err
 	$(BIN)/python -m benchmarks.gates
 
-bench-promises: setup
+bench-promises: setup ## whether a promised precision is kept
 	$(BIN)/python -m benchmarks.promises
 
-bench-optimism: setup
+bench-drift: setup ## how often the drift checks err
+	$(BIN)/python -m benchmarks.drift
+
+bench-optimism: setup ## how much validation flatters
 	$(BIN)/python -m benchmarks.optimism
 
-bench-compare: setup
+bench-compare: setup ## how often verdicts err
 	$(BIN)/python -m benchmarks.promotion
 
 # Without a folder of public sets the example alone.
-bench-quality: setup
+bench-quality: setup ## what the defaults reach; DATA= (public sets), SETS=, ROWS=
 	$(BIN)/python -m benchmarks.bench_quality $(if $(DATA),--data $(DATA)) \
 		$(if $(SETS),--sets $(SETS)) $(if $(ROWS),--rows $(ROWS))
 
+# SHAP in an environment of its own, which this makes.
+bench-explain: setup ## explanations beside SHAP, and what they cost; DATA=, SETS=
+	$(BIN)/python -m benchmarks.explain --data $(DATA) $(if $(SETS),--sets $(SETS))
+
 # SetFit in an environment of its own, which this makes; METHODS= can leave it out.
-bench-few: setup
+bench-few: setup ## few rows a label, beside SetFit; DATA=, SETS=, ROWS=, SEEDS=, METHODS=
 	$(BIN)/python -m benchmarks.few_rows --data $(DATA) $(if $(SETS),--sets $(SETS)) \
 		$(if $(ROWS),--rows $(ROWS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(METHODS),--methods $(METHODS))
-
-clean:
-	rm -rf $(VENV) runs

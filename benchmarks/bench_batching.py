@@ -27,10 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.classifier import Classifier
-from service.inference.admission import OverloadedError
+from service.inference.capacity import BATCH_TOKENS, Capacity
+from service.inference.classifier import Classifier
 from service.inference.cores import available_cores
-from service.inference.engine import BATCH_TOKENS, Engine
+from service.inference.engine import Engine
+from service.inference.errors import OverloadedError
 from service.inference.jobs import Failed, Outcome
 
 SEED = 0
@@ -120,7 +121,7 @@ def overload(engine: Engine, encoded: list, rate: float, deadline: float) -> dic
             took.append(time.monotonic() - asked)
             # It may be done before `submit` returns.
             for job in jobs:
-                engine.answered(job)
+                engine.confirm(job)
 
         try:
             jobs.append(engine.submit(encoded[index % len(encoded)], answered, seconds=deadline))
@@ -162,12 +163,13 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     classifier = Classifier.load(arguments.package, threads=1)
     threads = available_cores()
+    capacity = Capacity(threads=threads, batch_tokens=arguments.batch_tokens)
     kinds = workloads(classifier.manifest.max_length)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {} for kind in kinds}
     padding: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
 
     def engine(kind: str, texts: list[str], callers: int) -> None:
-        running = Engine(classifier, threads=threads, batch_tokens=arguments.batch_tokens)
+        running = Engine(classifier, capacity)
         name = f"engine, {callers} callers"
         work = Callers(classifier, running, texts)
         found[kind].setdefault(name, []).append(measure(lambda: work.run(callers), len(texts)))
@@ -188,7 +190,7 @@ def main() -> None:
     overloaded: dict[str, dict[str, dict[str, float]]] = {}
     runs = [(kind, deadline) for kind in ("short", "mixed") for deadline in DEADLINES]
     for kind, deadline in tqdm(runs, desc="overload", unit="run"):
-        running = Engine(classifier, threads=threads, batch_tokens=arguments.batch_tokens)
+        running = Engine(classifier, capacity)
         encoded = [classifier.encode([text]) for text in kinds[kind]]
         for texts in encoded[:50]:
             running.run(texts)

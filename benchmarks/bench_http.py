@@ -39,7 +39,7 @@ from benchmarks.load import (
     server,
     write_result,
 )
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 
 CONNECTIONS = 16
 TOKENS = 14

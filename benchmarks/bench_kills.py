@@ -82,9 +82,9 @@ def put(fs: Any, place: str, size: int, bar: tqdm[Any]) -> int:
 
 def score(place: str) -> None:
     """`whetstone predict` with a package that reads no token and answers zeros."""
-    from service.classifier import Classifier
+    from service.inference.classifier import Classifier
     from service.inference.tokenizing import EncodedText
-    from training.config import DataArguments
+    from training.recipe.arguments import DataArguments
     from training.scoring.predict import predict
 
     classifier = Classifier.load(PACKAGE)

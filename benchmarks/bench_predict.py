@@ -72,8 +72,8 @@ def texts_of(path: Path) -> list[str]:
 
 def whetstone(path: Path) -> Callable[[], object]:
     """Ours, from a file to a file."""
-    from service.classifier import Classifier
-    from training.config import DataArguments
+    from service.inference.classifier import Classifier
+    from training.recipe.arguments import DataArguments
     from training.scoring.predict import predict
 
     classifier = Classifier.load(PACKAGE)
@@ -124,8 +124,8 @@ def pipeline(path: Path) -> Callable[[], object]:
 
 def nothing_computed(path: Path) -> Callable[[], object]:
     """Ours, with a model that answers zeros."""
-    from service.classifier import Classifier
-    from training.config import DataArguments
+    from service.inference.classifier import Classifier
+    from training.recipe.arguments import DataArguments
     from training.scoring.predict import predict
 
     classifier = Classifier.load(PACKAGE)

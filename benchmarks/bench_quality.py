@@ -53,7 +53,7 @@ def whetstone(verb: str, words: Sequence[str | Path], log: Path, threads: int | 
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", "training", verb, *map(str, words)]
+    command = [sys.executable, "-m", "whetstone", verb, *map(str, words)]
     with log.open("w", encoding="utf-8") as handle:
         child = subprocess.Popen(
             command,

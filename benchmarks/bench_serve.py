@@ -65,8 +65,8 @@ from benchmarks.serve_servers import (
     programs_of,
     versions_of,
 )
-from service.classifier import Classifier
-from service.model_package import read_manifest
+from service.inference.classifier import Classifier
+from service.package.manifest import read_manifest
 
 # Texts of a run, by kind and connections. Of long ones fewer where they are asked one by one: all
 # are of one length.

@@ -34,7 +34,7 @@ from benchmarks.load import (
 )
 from benchmarks.serve_report import OURS, target
 from benchmarks.serve_servers import contenders, programs_of
-from service.model_package import read_manifest
+from service.package.manifest import read_manifest
 
 SHARE = 0.7
 MOST_ERRORS = 0
@@ -106,7 +106,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from training.pictures import save_figure
+    from training.common.figures import save_figure
 
     points = result["series"]
     # What is missing leaves a gap.

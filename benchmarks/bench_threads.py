@@ -30,7 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result, write_whole
-from training.threads import limit_threads
+from training.common.threads import limit_threads
 
 EXAMPLE = ROOT / "examples" / "support_tickets" / "train.csv"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -63,8 +63,8 @@ def one_side(work: Path, steps: int) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from training.config import load_recipe
-    from training.train import train
+    from training.finetuning.train import train
+    from training.recipe.load import load_recipe
 
     def now() -> tuple[float, float]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -184,7 +184,7 @@ def markdown(result: dict[str, Any]) -> str:
         for side, found in result["sides"].items()
     ]
     met = "met" if result["met"] else "missed"
-    lines += ["", f"The command's may cost {MOST:g} times one thread's: {met}."]
+    lines += ["", f"Target: the command's number costs at most {MOST:g} times one thread: {met}."]
     return "\n".join(lines) + "\n"
 
 

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result, write_whole
-from training.config import Recipe, load_recipe
+from training.recipe.arguments import Recipe
+from training.recipe.load import load_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,7 @@ def stopwatch(seconds: float, warm_up: int) -> Any:
 
 def trained_our_way(recipe: Recipe, callbacks: list[Any]) -> tuple[Path, int]:
     """The checkpoint, and rows a step."""
-    from training.train import train
+    from training.finetuning.train import train
 
     run = train(recipe, overwrite=True, callbacks=callbacks)
     arguments = run.record["training_arguments"]
@@ -132,9 +133,9 @@ def trained_as_in_the_tutorial(recipe: Recipe, callbacks: list[Any]) -> tuple[Pa
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
-    from training.base_models import resolve_base_model
     from training.data.dataset import load_data
     from training.data.encoding import make_targets
+    from training.finetuning.base_models import resolve_base_model
 
     data = load_data(recipe.data, 42)
     # With the head that transformers gives it.
@@ -167,11 +168,11 @@ def macro_f1(checkpoint: Path, recipe: Recipe) -> float:
     import torch
     from transformers import AutoTokenizer
 
-    from service.decisions import probabilities
+    from service.inference.decisions import probabilities
     from training.data.dataset import load_data
     from training.data.encoding import by_length, make_targets
-    from training.heads import load_checkpoint
-    from training.metrics import validation_metrics
+    from training.evaluation.metrics import validation_metrics
+    from training.finetuning.pooling import load_checkpoint
 
     data = load_data(recipe.data, 42)
     if data.test is None:
@@ -246,8 +247,8 @@ def in_a_process(
 
 def tokens_of(recipe: Recipe) -> tuple[int, float]:
     """Training rows, and their tokens on average, padding not counted."""
-    from training.base_models import resolve_base_model
     from training.data.dataset import load_data
+    from training.finetuning.base_models import resolve_base_model
 
     data = load_data(recipe.data, 42)
     tokenizer = resolve_base_model(recipe.model).tokenizer()
@@ -403,8 +404,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", f"{result['times_faster']} times as fast per epoch (wanted: {wanted}; {met})."]
     if shares := result.get("share_of_matrix_rate"):
         lines.append(
-            f"Of the {result['matrix_rate'] / 1e12:.0f} TFLOP/s that this card multiplies bf16 "
-            "matrices with: "
+            f"This card multiplies bf16 matrices at {result['matrix_rate'] / 1e12:.0f} TFLOP/s. "
+            "Share that is used: "
             + ", ".join(f"{TITLES[side]} {share:.1%}" for side, share in shares.items())
             + f" (wanted: {LEAST_OF_MATRIX_RATE:.0%})."
         )
@@ -418,7 +419,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from training.pictures import save_figure
+    from training.common.figures import save_figure
 
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 1.8))
     for axis, key, label in zip(

@@ -58,7 +58,7 @@ def whetstone(*words: str | Path) -> int:
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    command = [sys.executable, "-m", "training", *map(str, words)]
+    command = [sys.executable, "-m", "whetstone", *map(str, words)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.config import DataArguments
 from training.data.dataset import read_rows, usable_data
 from training.data.findings import find_errors
+from training.recipe.arguments import DataArguments
 
 LABELS = [f"label_{number}" for number in range(8)]
 PACKAGES = ("whetstone", "datasets", "tokenizers", "rensa", "numpy")
@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
         train_file, findings = Path(folder) / "train.csv", Path(folder) / "findings.json"
         write_rows(train_file, arguments.rows)
-        command = [sys.executable, "-m", "training", "check", "--train_file", str(train_file)]
+        command = [sys.executable, "-m", "whetstone", "check", "--train_file", str(train_file)]
         environment = {**os.environ, "HF_DATASETS_CACHE": str(Path(folder) / "cache")}
         started = time.monotonic()
         subprocess.run(

@@ -100,7 +100,7 @@ def by_whetstone(train: Path, test: Path, folder: Path) -> list[str]:
     import torch
     from transformers import AutoTokenizer
 
-    from training.heads import load_checkpoint
+    from training.finetuning.pooling import load_checkpoint
 
     recipe = write_recipe("few", test.parent, train, folder)
     whetstone("train", [recipe], folder / "train.log", 1)
@@ -124,7 +124,7 @@ def by_regression(train: Path, test: Path, folder: Path) -> list[str]:
     from sklearn.model_selection import GridSearchCV
     from transformers import AutoModel, AutoTokenizer
 
-    from training.base_models import embedded_folder
+    from training.finetuning.base_models import embedded_folder
 
     base = str(embedded_folder())
     model, tokenizer = AutoModel.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
@@ -182,7 +182,7 @@ def by_setfit(train: Path, test: Path, folder: Path) -> list[str]:
     Raises:
         SetError: its environment cannot be made, or it failed.
     """
-    from training.base_models import embedded_folder
+    from training.finetuning.base_models import embedded_folder
 
     python = ROOT / "runs" / "few-setfit" / "bin" / "python"
     answers = folder / "answers.json"

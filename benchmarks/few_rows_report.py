@@ -58,9 +58,10 @@ def summary(entries: Mapping[str, Any]) -> str:
     tests = sorted({entry["test_rows"] for entry in entries.values()})
     lines += [
         "",
-        "Accuracy, mean and standard deviation over seeds (how many seeds; CPU-seconds with the "
-        f"answers to the test rows). Each set on the same {' or '.join(map(str, tests))} rows of "
-        "its test file; a seed draws the training rows, too.",
+        "A cell is the mean accuracy with its standard deviation over seeds. The number of seeds "
+        "and the CPU-seconds of training and answering are in parentheses. A set is measured on "
+        f"the same {' or '.join(map(str, tests))} rows of its test file. A seed also draws the "
+        "training rows.",
     ]
     return "\n".join(lines)
 
@@ -72,7 +73,7 @@ def draw(entries: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from training.pictures import plain, save_figure
+    from training.common.figures import plain, save_figure
 
     found = grouped(entries)
     sets = sorted({key[0] for key in found})

@@ -25,8 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.model_package import Behaviour, Task
-from training.gates import Answers, Gates, judge
+from service.package.manifest import InferenceConfig, Task
+from training.export.gates import Answers, judge
+from training.recipe.bounds import Gates
 
 # Share of answers that equally good int8 changes: 0.7 % of rows on banking77.
 CHANGED = 0.007
@@ -98,7 +99,7 @@ def simulate(
     random = np.random.default_rng(rows)
     labels = tuple(map(str, range(LABELS if task == "single_label" else SEVERAL_LABELS)))
     thresholds = dict.fromkeys(labels, 0.5) if task == "multi_label" else {}
-    behaviour = Behaviour(labels=labels, max_length=8, task=task, thresholds=thresholds)
+    behaviour = InferenceConfig(labels=labels, max_length=8, task=task, thresholds=thresholds)
     counts: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     for _ in range(times):

@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from service.classifier import Classifier
+from service.http.schemas import ClassifyResponse
+from service.inference.classifier import Classifier
 from service.inference.tokenizing import EncodedText, TextEncoder
-from service.schemas import ClassifyResponse
 
 LABELS = [f"label-{index}" for index in range(8)]
 

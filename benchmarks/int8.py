@@ -20,21 +20,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load import ROOT, machine, write_result
-from service.classifier import Classifier
-from service.model_package import MODEL_FILE, TOKENIZER_FILE, read_manifest, seal_package
-from training.costs import cpu_milliseconds, neighbour_effect
-from training.exporter import export_graph, optimise
-from training.gates import probability_drift
-from training.quantise import quantise
+from service.inference.classifier import Classifier
+from service.package.manifest import MODEL_FILE, TOKENIZER_FILE, read_manifest
+from service.package.package import seal_package
+from training.evaluation.latency import batch_sensitivity, cpu_milliseconds
+from training.export.gates import probability_drift
+from training.export.onnx import export_graph, optimize
+from training.export.quantize import quantize
 
 
-def quantise_by_batch(source: Path, target: Path) -> None:
+def quantize_by_batch(source: Path, target: Path) -> None:
     """The usual way: fused operators, then `quantize_dynamic`, per channel, reduced range."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     fused = source.parent / "fused.onnx"
-    optimise(source, fused)
+    optimize(source, fused)
     quantize_dynamic(
         fused,
         target,
@@ -74,8 +75,8 @@ def main() -> None:
             "int8 by token": scratch / "token.onnx",
             "int8 by batch": scratch / "batch.onnx",
         }
-        quantise(fp32, graphs["int8 by token"])
-        quantise_by_batch(fp32, graphs["int8 by batch"])
+        quantize(fp32, graphs["int8 by token"])
+        quantize_by_batch(fp32, graphs["int8 by batch"])
         package = arguments.run / "package"
         classifiers = {
             name: candidate(graph, package, scratch / name) for name, graph in graphs.items()
@@ -100,7 +101,7 @@ def compared(classifiers: dict[str, Classifier], texts: list[str]) -> dict[str, 
     expected = classifiers["fp32"].classify(texts, batch_size=1)
     for name, classifier in classifiers.items():
         alone = classifier.classify(texts, batch_size=1)
-        change, flips = neighbour_effect(classifier, classifier.manifest, texts)
+        change, flips = batch_sensitivity(classifier, classifier.manifest, texts)
         drift = probability_drift(
             np.stack([answer.probs for answer in expected]),
             np.stack([answer.probs for answer in alone]),

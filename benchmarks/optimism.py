@@ -27,16 +27,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.classifier import Prediction, predictions
-from service.decisions import FloatArray
+from service.inference.classifier import Prediction, predictions
+from service.inference.decisions import FloatArray
 from service.inference.tokenizing import EncodedText
-from service.model_package import Manifest, Task
-from training.calibrate import finish, out_of_fold
-from training.config import ExportArguments
-from training.gates import Answers, Gates, judge
-from training.metrics import calibration_metrics, label_matrix
-from training.significance import label_f1
-from training.thresholds import DEFAULT_THRESHOLD
+from service.package.manifest import Manifest, Task
+from training.evaluation.metrics import calibration_metrics, label_matrix
+from training.evaluation.significance import label_f1
+from training.export.finish import finish, out_of_fold
+from training.export.gates import Answers, judge
+from training.export.thresholds import DEFAULT_THRESHOLD
+from training.recipe.arguments import ExportArguments
+from training.recipe.bounds import Gates
 
 EPOCHS = 10
 LABELS: dict[Task, int] = {"single_label": 6, "multi_label": 9}
@@ -232,9 +233,10 @@ def markdown(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"The gates compare two that the same rows chose: of candidates as good, with logits "
-            f"that differ by {ROUNDING:.0%}, they",
-            f"refuse {same:.0%} on the rows that chose the epoch and {new:.0%} on new ones.",
+            f"The gates compare two models that the same rows chose. If a candidate is as good and "
+            f"its logits differ by {ROUNDING:.0%}, they",
+            f"refuse it in {same:.0%} of cases on the rows that chose the epoch, and in {new:.0%} "
+            "on new ones.",
         ]
     )
 

@@ -5,8 +5,8 @@
 Scores of rows with a label and of others are drawn from two normal distributions so far apart, so
 many of the rows having the label, and in some cases a share of them labelled as not having it. A
 threshold is chosen on rows of which so many have the label, by two rules: the best recall whose
-precision on these rows is the wanted one, and the rule of `training.thresholds`, which wants it
-proven. What each is worth on new rows follows from the distributions, without another sample.
+precision on these rows is the wanted one, and the rule of `training.export.thresholds`, which wants
+it proven. What each is worth on new rows follows from the distributions, without another sample.
 
 Abstention is the same with other words: answers that are right are the rows with the label.
 
@@ -28,10 +28,10 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.model_package import Manifest
-from training.calibrate import with_calibration
-from training.promises import CONFIDENCE, floored, most_promised
-from training.thresholds import choose_threshold
+from service.package.manifest import Manifest
+from training.export.calibration import with_calibration
+from training.export.promises import CONFIDENCE, floored, most_promised
+from training.export.thresholds import choose_threshold
 
 POSITIVES = (5, 10, 12, 30, 100, 300)
 PACKAGES = ("numpy", "scipy", "whetstone")
@@ -254,7 +254,10 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {' | '.join(pairs)} | {row['promised']:.0%} |"
         )
     broken = max(row["most_broken"] for row in result["by_positives"])
-    lines += ["", f"Of no distribution more than {broken:.0%} of the packages break a promise."]
+    lines += [
+        "",
+        f"Not more than {broken:.0%} of the packages of any distribution break a promise.",
+    ]
     return "\n".join(lines)
 
 

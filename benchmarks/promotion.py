@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from benchmarks.gates import ACCURACY, LABELS, sample_single
 from benchmarks.load import ROOT, machine, write_result
-from training.promotion import Bounds, against_champion, decide
+from training.comparison.paired import PairedAnswers
+from training.comparison.promotion import decide, reasons_against
+from training.recipe.bounds import PromotionBounds
 
 # Share of the rows of banking77's test split that one of two trainings gets right and the other
 # does not: benchmarks/results/champions.json.
@@ -31,7 +33,7 @@ POINTS = (-0.03, -0.02, 0.0, 0.02)
 
 
 def simulate(
-    rows: int, points: float, times: int, bounds: Bounds
+    rows: int, points: float, times: int, bounds: PromotionBounds
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The share of each verdict, and how often each rule spoke up."""
     random = np.random.default_rng(rows)
@@ -39,8 +41,9 @@ def simulate(
     counts: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     for _ in range(times):
-        truth, before, after = sample_single(random, rows, -points, CHANGED)
-        _, reasons = against_champion(truth, before, after, labels, bounds)
+        matrices = sample_single(random, rows, -points, CHANGED)
+        answers = PairedAnswers(labels, *matrices, shared=np.ones(LABELS, dtype=bool))
+        reasons = reasons_against(answers, answers.difference("macro_f1"), bounds)
         counts[decide(reasons)] += 1
         rules.update(list(reasons))
     verdicts = ("promote", "refuse", "inconclusive")
@@ -59,12 +62,12 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     cases = [(rows, points) for rows in ROWS for points in POINTS]
     for rows, points in tqdm(cases, desc="simulate", unit="case"):
-        verdicts, rules = simulate(rows, points, arguments.times, Bounds())
+        verdicts, rules = simulate(rows, points, arguments.times, PromotionBounds())
         table.append({"rows": rows, "points": round(points * 100, 1), **verdicts, "rules": rules})
     result = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "bounds": vars(Bounds()),
+        "bounds": vars(PromotionBounds()),
         "labels": LABELS,
         "accuracy": ACCURACY,
         "changed": CHANGED,

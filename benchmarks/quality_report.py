@@ -144,7 +144,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from training.pictures import plain, save_figure
+    from training.common.figures import plain, save_figure
 
     entries = list(result["entries"].values())
     size = (8, 1.2 + 0.5 * len(entries))

@@ -91,8 +91,8 @@ def most_cores(result: Mapping[str, Any], sizing: Mapping[str, Any]) -> str:
     processors = [one["machine"]["processor"] for one in (result, sizing)]
     apart = f" (loop on {processors[0]}, models on {processors[1]})"
     return (
-        f"At 64 connections one loop takes {loop:.2f} ms a request. With texts of 16 tokens it can "
-        f"so feed at most as many cores: {', '.join(found)}"
+        f"At 64 connections one loop takes {loop:.2f} ms a request. With texts of 16 tokens, it "
+        f"can feed this many cores at most: {', '.join(found)}"
         f"{apart if processors[0] != processors[1] else ''}."
     )
 

@@ -331,13 +331,13 @@ def _profile(result: Result) -> list[str]:
             continue
         threads, raw = cell["threads_cpu_ms"], result["raw"][kind]
         lines.append(
-            f"Of a {kind} text's CPU at {CONNECTIONS} connections "
-            f"{_figure(threads['computing'])} ms are inference (and the tokenizing of what is "
-            f"long), {_figure(threads['event loop'])} ms the event loop: reading, tokenizing, "
-            f"batching, answering. In the raw loop tokenizing takes "
-            f"{_figure(raw['tokenize_cpu_ms'])} ms, and inference "
-            f"{_figure(raw['1']['cpu_ms'] - raw['tokenize_cpu_ms'])} ms at one text at a time, "
-            f"{_figure(raw['32']['cpu_ms'] - raw['tokenize_cpu_ms'])} ms at 32."
+            f"- A text of the {kind} workload at {CONNECTIONS} connections takes "
+            f"{_figure(threads['computing'])} ms of CPU time for inference (and for tokenizing "
+            f"long texts), and {_figure(threads['event loop'])} ms in the event loop for reading, "
+            f"tokenizing, batching and answering. In the raw loop, tokenizing takes "
+            f"{_figure(raw['tokenize_cpu_ms'])} ms. Inference takes "
+            f"{_figure(raw['1']['cpu_ms'] - raw['tokenize_cpu_ms'])} ms with one text at a time, "
+            f"and {_figure(raw['32']['cpu_ms'] - raw['tokenize_cpu_ms'])} ms with 32."
         )
     return lines
 
@@ -346,7 +346,7 @@ def _cores(kind: str, overload: Result) -> str:
     """Where the cores went in an overload: the bound of its goodput."""
     cores = overload["cores"]
     return (
-        f"In the overload of {kind} texts {cores['computing']:.2f} cores computed, "
+        f"- In the overload of {kind} texts, {cores['computing']:.2f} cores computed, "
         f"{cores['event loop']:.2f} read, answered and refused, and {cores['load generator']:.2f} "
         "generated the load."
     )
@@ -361,11 +361,10 @@ def _connecting(overload: Result) -> list[str]:
     in_time = overload["in_time_share_of_accepted"]
     percent = None if in_time is None else in_time * 100
     return [
-        f"The same overload without connections that are there before it: "
-        f"{overload['new_connections']:,} are opened in it, their first answer takes "
-        f"{shown(overload['new_connections_p50_ms'], ' ms')} (median) and "
-        f"{shown(overload['new_connections_p99_ms'], ' ms')} (p99); of what is accepted "
-        f"{shown(percent, ' %')} is in time, refusals take "
+        f"- In the same overload, {overload['new_connections']:,} callers had to connect first. "
+        f"Their first answer took {shown(overload['new_connections_p50_ms'], ' ms')} (median) and "
+        f"{shown(overload['new_connections_p99_ms'], ' ms')} (p99). "
+        f"{shown(percent, ' %')} of the accepted requests were in time, and a refusal took "
         f"{shown(overload['refused_p50_ms'], ' ms')} (median)."
     ]
 
@@ -411,7 +410,7 @@ def draw(result: Result, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from training.pictures import save_figure
+    from training.common.figures import save_figure
 
     kinds = list(result["results"])
     servers = [

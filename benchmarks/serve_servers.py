@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import HOST, ROOT, post
-from service.model_package import read_manifest
+from service.package.manifest import read_manifest
 
 REQUIREMENTS = ROOT / "benchmarks/peers"
 PEERS = ROOT / "runs/peers"

@@ -21,11 +21,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.load import ROOT, machine, write_result
-from service.classifier import Classifier
-from service.model_package import MODEL_FILE, TOKENIZER_FILE, read_manifest, seal_package
-from training.costs import cpu_milliseconds
-from training.exporter import export_graph
-from training.quantise import quantise
+from service.inference.classifier import Classifier
+from service.package.manifest import MODEL_FILE, TOKENIZER_FILE, read_manifest
+from service.package.package import seal_package
+from training.evaluation.latency import cpu_milliseconds
+from training.export.onnx import export_graph
+from training.export.quantize import quantize
 
 # Layers, hidden size, heads, inner size.
 SHAPES = {
@@ -70,7 +71,7 @@ def packages_of(
         if precision == "fp32":
             shutil.copyfile(graph, made / MODEL_FILE)
         else:
-            quantise(graph, made / MODEL_FILE)
+            quantize(graph, made / MODEL_FILE)
         seal_package(made, manifest.model_copy(update={"precision": precision}))
         found[precision] = Classifier.load(made, threads=1)
     return found

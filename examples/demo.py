@@ -1,4 +1,4 @@
-"""The whole way on the example: train, export, measure, register, build, serve, ask, stop.
+"""The whole pipeline on the example: train, export, measure, register, build, serve, ask, stop.
 
 make demo
 """
@@ -27,7 +27,7 @@ START_SECONDS = 120
 
 
 def main(run_folder: Path) -> None:
-    """Run every stage, each a command that a user would give."""
+    """Run every stage with the command that a user would give."""
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     step("train, export, evaluate and register")
     command("whetstone", "run", RECIPE, "--output_dir", run_folder, "--overwrite")
@@ -52,19 +52,21 @@ def main(run_folder: Path) -> None:
         server.wait(timeout=60)
 
     print("\nThe server is stopped. To keep one running:")
-    print(f"  {BIN.relative_to(ROOT)}/bentoml serve {tag}")
+    # An environment of one's own may lie anywhere.
+    programs = BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN
+    print(f"  {programs}/bentoml serve {tag}")
     print("and ask it:")
     print("  curl -s localhost:3000/classify -H 'Content-Type: application/json' \\")
     print("""    -d '{"input": "where is my parcel?"}'""")
 
 
 def step(text: str) -> None:
-    """Say which stage begins."""
+    """Print which stage begins."""
     print(f"\n== {text}", flush=True)
 
 
 def command(*words: str | Path) -> str:
-    """Run one command of this environment to its end; stop the demo when it fails."""
+    """Run one command of this environment to its end; stop the demo if it fails. The output."""
     name, *rest = words
     capture = name == "bentoml"
     done = subprocess.run(
@@ -77,7 +79,7 @@ def command(*words: str | Path) -> str:
 
 
 def build_bento(version: str) -> str:
-    """Build with exactly this model version, whatever else is registered; the bento's tag."""
+    """Build a bento with exactly this model version; its tag."""
     argument = f"model=text-classifier:{version}"
     return (
         command("bentoml", "build", "--output", "tag", "--arg", argument).strip().split(":", 1)[1]
@@ -85,7 +87,7 @@ def build_bento(version: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+    """A port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -93,7 +95,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
-    """Return when /readyz answers 200."""
+    """Wait until /readyz answers 200."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -107,7 +109,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def classify(port: int) -> list[dict[str, object]]:
-    """Ask the three messages in one request."""
+    """Send the three messages in one request; the answers."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/classify",
         data=json.dumps({"input": MESSAGES}).encode(),

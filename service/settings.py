@@ -1,4 +1,4 @@
-"""What the operator decides: the `WHETSTONE_*` environment variables, typed and checked once."""
+"""The operator's settings: the `WHETSTONE_*` environment variables, typed and checked once."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from service.inference.admission import QUEUE_TOKENS
+from service.http.limits import Limits
+from service.inference.capacity import QUEUE_TOKENS
 from service.inference.device import Device
-from service.schemas import Limits
 
 PREFIX = "WHETSTONE_"
-# Variables that are read though they are empty: to pass them over would open the service.
+# Variables that count although they are empty: to ignore them would open the service to everybody.
 READ_EMPTY = (f"{PREFIX}API_KEYS_FILE", f"{PREFIX}OPEN_ROUTES")
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 SERVICE_LINK = re.compile(r"(\w+_)?(service_(host|port(_\w+)?)|port(_\d+_(tcp|udp|sctp)(_\w+)?)?)")
 
 
 class SettingsError(Exception):
-    """A variable is unknown or its value is impossible; the message names it."""
+    """A variable is unknown or has an impossible value; the message names the variable."""
 
 
 def _split(value: object) -> object:
-    """The items of a list separated by commas."""
+    """The items of a comma-separated list."""
     if not isinstance(value, str):
         return value
     return tuple(item.strip() for item in value.split(",") if item.strip())
@@ -37,63 +37,65 @@ CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(Limits):
-    """One field per variable: `package` is read from `WHETSTONE_PACKAGE`, and so on.
+    """One field for each variable: `package` is read from `WHETSTONE_PACKAGE`, and so on.
 
-    A `title` says in words what the default is.
+    A `title` describes the default in words.
     """
 
     package: Path | None = Field(
         None,
         title="unset",
-        description="folder of the model package to serve instead of the model store's",
+        description="folder of the model package to serve, instead of one of the model store",
     )
     device: Device = Field(
         "cpu",
         description="`cpu`, or `cuda` with `onnxruntime-gpu` and a package of `target_device: gpu` "
-        "(not tried on a GPU yet); one that does not start, or a package for the other one, is an "
-        "error, not a fallback",
+        "(not tried on a GPU yet); a device that does not start and a package for the other device "
+        "are errors, there is no fallback",
     )
     workers: int = Field(
         1,
         ge=1,
         le=64,
-        description="processes, each with the model, a queue and threads of its own: for more "
-        "cores than one event loop can feed",
+        description="processes, each with its own model, queue and threads: for more cores than "
+        "one event loop can feed",
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        title="the cores that the server may use, divided by the workers; on a GPU 1",
-        description="batches at once, of each worker",
+        title="the cores that the server may use, divided by the workers; 1 on a GPU",
+        description="batches that each worker computes at once",
     )
     probe_port: int | None = Field(
         None,
         ge=1,
         le=65_535,
         title="none",
-        description="port on which `/livez` and `/readyz` are answered, too, without a key and "
-        "whatever else there is to do",
+        description="additional port for `/livez` and `/readyz`, which answers without a key and "
+        "however busy the server is",
     )
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        title="128; on a GPU 16,384",
+        title="128; 16,384 on a GPU",
         description="tokens of a batch, padding included",
     )
     queue_tokens: int = Field(QUEUE_TOKENS, ge=1, description="tokens that may wait")
     drain_ms: int = Field(
-        5_000, ge=0, description="milliseconds in which open connections are answered after SIGTERM"
+        5_000,
+        ge=0,
+        description="milliseconds after SIGTERM in which open connections are still answered",
     )
     stall_ms: int = Field(
-        30_000, ge=1, description="milliseconds after which a batch under way fails `/livez`"
+        30_000, ge=1, description="milliseconds after which a running batch fails `/livez`"
     )
     api_keys_file: Path | None = Field(
         None, title="no key needed", description="file with the SHA-256 of every API key"
     )
     open_routes: CommaList = Field(
         ("/livez", "/readyz", "/healthz", "/health", "/metrics"),
-        description="routes that need no API key, separated by commas; empty: none",
+        description="routes that need no API key, separated by commas; if empty, all need one",
     )
     cors_origins: CommaList = Field(
         (),
@@ -102,22 +104,59 @@ class Settings(Limits):
     )
     ui: bool = Field(
         False,
-        description="serve `/ui`, a page to try the model on; it needs no key, what it asks does",
+        description="serve `/ui`, a page to try the model on; it needs no key, its requests do",
+    )
+    explain: bool = Field(
+        False,
+        description="answer `POST /explain`: the words that made a label; also shown on `/ui`",
+    )
+    explain_max_texts: int = Field(8, ge=1, description="texts of a request to `/explain`")
+    explain_max_words: int = Field(
+        64, ge=1, description="words of a text that are weighed; of longer texts, those that matter"
+    )
+    explain_max_windows: int = Field(
+        256, ge=8, description="windows that the model reads for a request to `/explain`"
     )
     access_log: bool = Field(
         False,
-        description="write a JSON line for every request, of BentoML's own routes and `/health` "
-        "only where the status is 400 or more; never text",
+        description="write a JSON line for every request, without its text; for `/health` and "
+        "BentoML's own routes only if the status is 400 or higher",
+    )
+    capture: str | None = Field(
+        None,
+        title="nothing is captured",
+        description="folder, or address such as `s3://bucket/captured`, where answers and feedback "
+        "are kept, and switch of `POST /feedback`",
+    )
+    capture_rate: float = Field(
+        1.0, gt=0, le=1, description="share of requests whose answers are captured"
+    )
+    capture_abstained: bool = Field(
+        False, description="capture every abstained answer, whatever the rate"
+    )
+    capture_text: bool = Field(
+        False, description="capture texts and notes, too: personal data, if callers send any"
+    )
+    capture_key_file: Path | None = Field(
+        None,
+        title="texts have no key",
+        description="file with a secret, by which equal texts get equal keys in what is captured",
+    )
+    capture_redact: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        title="texts are kept as they are",
+        description="`module:function` that gets a text and returns the text to keep",
     )
     tracing_url: str | None = Field(
         None,
         pattern="^https?://",
         title="no spans",
-        description="OTLP/HTTP address that OpenTelemetry spans go to, such as "
+        description="OTLP/HTTP address for OpenTelemetry spans, such as "
         "`http://collector:4318/v1/traces`",
     )
     tracing_sample_rate: float = Field(
-        1.0, ge=0, le=1, description="share of requests traced, where the caller has not decided"
+        1.0, ge=0, le=1, description="share of traced requests, where the caller has not decided"
     )
 
 
@@ -125,7 +164,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `environment`.
 
     Raises:
-        SettingsError: a `WHETSTONE_*` variable is unknown or impossible.
+        SettingsError: a `WHETSTONE_*` variable is unknown, or has an impossible value.
     """
     values = {
         name.removeprefix(PREFIX).lower(): value
@@ -142,7 +181,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             hint = f"did you mean {PREFIX}{nearest.upper()}?"
             if SERVICE_LINK.fullmatch(name):
-                # For a Service named whetstone, every pod gets such variables.
+                # Every pod gets such variables where a Service is named whetstone.
                 hint = "Kubernetes sets it for a Service: add enableServiceLinks: false to the pod"
             raise SettingsError(f"unknown environment variable {PREFIX}{name.upper()}: {hint}")
     try:
@@ -154,17 +193,17 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def settings_table() -> str:
-    """All variables as a table in Markdown: `python -m service.settings`, for the README."""
+    """All variables as a table in Markdown: `python -m service.settings`."""
     lines = ["| variable | meaning | default |", "|---|---|---|"]
     own = [name for name in Settings.model_fields if name not in Limits.model_fields]
     for name in (*own, *Limits.model_fields):
         field = Settings.model_fields[name]
-        default = field.title or _in_words(field.default)
+        default = field.title or _describe(field.default)
         lines.append(f"| `{PREFIX}{name.upper()}` | {field.description} | {default} |")
     return "\n".join(lines)
 
 
-def _in_words(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int):

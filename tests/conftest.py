@@ -40,7 +40,7 @@ TINY_LABELS = ("delivery", "praise", "returns")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the pictures of the README go, when they are made again."""
+    """Where the pictures of the documentation go, when they are made again."""
     parser.addoption("--screenshots", metavar="DIR", help="folder for the screenshots")
 
 
@@ -157,6 +157,7 @@ learning_rate: 0.002
 num_train_epochs: 6
 logging_steps: 5
 per_device_train_batch_size: 16
+train_on_all_rows: false
 use_cpu: true
 """,
         encoding="utf-8",
@@ -167,9 +168,9 @@ use_cpu: true
 @pytest.fixture(scope="session")
 def tiny_run_folder(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a trained and exported tiny model; read only."""
-    from training.config import load_recipe
-    from training.export import export
-    from training.train import train
+    from training.export.package import export
+    from training.finetuning.train import train
+    from training.recipe.load import load_recipe
 
     folder = tmp_path_factory.mktemp("tiny") / "run"
     export(train(load_recipe(tiny_recipe, {"output_dir": str(folder)})))

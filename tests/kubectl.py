@@ -1,31 +1,38 @@
 #!/usr/bin/env python3
 """A stand-in for kubectl and the cluster behind it, for the tests of releases.
 
-It stands in for `kubectl get | apply | diff | delete | port-forward | config current-context` of
-kubectl 1.32, and for what the API server, the Deployment controller and the kubelets then do.
-`kustomize` is handed to the real kubectl, the next in PATH after the folder of the file below.
+It stands in for `kubectl get | apply | diff | delete | logs | port-forward | config
+current-context` of kubectl 1.32, and for what the API server, the Deployment controller and the
+kubelets then do. `kustomize` goes to the real kubectl, which is the next in PATH after the folder
+of the file below.
 
-No cluster was at hand where this was written. The shapes of objects (List, DeploymentStatus and its
+It was written without a cluster. The shapes of objects (List, DeploymentStatus and its
 conditions, PodStatus, ContainerStateWaiting) are those of the API reference for Kubernetes 1.32;
 what kubectl prints ("configured", "Forwarding from 127.0.0.1:PORT -> 3000", "Error from server
-(NotFound): …") and exit status 1 of `diff` are those of its sources, k8s.io/kubectl. What it does
-not do: merge (an applied object replaces the live one, but for what others own: `replicas`,
-status), validate, take time.
+(NotFound): …") and exit status 1 of `diff` are those of its sources, k8s.io/kubectl. It does
+not merge (an applied object replaces the live one, except what others own: `replicas` and status),
+validate, or take time.
 
 `STAND_IN` names a JSON file:
 
     objects   what is in the cluster, by "kind/namespace/name"
-    images    by image: "port" of a server on this machine that its pods answer by, or "waiting",
-              the reason for which its containers never start; others are ErrImagePull
-    polls     how often a Deployment is looked at until its rollout is complete
-    scales    how often until the autoscaler has its way; the pods that it starts are ready two
-              looks later. Absent: a Deployment has its pods at once
-    full      whether no node takes the pods that the autoscaler starts
+    others    what somebody else has made, by "kind/namespace/name": the keys of its content
+    images    by image: "port" of the server on this machine that its pods forward to; "waiting",
+              the reason why its containers never start; or "crashes", the exit status with which
+              they end each time that the Deployment is looked at; other images are ErrImagePull.
+              "log" has the lines that the containers write, and "by_name", by the end of a
+              Deployment's name, an entry for the pods of that Deployment alone
+    looked    by Deployment, how often it was looked at since it was changed
+    was       by Deployment, the image before
+    polls     after how many looks at a Deployment its rollout is complete
+    scales    after how many looks the autoscaler adds its pods, which are ready two looks later;
+              if it is absent, a Deployment has all its pods at once
+    full      whether no node takes the pods that the autoscaler adds
     calls     the words of every call so far
-    faults    by verb, a list used up from its beginning: null for none, "refused" (the connection
-              is), "no context" (is current), "forbidden", "kill before" and "kill after" (kill -9
-              of the caller, then or when it is done), "half" (of an apply: the first objects only,
-              then forbidden)
+    faults    by verb, a list that is used up from its beginning: null for none, "refused" (a
+              refused connection), "no context", "forbidden", "kill before" and "kill after" (kill
+              -9 of the caller, before or after the work), "half" (an apply of the first objects
+              only, then forbidden)
 """
 
 from __future__ import annotations
@@ -42,9 +49,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 STATE = Path(os.environ["STAND_IN"])
+CONTAINER = "text-classifier"
 SPACELESS = ("Namespace",)
 PODS_OF_NO_AUTOSCALER = 1
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -61,9 +67,11 @@ def cluster() -> Iterator[dict[str, Any]]:
         partial.replace(STATE)
 
 
-def key(one: dict[str, Any]) -> str:
-    space = "" if one["kind"] in SPACELESS else one["metadata"].get("namespace", "default")
-    return f"{one['kind'].lower()}/{space}/{one['metadata']['name']}"
+def key(resource: dict[str, Any]) -> str:
+    space = (
+        "" if resource["kind"] in SPACELESS else resource["metadata"].get("namespace", "default")
+    )
+    return f"{resource['kind'].lower()}/{space}/{resource['metadata']['name']}"
 
 
 def fail(message: str) -> None:
@@ -71,105 +79,150 @@ def fail(message: str) -> None:
     raise SystemExit(1)
 
 
-def given() -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(sys.stdin.read()) if one]
+def read_objects() -> list[dict[str, Any]]:
+    # Only here: most calls need no YAML, and every call is a process that would import it.
+    import yaml
+
+    return [resource for resource in yaml.safe_load_all(sys.stdin.read()) if resource]
 
 
 def option(name: str) -> str | None:
-    found = [word.partition("=")[2] for word in sys.argv if word.startswith(f"--{name}=")]
-    return found[0] if found else None
+    """The value of an option of the command line."""
+    values = [word.partition("=")[2] for word in sys.argv if word.startswith(f"--{name}=")]
+    return values[0] if values else None
 
 
-def need_namespace(state: dict[str, Any], one: dict[str, Any]) -> None:
-    space = one["metadata"].get("namespace")
+def need_namespace(state: dict[str, Any], resource: dict[str, Any]) -> None:
+    space = resource["metadata"].get("namespace")
     if space and f"namespace//{space}" not in state["objects"]:
         fail(f'Error from server (NotFound): namespaces "{space}" not found')
 
 
-def apply(state: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    for one in found:
-        need_namespace(state, one)
-        old = state["objects"].get(key(one))
-        what = "created"
+def apply(state: dict[str, Any], objects: list[dict[str, Any]]) -> None:
+    for resource in objects:
+        need_namespace(state, resource)
+        old = state["objects"].get(key(resource))
+        result = "created"
         if old is not None:
-            same = all(old.get(part) == one.get(part) for part in ("spec", "data"))
-            what = "unchanged" if same else "configured"
-        new = json.loads(json.dumps(one))
+            same = all(old.get(part) == resource.get(part) for part in ("spec", "data"))
+            result = "unchanged" if same else "configured"
+        new = json.loads(json.dumps(resource))
         meta = new["metadata"]
-        meta.setdefault("annotations", {})[LAST_APPLIED] = json.dumps(one) + "\n"
+        meta.setdefault("annotations", {})[LAST_APPLIED] = json.dumps(resource) + "\n"
         meta["uid"] = old["metadata"]["uid"] if old else f"uid-{len(state['objects'])}"
         meta["resourceVersion"] = str(len(state["calls"]))
-        meta["generation"] = (old["metadata"]["generation"] if old else 0) + (what != "unchanged")
+        meta["generation"] = (old["metadata"]["generation"] if old else 0) + (result != "unchanged")
         meta["creationTimestamp"] = "2026-01-01T00:00:00Z"
-        if one["kind"] == "Deployment":
-            scaled = [
-                other["spec"]["minReplicas"]
-                for other in [*state["objects"].values(), *found]
-                if other["kind"] == "HorizontalPodAutoscaler"
-            ]
+        if resource["kind"] == "Deployment":
+            scaled = least_of([*state["objects"].values(), *objects], resource)
             scaled = [] if "scales" in state else scaled
             running = old["spec"]["replicas"] if old else PODS_OF_NO_AUTOSCALER
             applied = (old or new)["metadata"].get("annotations", {}).get(LAST_APPLIED, "{}")
             if old and "replicas" in json.loads(applied)["spec"]:
                 running = 1
             new["spec"].setdefault("replicas", max([running, *scaled[-1:]]))
-            if old and what == "configured":
-                state["was"] = old["spec"]["template"]["spec"]["containers"][0]["image"]
-            if what != "unchanged":
-                state["looked"] = 0
+            if old and result == "configured":
+                state.setdefault("was", {})[key(resource)] = old["spec"]["template"]["spec"][
+                    "containers"
+                ][0]["image"]
+            if result != "unchanged":
+                state["looked"][key(resource)] = 0
+            if old and old["spec"].get("paused"):
+                # What is not in the manifest, and was not in the one before, stays.
+                new["spec"]["paused"] = True
             new["status"] = (old or {}).get("status", {})
-        if one["kind"] == "Service":
+        if resource["kind"] == "Service":
             new["spec"]["clusterIP"] = "10.96.0.10"
-        state["objects"][key(one)] = new
-        print(f"{one['kind'].lower()}/{one['metadata']['name']} {what}")
+        state["objects"][key(resource)] = new
+        print(f"{resource['kind'].lower()}/{resource['metadata']['name']} {result}")
+
+
+def least_of(objects: list[dict[str, Any]], deployment: dict[str, Any]) -> list[int]:
+    """How many pods the autoscalers of a Deployment want at least."""
+    return [
+        other["spec"]["minReplicas"]
+        for other in objects
+        if other["kind"] == "HorizontalPodAutoscaler"
+        and other["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    ]
 
 
 def control(state: dict[str, Any]) -> None:
-    """What controller and kubelets have done by now: status of the Deployment, and its pods."""
-    pods = {name: one for name, one in state["objects"].items() if one["kind"] == "Pod"}
-    deployments = [one for one in state["objects"].values() if one["kind"] == "Deployment"]
-    for name in pods:
-        del state["objects"][name]
-    for one in deployments:
-        image = one["spec"]["template"]["spec"]["containers"][0]["image"]
-        looked = state.get("looked", 0)
-        starting = 0
-        if looked >= state.get("scales", looked + 1):
-            least = [
-                other["spec"]["minReplicas"]
-                for other in state["objects"].values()
-                if other["kind"] == "HorizontalPodAutoscaler"
-            ]
-            if looked < state["scales"] + 2 or state.get("full"):
-                starting = max(0, max(least) - state.setdefault("before", one["spec"]["replicas"]))
-            one["spec"]["replicas"] = max([one["spec"]["replicas"], *least])
-        wanted, told = one["spec"]["replicas"], state["images"].get(image, {})
-        works, done = "port" in told, state.get("looked", 0) >= state["polls"]
-        old = wanted if state.get("was") and not (works and done) else 0
-        new = wanted if works and done else 1
-        serving = old if "port" in state["images"].get(state.get("was"), {}) else 0
-        reason = "ProgressDeadlineExceeded" if done and not works else "ReplicaSetUpdated"
-        one["status"] = {
-            "observedGeneration": one["metadata"]["generation"],
-            "replicas": old + new,
-            "updatedReplicas": new,
-            "availableReplicas": serving + (new - starting if works and done else 0),
-            "unavailableReplicas": starting if works and done else 1,
-            "conditions": [
-                {
-                    "type": "Progressing",
-                    "status": "False" if "Deadline" in reason else "True",
-                    "reason": "NewReplicaSetAvailable" if works and done else reason,
-                }
-            ],
-        }
-        for count, of, fine in ((old, state.get("was"), True), (new, image, works and done)):
-            for number in range(count):
-                waiting = told.get("waiting", "ErrImagePull")
-                late = fine and of == image and number >= count - starting
-                waits = "ContainerCreating" if late else None if fine else waiting
-                taken = not (late and state.get("full"))
-                add_pod(state, one, f"{abs(hash_of(of))}-{number}", of, waits, taken)
+    """Do what controller and kubelets would: set each Deployment's status, and make its pods."""
+    objects = state["objects"]
+    for name in [name for name, resource in objects.items() if resource["kind"] == "Pod"]:
+        del objects[name]
+    for resource in [each for each in objects.values() if each["kind"] == "Deployment"]:
+        control_one(state, resource)
+
+
+def control_one(state: dict[str, Any], resource: dict[str, Any]) -> None:
+    image = resource["spec"]["template"]["spec"]["containers"][0]["image"]
+    looked = state["looked"].get(key(resource), 0)
+    starting = 0
+    if looked >= state.get("scales", looked + 1):
+        least = least_of(list(state["objects"].values()), resource)
+        if looked < state["scales"] + 2 or state.get("full"):
+            starting = max(
+                0, max(least, default=0) - state.setdefault("before", resource["spec"]["replicas"])
+            )
+        resource["spec"]["replicas"] = max([resource["spec"]["replicas"], *least])
+    wanted, entry = resource["spec"]["replicas"], entry_of(state, resource["metadata"], image)
+    was = state.get("was", {}).get(key(resource))
+    works, done = "port" in entry, looked >= state["polls"]
+    old = wanted if was and not (works and done) else 0
+    new = wanted if works and done else 1
+    paused = resource["spec"].get("paused")
+    if paused and not (works and done):
+        # Pods of a template that was applied meanwhile are not started.
+        old, new = wanted, 0
+    serving = old if "port" in state["images"].get(was, {}) else 0
+    late = done and not works and "crashes" not in entry
+    reason = "ProgressDeadlineExceeded" if late else "ReplicaSetUpdated"
+    resource["status"] = {
+        "observedGeneration": resource["metadata"]["generation"],
+        "replicas": old + new,
+        "updatedReplicas": new,
+        "availableReplicas": serving + (new - starting if works and done else 0),
+        "unavailableReplicas": starting if works and done else 1,
+        "conditions": [
+            {
+                "type": "Progressing",
+                "status": "Unknown" if paused else "False" if "Deadline" in reason else "True",
+                "reason": "DeploymentPaused"
+                if paused
+                else "NewReplicaSetAvailable"
+                if works and done
+                else reason,
+            }
+        ],
+    }
+    for number in range(old):
+        add_pod(state, resource, f"{hash_of(was)}-{number}", was, {"running": {}}, {}, True)
+    for number in range(new):
+        late = works and done and number >= new - starting
+        container: dict[str, Any] = {"running": {}}
+        if late or not (works and done):
+            waiting = "ContainerCreating" if works else entry.get("waiting", "ErrImagePull")
+            container = {"waiting": {"reason": waiting, "message": f'image "{image}"'}}
+        ended = {}
+        if "crashes" in entry and looked:
+            container = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+            ended = {
+                "restartCount": looked,
+                "lastState": {"terminated": {"exitCode": entry["crashes"], "reason": "Error"}},
+            }
+        taken = not (late and state.get("full"))
+        add_pod(state, resource, f"{hash_of(image)}-{number}", image, container, ended, taken)
+
+
+def entry_of(state: dict[str, Any], of: dict[str, Any], image: str) -> dict[str, Any]:
+    """What an image does in the pods of a Deployment."""
+    entry: dict[str, Any] = state["images"].get(image, {})
+    for ending, own in entry.get("by_name", {}).items():
+        if of["name"].endswith(ending):
+            return dict(own)
+    return entry
 
 
 def hash_of(image: str) -> int:
@@ -181,9 +234,11 @@ def add_pod(
     of: dict[str, Any],
     name: str,
     image: str,
-    waiting: str | None,
+    container: dict[str, Any],
+    ended: dict[str, Any],
     taken: bool,
 ) -> None:
+    runs = "running" in container
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -191,66 +246,140 @@ def add_pod(
             "name": f"{of['metadata']['name']}-{name}",
             "namespace": of["metadata"]["namespace"],
             "labels": of["spec"]["template"]["metadata"]["labels"],
+            # In place of the ReplicaSet, which nobody asks for.
+            "annotations": {"of": of["metadata"]["name"]},
         },
-        "spec": {"containers": [{"name": "text-classifier", "image": image}]},
+        "spec": {"containers": [{"name": CONTAINER, "image": image}]},
         "status": {
-            "phase": "Pending" if waiting else "Running",
+            "phase": "Running" if runs or ended else "Pending",
             "conditions": [
                 {"type": "PodScheduled", "status": "True" if taken else "False"},
-                {"type": "Ready", "status": "False" if waiting else "True"},
+                {"type": "Ready", "status": "True" if runs else "False"},
             ],
             "containerStatuses": [
-                {
-                    "ready": not waiting,
-                    "restartCount": 0,
-                    "state": {"waiting": {"reason": waiting, "message": f'image "{image}"'}}
-                    if waiting
-                    else {"running": {}},
-                }
+                {"name": CONTAINER, "ready": runs, "restartCount": 0, "state": container, **ended}
             ],
         },
     }
     state["objects"][key(pod)] = pod
 
 
+def events(state: dict[str, Any], space: str | None) -> list[dict[str, Any]]:
+    """What the kubelets report of containers that do not run, as kubectl 1.32 prints it."""
+    warnings = []
+    for resource in state["objects"].values():
+        if resource["kind"] != "Pod" or resource["metadata"]["namespace"] != space:
+            continue
+        status = resource["status"]["containerStatuses"][0]
+        waiting = status["state"].get("waiting")
+        if not waiting or waiting["reason"] == "ContainerCreating":
+            continue
+        name = resource["metadata"]["name"]
+        message = f"Error: {waiting['reason']}"
+        if status["restartCount"]:
+            message = f"Back-off restarting failed container {CONTAINER} in pod {name}_{space}"
+        warnings.append(
+            {
+                "kind": "Event",
+                "metadata": {"name": f"{name}.1", "namespace": space},
+                "involvedObject": {"kind": "Pod", "name": name, "namespace": space},
+                "reason": "BackOff" if status["restartCount"] else "Failed",
+                "message": message,
+                "type": "Warning",
+                "count": 3,
+                "lastTimestamp": "2026-01-01T00:00:00Z",
+            }
+        )
+    return warnings
+
+
+def pod_in(state: dict[str, Any], pod: str) -> dict[str, Any]:
+    """A pod as it is now; the command fails if there is none."""
+    control(state)
+    resource: dict[str, Any] | None = state["objects"].get(f"pod/{option('namespace')}/{pod}")
+    if resource is None:
+        fail(f'Error from server (NotFound): pods "{pod}" not found')
+    return resource
+
+
+def logs(state: dict[str, Any], pod: str) -> None:
+    resource = pod_in(state, pod)
+    status = resource["status"]["containerStatuses"][0]
+    if "--previous" in sys.argv and not status["restartCount"]:
+        fail(
+            f'Error from server (BadRequest): previous terminated container "{CONTAINER}" in pod '
+            f'"{pod}" not found'
+        )
+    if "waiting" in status["state"] and not status["restartCount"]:
+        fail(
+            f'Error from server (BadRequest): container "{CONTAINER}" in pod "{pod}" is waiting to '
+            "start: image can't be pulled"
+        )
+    image = resource["spec"]["containers"][0]["image"]
+    lines = state["images"].get(image, {}).get("log", [])
+    print("\n".join(lines[-int(option("tail") or len(lines)) :]))
+
+
+def selected(resource: dict[str, Any]) -> bool:
+    """Whether the labels of an object are those of the option `--selector`."""
+    labels = resource["metadata"].get("labels", {})
+    for word in filter(None, (option("selector") or "").split(",")):
+        name, _, value = word.replace("!=", "=").partition("=")
+        if (labels.get(name) == value) == ("!=" in word):
+            return False
+    return True
+
+
 def get(state: dict[str, Any], words: list[str]) -> None:
     if option("filename") == "-":
-        found = [state["objects"][key(one)] for one in given() if key(one) in state["objects"]]
-        if found:
-            print(json.dumps({"apiVersion": "v1", "kind": "List", "items": found}))
+        names = [key(resource) for resource in read_objects()]
+        items = [state["objects"][name] for name in names if name in state["objects"]]
+        if items:
+            print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         return
     space = option("namespace")
     kinds = [kind.rstrip("s") for kind in words[0].split(",")]
     if "deployment" in kinds and len(words) > 1:
-        state["looked"] = state.get("looked", 0) + 1
+        name = f"deployment/{space}/{words[1]}"
+        state["looked"][name] = state["looked"].get(name, 0) + 1
     control(state)
+    if kinds == ["event"]:
+        print(json.dumps({"kind": "List", "items": events(state, space)}))
+        return
     if len(words) > 1:
         space = "" if kinds == ["namespace"] else space
-        one = state["objects"].get(f"{kinds[0]}/{space}/{words[1]}")
-        if one:
-            print(json.dumps(one))
+        name = f"{kinds[0]}/{space}/{words[1]}"
+        resource = state["objects"].get(name)
+        if (option("output") or "").startswith("go-template="):
+            keys = state["others"].get(name)
+            keys = list((resource.get("data") or {}) if resource else []) if keys is None else keys
+            print(" ".join([words[1], *keys]) if resource or name in state["others"] else "")
+        elif resource:
+            print(json.dumps(resource))
         return
     items = [
-        one
-        for one in state["objects"].values()
-        if one["kind"].lower() in kinds and one["metadata"].get("namespace") == space
+        resource
+        for resource in state["objects"].values()
+        if resource["kind"].lower() in kinds
+        and resource["metadata"].get("namespace") == space
+        and selected(resource)
     ]
     print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
 
 
-def diff(state: dict[str, Any], found: list[dict[str, Any]]) -> int:
+def diff(state: dict[str, Any], objects: list[dict[str, Any]]) -> int:
     changed = 0
-    for one in found:
-        need_namespace(state, one)
-        old = state["objects"].get(key(one), {})
-        # What the server or an autoscaler has put there is no difference.
+    for resource in objects:
+        need_namespace(state, resource)
+        old = state["objects"].get(key(resource), {})
+        # What the server or an autoscaler has set is not a difference.
         spec = {
             name: value
             for name, value in (old.get("spec") or {}).items()
-            if name in one.get("spec", {}) or name not in ("clusterIP", "replicas")
+            if name in resource.get("spec", {}) or name not in ("clusterIP", "replicas")
         }
-        if spec != (one.get("spec") or {}) or old.get("data") != one.get("data"):
-            name = key(one).replace("/", ".")
+        if spec != (resource.get("spec") or {}) or old.get("data") != resource.get("data"):
+            name = key(resource).replace("/", ".")
             print(f"diff -u -N /tmp/LIVE-1/{name} /tmp/MERGED-2/{name}")
             print(f"--- /tmp/LIVE-1/{name}\t2026-01-01 00:00:00.0 +0000")
             print(f"+++ /tmp/MERGED-2/{name}\t2026-01-01 00:00:00.0 +0000")
@@ -260,14 +389,13 @@ def diff(state: dict[str, Any], found: list[dict[str, Any]]) -> int:
 
 
 def port_of(state: dict[str, Any], pod: str) -> int:
-    control(state)
-    one = state["objects"].get(f"pod/{option('namespace')}/{pod}")
-    if one is None:
-        fail(f'Error from server (NotFound): pods "{pod}" not found')
-    if one["status"]["phase"] != "Running":
+    resource = pod_in(state, pod)
+    if resource["status"]["phase"] != "Running":
         fail("error: unable to forward port because pod is not running. Current status=Pending")
-    found: int = state["images"][one["spec"]["containers"][0]["image"]]["port"]
-    return found
+    image = resource["spec"]["containers"][0]["image"]
+    of = {"name": resource["metadata"]["annotations"]["of"]}
+    port: int = entry_of(state, of, image)["port"]
+    return port
 
 
 def main() -> int:
@@ -275,7 +403,7 @@ def main() -> int:
     verb = words[0]
     if verb == "kustomize":
         own = str(STATE.parent)
-        places = [one for one in os.environ["PATH"].split(os.pathsep) if one != own]
+        places = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != own]
         real = shutil.which("kubectl", path=os.pathsep.join(places))
         os.execv(real, [real, *sys.argv[1:]])
     with cluster() as state:
@@ -303,17 +431,20 @@ def main() -> int:
         elif verb == "get":
             get(state, words[1:])
         elif verb == "apply":
-            found = given()
-            apply(state, found[: len(found) // 2] if fault == "half" else found)
+            objects = read_objects()
+            apply(state, objects[: len(objects) // 2] if fault == "half" else objects)
         elif verb == "diff":
-            status = diff(state, given())
+            status = diff(state, read_objects())
         elif verb == "delete":
-            for one in given():
-                if state["objects"].pop(key(one), None):
-                    print(f'{one["kind"].lower()} "{one["metadata"]["name"]}" deleted')
-                if one["kind"] == "Deployment":
-                    state.pop("was", None)
+            for resource in read_objects():
+                if state["objects"].pop(key(resource), None):
+                    print(f'{resource["kind"].lower()} "{resource["metadata"]["name"]}" deleted')
+                if resource["kind"] == "Deployment":
+                    for part in ("was", "looked"):
+                        state.get(part, {}).pop(key(resource), None)
                     control(state)
+        elif verb == "logs":
+            logs(state, words[1])
         elif verb == "port-forward":
             port = port_of(state, words[1].removeprefix("pod/"))
     if fault == "half":

@@ -1,4 +1,4 @@
-"""Real servers in real processes, for the tests that need one, and our routes without one."""
+"""Real servers in processes of their own, and our routes in this process, for tests."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.api_keys import ApiKeys
-from service.classifier import Classifier
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.http.api_keys import ApiKeys
+from service.http.routes import Routes
+from service.inference.capacity import BATCH_TOKENS, Capacity
+from service.inference.classifier import Classifier
 from service.inference.engine import Engine
-from service.routes import Routes
 from service.settings import Settings
 from tests.conftest import ROOT
 
 SERVICE = "service.service:TextClassifier"
 BENTOML = str(Path(sys.executable).with_name("bentoml"))
 START_SECONDS = 120
-# Far above what the tiny model takes; below what a person would wait.
+# Far longer than the tiny model takes, and shorter than a person would wait.
 SECONDS = 30
 
 
@@ -52,14 +55,14 @@ class Server:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
         try:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            given = {"Content-Type": "application/json", **(headers or {})}
-            connection.request(method, path, content if method == "POST" else None, given)
+            all_headers = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, content if method == "POST" else None, all_headers)
             answer = connection.getresponse()
-            read = answer.read()
+            raw = answer.read()
             try:
-                decoded = json.loads(read)
+                decoded = json.loads(raw)
             except ValueError:
-                decoded = read.decode()
+                decoded = raw.decode()
             return answer.status, decoded, {k.lower(): v for k, v in answer.getheaders()}
         finally:
             connection.close()
@@ -69,7 +72,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+    """A port that no process listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -84,9 +87,9 @@ def serving(
     *,
     log: Path | None = None,
 ) -> Iterator[str]:
-    """`bentoml serve TARGET ARGUMENTS`, in its own process; yields its address, ends it after.
+    """Run `bentoml serve TARGET ARGUMENTS` in its own process; yield its address.
 
-    What it prints goes to the file `log` where there is one.
+    Its output goes to the file `log`, if one is given.
     """
     with serving_process(target, environment, arguments, log=log) as (address, _):
         yield address
@@ -101,7 +104,10 @@ def serving_process(
     log: Path | None = None,
     prefix: Sequence[str] = (),
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The same, for tests that end the process themselves; `prefix` is a command that starts it."""
+    """Like `serving`, for tests that end the process themselves.
+
+    `prefix` is a command that starts the server.
+    """
     port = free_port()
     output = log.open("w", encoding="utf-8") if log else None
     server = subprocess.Popen(
@@ -156,6 +162,15 @@ def classify(address: str, body: Any) -> Any:
         return json.load(answer)
 
 
+def samples(exposed: str) -> dict[tuple[str, ...], float]:
+    """The values in the text of `/metrics`, by name and by the values of the labels."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(exposed)
+        for sample in family.samples
+    }
+
+
 @contextmanager
 def routes_of(
     classifier: Classifier,
@@ -165,19 +180,17 @@ def routes_of(
     metrics: Any = None,
     **settings: Any,
 ) -> Iterator[Routes]:
-    """Our routes in this process, serving `classifier` by a real engine."""
-    chosen = Settings(**settings)
-    routes = Routes(chosen, keys)
-    batch_tokens = chosen.batch_tokens or 128
-    engine = Engine(
-        classifier,
-        answers=classifier.row_answers,
+    """Our routes in this process, which serve `classifier` with a real engine."""
+    all_settings = Settings(**settings)
+    routes = Routes(all_settings, keys)
+    capacity = Capacity(
         threads=threads,
-        batch_tokens=batch_tokens,
-        queue_tokens=chosen.queue_tokens,
+        batch_tokens=all_settings.batch_tokens or BATCH_TOKENS["cpu"],
+        queue_tokens=all_settings.queue_tokens,
     )
+    engine = Engine(classifier, capacity, answers=classifier.row_answers)
     routes.attach(classifier, engine, metrics)
     try:
         yield routes
     finally:
-        routes.close()
+        routes.lifecycle.close()

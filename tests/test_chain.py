@@ -1,4 +1,4 @@
-"""The whole chain on real weights: what `make demo` runs, and every command of the README."""
+"""The whole chain on real weights: `make demo`, and every command of the documentation."""
 
 from __future__ import annotations
 
@@ -17,73 +17,24 @@ import bentoml
 import pytest
 from fsspec import filesystem
 
-from service.classifier import Classifier
-from service.model_package import verify_package
+from service.inference.classifier import Classifier
+from service.package.package import verify_package
 from tests.browsers import browsing
 from tests.conftest import EXAMPLE, ROOT
+from tests.documentation import WrittenFile, steps, where_else
 from tests.servers import classify, serving
-from tests.test_ui import ask, open_page, text_of
-from training.cli import main
-from training.costs import neighbour_effect
+from tests.service.page.test_page import ask, open_page, text_of
+from training.evaluation.latency import batch_sensitivity
+from whetstone.main import main
 
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 MINIMUM_ACCURACY = 0.90
-# What the page for people is asked in the README's picture.
+# What the page for people is asked in the documentation's picture.
 MESSAGE = (
     "I ordered the blue rain jacket on the 3rd, and the tracking page still says 'label created'. "
     "Can you find out where it is?"
-)
-# Commands of the README that run elsewhere, and where.
-RUN_ELSEWHERE = {
-    "make demo": "the fixture `demo`",
-    "make test": "what CI calls",
-    "source .venv/bin/activate": "the environment of this run",
-    "bentoml serve service.service:TextClassifier": "test_service",
-    "WHETSTONE_PACKAGE=runs/support_tickets/package bentoml serve service.service:TextClassifier": (
-        "test_service"
-    ),
-    "WHETSTONE_UI=1 bentoml serve service.service:TextClassifier": "test_ui",
-    "bentoml build": "test_bento",
-    "bentoml build && make image": "test_image",
-    "make image": "test_image",
-    "whetstone run examples/support_tickets/recipe.yaml --publish s3://models/whetstone": (
-        "test_publish"
-    ),
-    "WHETSTONE_DEVICE=cuda bentoml build -f bentofile.gpu.yaml "
-    "--arg model=text-classifier:<version>": "test_image",
-    "torchrun --nproc_per_node 2 -m training train examples/support_tickets/recipe.yaml": (
-        "test_resume"
-    ),
-    "whetstone tune examples/support_tickets/recipe.yaml --trials 20 --output_dir runs/tuned": (
-        "test_tune"
-    ),
-    "WHETSTONE_API_KEYS_FILE=api-keys bentoml serve service.service:TextClassifier": (
-        "test_contract"
-    ),
-}
-# How a key is made; test_contract serves with it.
-MAKING_A_KEY = ("KEY=", "echo ")
-# Need a running server at a fixed port, a container engine or a cluster.
-NOT_HERE = (
-    "curl ",
-    "docker ",
-    "kind ",
-    "kubectl ",
-    "perl -pi -e 's/newTag",
-    "whetstone image ",
-    "whetstone release ",
-    "whetstone rollback ",
-    "whetstone verify http",
-)
-# test_bento and test_compare run them.
-WITH_A_VERSION = (
-    "whetstone compare text-classifier:<version>",
-    "whetstone compare <champion>",
-    "whetstone register s3://",
-    "bentoml build --arg ",
-    "bentoml serve service.service:TextClassifier --arg ",
 )
 
 
@@ -126,7 +77,6 @@ def test_the_run_folder_holds_everything(demo: Demo) -> None:
         "package/golden.jsonl",
         "package/README.md",
         "metrics.json",
-        "report/confusion.png",
         "report/index.html",
         "resolved_recipe.yaml",
     } <= made
@@ -183,7 +133,7 @@ def test_an_answer_of_int8_is_the_same_in_any_batch(graphs: dict[str, Path]) -> 
     classifier = Classifier.load(graphs["int8"])
     with (EXAMPLE / "test.csv").open(newline="", encoding="utf-8") as handle:
         texts = [row["text"] for row in csv.DictReader(handle)]
-    change, flips = neighbour_effect(classifier, classifier.manifest, texts)
+    change, flips = batch_sensitivity(classifier, classifier.manifest, texts)
     assert change < 1e-5
     assert flips == 0
 
@@ -191,7 +141,7 @@ def test_an_answer_of_int8_is_the_same_in_any_batch(graphs: dict[str, Path]) -> 
 def test_the_report_opens_in_a_browser(
     demo: Demo, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """The pictures of the README are this test's: `make screenshots`."""
+    """The pictures of the documentation are this test's: `make screenshots`."""
     chosen = pytestconfig.getoption("screenshots")
     folder = Path(chosen) if chosen else tmp_path
     with browsing() as browser:
@@ -207,7 +157,7 @@ def test_the_report_opens_in_a_browser(
 def test_the_page_for_people_answers_in_a_browser(
     demo: Demo, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """As above: pictures of the README."""
+    """As above: pictures of the documentation."""
     chosen = pytestconfig.getoption("screenshots")
     folder = Path(chosen) if chosen else tmp_path
     environment = {"WHETSTONE_PACKAGE": str(demo.run_folder / "package"), "WHETSTONE_UI": "1"}
@@ -223,16 +173,11 @@ def test_the_page_for_people_answers_in_a_browser(
     assert (folder / "ui-dark.png").stat().st_size > 10_000
 
 
-def readme_commands() -> list[str]:
-    """Every line of the README's bash blocks, continued lines joined."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    lines = [line.partition("  #")[0].strip() for line in lines]
-    return [line for line in lines if line and not line.startswith("#")]
+def test_every_command_of_the_documentation_works(demo: Demo, s3: str) -> None:
+    """From the front page to the last guide, in one folder that holds the demo's run.
 
-
-def test_every_command_of_the_readme_works(demo: Demo, s3: str) -> None:
+    A command that stands on several pages is run once.
+    """
     messages = gzip.compress((EXAMPLE / "test.csv").read_bytes())
     filesystem("s3").mkdir("bucket")
     filesystem("s3").pipe("bucket/messages/monday.csv.gz", messages)
@@ -240,19 +185,21 @@ def test_every_command_of_the_readme_works(demo: Demo, s3: str) -> None:
     (home / "examples").symlink_to(ROOT / "examples")
     shutil.copy(EXAMPLE / "test.csv", home / "messages.csv")
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    ran = 0
-    for command in readme_commands():
-        if command in RUN_ELSEWHERE or command.startswith(NOT_HERE + WITH_A_VERSION + MAKING_A_KEY):
+    ran: set[str] = set()
+    for step in steps():
+        if isinstance(step, WrittenFile):
+            (home / step.path).write_text(step.content, "utf-8")
             continue
-        assert command.startswith("whetstone "), f"no test runs `{command}`"
+        if step in ran or where_else(step) is not None:
+            continue
         done = subprocess.run(
-            ["bash", "-c", command],
+            ["bash", "-c", step],
             cwd=home,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        ran += 1
-    assert ran >= 5
+        assert done.returncode == 0, f"{step}: {done.stderr}"
+        ran.add(step)
+    assert len(ran) >= 15

@@ -1,8 +1,7 @@
-"""The project's own files agree with each other, and the example data is what the README says."""
+"""The project's own files agree with each other, and the documentation's figures are measured."""
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
@@ -34,7 +33,8 @@ from benchmarks import (
 from service.metrics import metrics_table
 from service.settings import settings_table
 from tests.conftest import EXAMPLE, ROOT
-from training.config import load_recipe
+from tests.documentation import text_of_pages
+from training.recipe.load import load_recipe
 
 SERVING = ROOT / "service" / "requirements.txt"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -57,10 +57,11 @@ def test_serving_pins_are_the_projects_pins() -> None:
         assert everything.get(name) == version, name
 
 
-def test_every_extra_is_pinned() -> None:
+def test_every_extra_and_group_is_pinned() -> None:
     everything = pins(ROOT / "constraints.txt")
-    for extra in PYPROJECT["project"]["optional-dependencies"].values():
-        for requirement in extra:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    for requirements in (*extras.values(), *PYPROJECT["dependency-groups"].values()):
+        for requirement in requirements:
             name = re.split(r"[\[<>= ]", requirement)[0]
             assert re.sub(r"[-_.]+", "-", name).lower() in everything
 
@@ -77,35 +78,18 @@ def test_both_builds_read_the_one_list() -> None:
     assert bentofile["python"]["requirements_txt"] == f"./{relative}"
 
 
-def test_imports_go_from_training_to_service_only() -> None:
-    for path in (ROOT / "service").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-            assert not [name for name in names if name.partition(".")[0] == "training"], path
-
-
 def test_every_package_is_installed() -> None:
     """The image that trains installs the project as it is built."""
     found = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     packages = find_packages(str(ROOT), include=found)
-    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("[st]*/**/__init__.py")}
-    expected = {".".join(folder.parts) for folder in folders if folder.parts[0] != "tests"}
+    rooms = ("service", "training", "release", "monitoring", "whetstone")
+    folders = {
+        path.parent.relative_to(ROOT)
+        for room in rooms
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    expected = {".".join(folder.parts) for folder in folders}
     assert set(packages) == expected
-
-
-def test_only_the_exporter_knows_optimum() -> None:
-    knowing = [
-        path.name
-        for path in (ROOT / "training").rglob("*.py")
-        if "from optimum" in path.read_text("utf-8")
-    ]
-    assert knowing == ["exporter.py"]
 
 
 def rows(split: str) -> list[tuple[str, str]]:
@@ -158,23 +142,16 @@ def test_every_recipe_loads_also_with_files_instead_of_the_hub(recipe: Path) -> 
     assert (files.data.train_file, files.data.label_column) == (["a.csv"], "label")
 
 
-def test_the_readmes_tree_names_every_file() -> None:
-    tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1]
-    for folder in ("service", "training"):
-        for path in (ROOT / folder).rglob("*.py"):
-            assert path.name.startswith("__") or f"  {path.name} " in tree, path.name
-
-
-def test_the_readmes_tables_are_those_of_the_code() -> None:
+def test_the_documentation_has_the_tables_of_the_code() -> None:
     """`python -m service.settings` and `python -m service.metrics` print them."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert settings_table() in readme
-    assert metrics_table() in readme
+    assert settings_table() in text_of_pages()
+    assert metrics_table() in text_of_pages()
 
 
-def test_the_readme_counts_the_examples_rows() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert f"{len(rows('train')):,} to train on and {len(rows('test'))} to" in readme
+def test_the_documentation_counts_the_examples_rows() -> None:
+    text = " ".join(text_of_pages().split())
+    assert f"{len(rows('train')):,} to train on and {len(rows('test'))} to test on" in text
+    assert f"{len(rows('train')):,} messages to train on and {len(rows('test'))} to test on" in text
 
 
 @pytest.mark.parametrize(
@@ -196,46 +173,49 @@ def test_the_readme_counts_the_examples_rows() -> None:
         ("optimism", optimism.markdown),
     ],
 )
-def test_the_readmes_figures_are_those_of_the_benchmarks(
+def test_the_figures_of_the_documentation_are_those_of_the_benchmarks(
     name: str, written: Callable[[dict[str, Any]], str]
 ) -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
-    assert written(result).strip() in (ROOT / "README.md").read_text("utf-8")
+    assert written(result).strip() in text_of_pages()
 
 
-def test_the_readmes_table_of_the_gates_is_the_simulations() -> None:
+def test_the_table_of_the_gates_is_the_simulations() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "gates.json").read_text("utf-8"))
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    text = " ".join(text_of_pages().split())
     cases = {(v["task"], v["rows"], v["points_worse"]): v for v in result["verdicts"]}
     for rows in (100, 300, 1000, 3000):
         found = [cases["single_label", rows, points] for points in (0.0, 1.0, 2.0, 3.0)]
         cells = [f"{row['passed']:.0%} pass, {row['refused']:.0%} refused" for row in found]
-        assert f"| {rows:,} | {' | '.join(cells)} |" in readme
+        assert f"| {rows:,} | {' | '.join(cells)} |" in text
     rules = cases["single_label", 1000, 0.0]["rules"]
-    assert f"the interval refuses {rules['significance']:.0%}, no other rule any" in readme
+    assert (
+        f"the interval refuses {rules['significance']:.0%} of the candidates that are as good"
+        in text
+    )
     assert not rules["label"] + rules["agreement"] + rules["drop"]
     drop = cases["single_label", 300, 0.0]["rules"]["drop"]
-    assert f"(of 300 rows the drop of macro-F1 {drop:.0%})" in readme
+    assert f"On 300 rows, the drop of macro-F1 refuses {drop:.0%}." in text
     many, few = (cases["multi_label", rows, 0.0]["refused"] for rows in (1000, 300))
-    assert f"{many:.0%} of those as good are refused on 1,000 rows and {few:.0%} on 300" in readme
+    assert f"{many:.0%} of them are refused on 1,000 rows and {few:.0%} on 300" in text
     many, few = (cases["multi_label", rows, 2.0]["passed"] for rows in (1000, 300))
-    assert f"of those 2 points worse {many:.1%} and {few:.0%} pass" in readme
+    assert f"Of those 2 points worse, {many:.1%} and {few:.0%} pass." in text
 
 
-def test_the_readmes_table_of_verdicts_is_the_simulations() -> None:
+def test_the_table_of_verdicts_is_the_simulations() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "promotion.json").read_text("utf-8"))
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    text = " ".join(text_of_pages().split())
     cases = {(v["rows"], v["points"]): v for v in result["verdicts"]}
     for rows in (200, 1000, 3000):
         found = [cases[rows, points] for points in (-3.0, -2.0, 0.0, 2.0)]
         cells = [f"{v['promote']:.0%} / {v['refuse']:.0%} / {v['inconclusive']:.0%}" for v in found]
-        assert f"| {rows:,} | {' | '.join(cells)} |" in readme
-    assert f"the other wrong in {result['changed']:.0%} of the rows" in readme
+        assert f"| {rows:,} | {' | '.join(cells)} |" in text
+    assert f"the other wrong in {result['changed']:.0%} of the rows" in text
 
 
-def test_the_readmes_figure_of_int8_by_batch_is_the_benchmarks() -> None:
+def test_the_figure_of_int8_by_batch_is_the_benchmarks() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "int8.json").read_text("utf-8"))
     change = result["graphs"]["int8 by batch"]["largest_change_by_neighbours"]
-    readme = (ROOT / "README.md").read_text("utf-8").replace("\n", " ")
-    assert f"changed by up to {change:.2f} with the texts beside it" in readme
+    text = text_of_pages().replace("\n", " ")
+    assert f"changed by up to {change:.2f} with the texts beside it" in text
     assert result["graphs"]["int8 by token"]["largest_change_by_neighbours"] < 1e-5

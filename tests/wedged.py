@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 
 LONG = 20
 _logits = Classifier.logits

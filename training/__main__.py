@@ -1,8 +1,6 @@
-"""`python -m training train …` is `whetstone train …`."""
+"""`python -m training`, the name of `python -m whetstone` until version 0.2."""
 
-import sys
-
-from training.cli import main
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("whetstone", run_name="__main__")

@@ -1,20 +1,20 @@
 """The bill of materials of an image, as CycloneDX JSON: every package that serves, and the model.
 
-The packages come from the list that the image is built from, which is complete: the build installs
-it without resolving anything and checks that nothing is missing. `cyclonedx-py` reads the list;
-the model is added here. What the base image holds is the base image's to list.
+The packages come from the list that the image is built from. That list is complete: the build
+installs it without resolving anything, and checks that nothing is missing. `cyclonedx-py` reads the
+list, and the model is added here. The packages of the base image are not listed.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from service.model_package import MODEL_FILE, Manifest
-from training.errors import ImageError
+from release.image.commands import run_command
+from service.package.manifest import MODEL_FILE, Manifest
+from training.common.errors import ImageError
 
 SBOM_FILE = "sbom.cdx.json"
 # The first version with components for models is 1.5.
@@ -27,30 +27,26 @@ def write_sbom(path: Path, requirements: Path, image: str, manifest: Manifest) -
     name, _, version = image.rpartition(":")
     root = {"type": "container", "bom-ref": "image", "name": name, "version": version}
     content["metadata"]["component"] = root
-    # BentoML writes itself into the list again.
+    # BentoML adds itself to the list a second time.
     packages = {component["purl"]: component for component in content["components"]}
     content["components"] = [*packages.values(), model_component(manifest)]
     parts = sorted(component["bom-ref"] for component in content["components"])
-    # What the parts depend on is not known from a list: one without an entry says so.
+    # A list does not say what its packages depend on; a part without an entry says the same.
     content["dependencies"] = [{"ref": "image", "dependsOn": parts}]
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def list_packages(requirements: Path) -> dict[str, Any]:
-    """What `cyclonedx-py` makes of a list of pinned packages.
+    """The bill of materials that `cyclonedx-py` makes of a list of pinned packages.
 
-    Without its own validation, which takes ten times as long; a test does it.
+    Its own validation is off because it takes ten times as long; a test validates instead.
+
+    Raises:
+        ImageError: it cannot read the list.
+        ModuleNotFoundError: it is not installed.
     """
-    done = subprocess.run(  # noqa: S603 - fixed arguments
-        [
-            *(sys.executable, "-m", "cyclonedx_py", "requirements"),
-            *("--spec-version", SPECIFICATION, "--output-format", "JSON", "--no-validate"),
-            str(requirements),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [sys.executable, "-m", "cyclonedx_py", "requirements", "--spec-version", SPECIFICATION]
+    done = run_command([*words, "--output-format", "JSON", "--no-validate", str(requirements)])
     if done.returncode != 0:
         if "No module named cyclonedx_py" in done.stderr:
             raise ModuleNotFoundError(name="cyclonedx-bom")

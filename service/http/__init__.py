@@ -1,1 +1,1 @@
-"""HTTP: what is asked, what is answered, and what is refused."""
+"""HTTP: requests, answers and refusals."""

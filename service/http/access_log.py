@@ -1,4 +1,4 @@
-"""The access log, by switch: a line of JSON for a request, and never a part of its text."""
+"""The access log, by switch: one line of JSON for each request, without its text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 import sys
 from datetime import datetime
 
-from service.asgi import Request, to_json
+from service.http.asgi import to_json
+from service.http.request import Request
 
 access_logger = logging.getLogger("whetstone.access")
 
 
-def write_accesses() -> None:
-    """Write the lines as they are, one JSON object each, to standard output."""
+def enable_access_log() -> None:
+    """Write the log to standard output, one JSON object a line."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     access_logger.addHandler(handler)
@@ -21,7 +22,7 @@ def write_accesses() -> None:
 
 
 def log_access(request: Request, route: str, status: int, seconds: float) -> None:
-    """Log a request that was answered."""
+    """Log an answered request."""
     line = {
         "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "request_id": request.id,

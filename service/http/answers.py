@@ -1,76 +1,88 @@
-"""The contents of answers, as plain values: those of pydantic's models cost ten times as much."""
+"""The contents of answers, as plain values: pydantic's models would cost ten times as much."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from time import time
 from typing import Any
 
 import numpy as np
 
-from service.answering import Answers
-from service.asgi import Request
-from service.classifier import Classifier
-from service.decisions import FloatArray
-from service.model_package import Manifest
-from service.schemas import ClassifyRequest
-from service.settings import Settings
+from service.capture.capture import Capture
+from service.http.answering import Answers
+from service.http.limits import Limits
+from service.http.request import Request
+from service.http.schemas import ClassifyRequest
+from service.inference.classifier import Prediction
+from service.inference.decisions import FloatArray
+from service.package.manifest import Manifest
 
 
 def classify_content(
-    request: Request,
-    parsed: ClassifyRequest,
-    answers: Answers,
-    classifier: Classifier,
+    request: Request, parsed: ClassifyRequest, answers: Answers, manifest: Manifest
 ) -> dict[str, Any]:
-    """The content of a `ClassifyResponse`; as plain values, which cost a tenth of the model's."""
-    manifest = classifier.manifest
-    plain = parsed.use_activation is False
-    logits = answers.logits() if parsed.return_logits or plain else None
-    data = []
-    for index, answer in enumerate(answers.predictions):
-        item: dict[str, Any] = {
-            "index": index,
-            "label": answer.label,
-            "score": np.float32(answer.score),
-        }
-        if answer.labels is not None:
-            item["labels"] = answer.labels
-        if answer.abstained is not None:
-            item["abstained"] = answer.abstained
-        by_windows = manifest.long_text == "window"
-        if by_windows:
-            item["windows"] = answer.windows
-        if answer.truncated or not by_windows:
-            item["truncated"] = answer.truncated
-        # As vLLM has it: the same field, other numbers.
-        item["probs"] = logits[index] if plain and logits is not None else answer.probs
-        item["num_classes"] = len(manifest.labels)
-        if parsed.top_k:
-            ranked = rank(manifest.labels, answer.probs)[: parsed.top_k]
-            item["scores"] = {found["label"]: found["score"] for found in ranked}
-        if parsed.return_logits and logits is not None:
-            item["logits"] = logits[index]
-        data.append(item)
+    """The content of a `ClassifyResponse`."""
+    wants_logits = parsed.return_logits or parsed.use_activation is False
+    logits: Sequence[FloatArray | None] = (
+        list(answers.logits()) if wants_logits else [None] * len(answers.predictions)
+    )
     return {
         "id": f"classify-{request.id}",
         "object": "list",
         "created": int(time()),
         "model": model_name(manifest),
-        "data": data,
+        "data": [
+            _classification(index, answer, logits[index], parsed, manifest)
+            for index, answer in enumerate(answers.predictions)
+        ],
         "usage": {"prompt_tokens": request.tokens, "total_tokens": request.tokens},
     }
 
 
+def _classification(
+    index: int,
+    answer: Prediction,
+    logits: FloatArray | None,
+    parsed: ClassifyRequest,
+    manifest: Manifest,
+) -> dict[str, Any]:
+    """The content of a `Classification`."""
+    item: dict[str, Any] = {
+        "index": index,
+        "label": answer.label,
+        "score": np.float32(answer.score),
+    }
+    if answer.labels is not None:
+        item["labels"] = answer.labels
+    if answer.abstained is not None:
+        item["abstained"] = answer.abstained
+    by_windows = manifest.long_text == "window"
+    if by_windows:
+        item["windows"] = answer.windows
+    if answer.truncated or not by_windows:
+        item["truncated"] = answer.truncated
+    # As in vLLM, the same field then holds other numbers.
+    item["probs"] = logits if parsed.use_activation is False else answer.probs
+    item["num_classes"] = len(manifest.labels)
+    if parsed.top_k:
+        ranked = rank(manifest.labels, answer.probs)[: parsed.top_k]
+        item["scores"] = {each["label"]: each["score"] for each in ranked}
+    if parsed.return_logits:
+        item["logits"] = logits
+    return item
+
+
 def rank(labels: tuple[str, ...], scores: FloatArray) -> list[dict[str, Any]]:
-    """Labels with their scores, the highest first; of equal ones in label order."""
+    """Labels with their scores, the highest score first; equal scores keep the label order."""
     order = np.argsort(-scores, kind="stable").tolist()
     return [{"label": labels[index], "score": scores[index]} for index in order]
 
 
-def describe(classifier: Classifier, settings: Settings) -> dict[str, Any]:
+def describe(
+    manifest: Manifest, limits: Limits, capture: Capture | None = None, *, explains: bool = False
+) -> dict[str, Any]:
     """The content of `/info`."""
-    manifest = classifier.manifest
     return {
         "model": model_name(manifest),
         "name": manifest.name,
@@ -85,12 +97,14 @@ def describe(classifier: Classifier, settings: Settings) -> dict[str, Any]:
         "thresholds": manifest.thresholds,
         "abstain_threshold": manifest.abstain_threshold,
         "limits": {
-            "body_bytes": settings.max_body_bytes,
-            "texts": settings.max_texts,
-            "characters": settings.max_characters,
-            "windows": settings.max_windows,
-            "timeout_ms": settings.timeout_ms,
+            "body_bytes": limits.max_body_bytes,
+            "texts": limits.max_texts,
+            "characters": limits.max_characters,
+            "windows": limits.max_windows,
+            "timeout_ms": limits.timeout_ms,
         },
+        "explain": explains,
+        "capture": None if capture is None else capture.rules.as_dict(),
         "metrics": manifest.metrics,
         "provenance": {
             key: manifest.provenance.get(key)
@@ -100,7 +114,7 @@ def describe(classifier: Classifier, settings: Settings) -> dict[str, Any]:
 
 
 def model_name(manifest: Manifest) -> str:
-    """What the model is called wherever it is named by one word."""
+    """The name and version of the model in one word."""
     return f"{manifest.name}:{manifest.version}"
 
 

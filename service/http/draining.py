@@ -1,10 +1,10 @@
-"""From SIGTERM to the end of a worker: nothing that came before the signal goes unanswered.
+"""From SIGTERM to the end of a worker: every request that came before the signal is answered.
 
-Told to end, uvicorn closes its listener and every idle connection at once. The kernel then resets
-the connections that it had accepted for the listener, and a request that a client is just writing
-on an open connection is lost. So the signal first begins a drain. The worker says that it is not
-ready, goes on accepting and answering, and asks with each answer that the connection be closed;
-uvicorn is told to end when no connection is left, or when the time is up.
+When uvicorn is told to end, it closes its listener and every idle connection at once. The kernel
+then resets the connections that it had accepted for the listener, and a request that a client is
+just writing on an open connection is lost. Therefore the signal begins a drain first. The worker
+reports that it is not ready, goes on accepting and answering, and closes each connection with its
+answer. uvicorn is told to end when no connection is left, or when the time is up.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from types import FrameType
 
 import uvicorn
 
-from service.accepting import Accepting
+from service.http.accepting import Accepting
 
 logger = logging.getLogger("bentoml.service")
 
-# In this time the loop accepts what the kernel holds for the listener, in seconds.
+# How long the loop accepts the connections that the kernel holds for the listener, in seconds.
 BACKLOG_SECONDS = 0.2
-LOOK_SECONDS = 0.05
+CHECK_SECONDS = 0.05
 
 
 class Draining:
     """Whether the worker is about to end.
 
     Args:
-        seconds: the longest time in which open connections are waited for.
-        force_after: seconds after which a caller who does not take his answer is waited for no
-            more.
+        seconds: the longest time to wait for open connections.
+        force_after: seconds after which the worker ends although callers have not taken their
+            answers.
         on_begin: called once, when the signal comes.
     """
 
@@ -51,9 +51,9 @@ class Draining:
         self._accepting: Accepting | None = None
 
     def take_over(self) -> None:
-        """Get SIGTERM before uvicorn does; called in its event loop.
+        """Receive SIGTERM before uvicorn does; called in its event loop.
 
-        Nothing is done where no uvicorn waits for the signal, as in a test.
+        Does nothing where no uvicorn waits for the signal, as in a test.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -71,8 +71,8 @@ class Draining:
             self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
-        logger.info("draining: no longer ready, answering what has come")
-        # First: whatever else goes wrong, the worker ends.
+        logger.info("draining: no longer ready, answering the open requests")
+        # First of all, so that the worker ends whatever else goes wrong.
         self._task = asyncio.get_running_loop().create_task(self._drain())
         if self._on_begin is not None:
             self._on_begin()
@@ -83,7 +83,7 @@ class Draining:
         until = monotonic() + self._seconds
         await asyncio.sleep(min(BACKLOG_SECONDS, self._seconds))
         while server.server_state.connections and monotonic() < until:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
         if self._accepting is not None:
             self._accepting.close()
         server.handle_exit(signal.SIGTERM, None)

@@ -1,4 +1,4 @@
-"""What stands around our routes: BentoML's span, preflights, headers that are added."""
+"""Wrappers around our routes: for BentoML's spans, for preflights, and for added headers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.asgi import CLOSE, Headers, Request
+from service.http.asgi import CLOSE, Headers
+from service.http.request import Request
 
 if TYPE_CHECKING:
-    from service.routes import Routes
+    from service.http.routes import Routes
 
 
-# Keeps BentoML's page to what this server sends: it would load a tracker of Google's.
+# BentoML's page may load nothing from other servers: it would load a tracker of Google's.
 PAGE_POLICY: Headers = (
     (
         b"content-security-policy",
@@ -30,26 +31,26 @@ class TracedRoutes:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what is ours."""
-        ours = self._routes.name_of(scope) if scope["type"] == "http" else None
-        if ours is not None:
-            await self._routes.serve(ours, scope, receive, send)
+        """Serve a route of ours, or pass the request on."""
+        name = self._routes.name_of(scope) if scope["type"] == "http" else None
+        if name is not None:
+            await self._routes.serve(name, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
 class BoundedPreflights:
-    """Ends the connection of a preflight that has a body.
+    """Closes the connection of a preflight that has a body.
 
-    The middleware that answers preflights, which must be inside of this one, reads none: uvicorn
-    would go on reading it for ever.
+    It stands outside the middleware that answers preflights, which reads no body: uvicorn would go
+    on reading it for ever.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass it on."""
+        """Pass a request on; the answer to a preflight with a body gets a header more."""
         if scope["type"] == "http" and scope["method"] == "OPTIONS":
             request = Request.of(scope, receive)
             if request.unread and b"access-control-request-method" in request.headers:
@@ -58,7 +59,7 @@ class BoundedPreflights:
 
 
 def with_headers(send: Send, headers: Headers, record: Callable[[int], object]) -> Send:
-    """Add headers to an answer, and record its status."""
+    """A `send` that adds headers to the answer and passes its status to `record`."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

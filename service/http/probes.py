@@ -1,8 +1,9 @@
 """`/livez` and `/readyz` on a port and a thread of their own.
 
-In an overload the event loop answers thousands of requests before a probe has its turn: measured
-with 1,600 connections, seconds, after which Kubernetes restarts a server that only has much to do.
-Here a probe waits for nobody, and says whether the loop and inference move.
+In an overload the event loop answers thousands of requests before a probe has its turn. Measured
+with 1,600 connections, this took seconds, after which Kubernetes restarts a server that is only
+busy. A probe on this port waits for no request. It tells whether the event loop and inference make
+progress.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 
-# A probe is a line and a few headers.
-MOST_BYTES = 8_192
-# So long a stranger may take to send them, in seconds.
-MOST_SECONDS = 2.0
-# Connections at a time; one more, and the one that came first is closed.
-MOST_CONNECTIONS = 64
+# The size of a probe: one line and a few headers.
+MAX_BYTES = 8_192
+# The time in which a probe must arrive, in seconds.
+MAX_SECONDS = 2.0
+# Open connections; for one more, the oldest is closed.
+MAX_CONNECTIONS = 64
 
 
 class ProbesError(Exception):
-    """The port cannot be listened on; the message says why."""
+    """The server cannot listen on the port; the message says why."""
 
 
 def listen(port: int, *, shared: bool = False) -> socket.socket:
-    """A listener on all addresses of this machine.
+    """Listen on all addresses of this machine.
 
     Args:
         shared: other processes may listen on the same port in the same way.
 
     Raises:
-        ProbesError: somebody else has the port.
+        ProbesError: another process uses the port.
     """
     six = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if six else socket.AF_INET
@@ -42,26 +43,26 @@ def listen(port: int, *, shared: bool = False) -> socket.socket:
         )
     except OSError as error:
         raise ProbesError(
-            f"port {port} cannot be listened on ({error.strerror}): choose another one"
+            f"the server cannot listen on port {port} ({error.strerror}): choose another one"
         ) from None
 
 
 class Probes:
-    """Answers `GET PATH` by whether it is so: 200 or 503.
+    """Answers `GET PATH` with 200 or 503.
 
     Args:
-        port: of all addresses of this machine.
-        answers: what each path asks.
-        shared: other processes listen on the same port, and the system chooses who is asked.
+        port: on all addresses of this machine.
+        checks: for each path, whether to answer 200.
+        shared: other processes listen on the same port, and the system chooses between them.
 
     Raises:
-        ProbesError: somebody else has the port.
+        ProbesError: another process uses the port.
     """
 
     def __init__(
-        self, port: int, answers: Mapping[str, Callable[[], bool]], *, shared: bool = False
+        self, port: int, checks: Mapping[str, Callable[[], bool]], *, shared: bool = False
     ) -> None:
-        self._answers = answers
+        self._checks = checks
         self._open: dict[asyncio.StreamWriter, None] = {}
         self._listener = listen(port, shared=shared)
         threading.Thread(target=self._run, name="probes", daemon=True).start()
@@ -70,17 +71,17 @@ class Probes:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._answer, sock=self._listener, limit=MOST_BYTES)
+        server = await asyncio.start_server(self._answer, sock=self._listener, limit=MAX_BYTES)
         await server.serve_forever()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open[writer] = None
-        if len(self._open) > MOST_CONNECTIONS:
+        if len(self._open) > MAX_CONNECTIONS:
             next(iter(self._open)).close()
         try:
-            async with asyncio.timeout(MOST_SECONDS):
+            async with asyncio.timeout(MAX_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._of(head))
+                writer.write(self._answer_to(head))
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
@@ -90,11 +91,11 @@ class Probes:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def _of(self, head: bytes) -> bytes:
+    def _answer_to(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
-        if method not in (b"GET", b"HEAD") or path not in self._answers:
+        if method not in (b"GET", b"HEAD") or path not in self._checks:
             status = "404 Not Found"
         else:
-            status = "200 OK" if self._answers[path]() else "503 Service Unavailable"
+            status = "200 OK" if self._checks[path]() else "503 Service Unavailable"
         return f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()

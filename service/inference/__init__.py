@@ -1,1 +1,1 @@
-"""Texts in, answers out, for many callers at once; plain Python, without BentoML and HTTP."""
+"""Texts in, answers out, for many callers at once. Plain Python, without BentoML and HTTP."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use; imports nothing large, so that it can be asked first."""
+"""How many cores this process may use. The module imports nothing large."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """CPU cores that this process may use: its affinity, and the quotas of its cgroups.
+    """CPU cores that this process may use, by its affinity and the quotas of its cgroups.
 
-    ONNX Runtime and torch size their pools from the host or the affinity alone (onnxruntime#29510),
-    so this is asked instead. A part of a core counts as a whole one.
+    ONNX Runtime and torch size their pools from the host or the affinity alone (onnxruntime#29510).
+    A fraction of a core counts as a whole one.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: the folder of `proc` and `sys`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min([cores or 1, *_quotas(root)]))
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The quota in cores of every cgroup that this process is in, from its own to the topmost.
+    """The quota, in cores, of every cgroup of this process, from its own cgroup to the topmost.
 
-    In a container its own cgroup is the topmost that can be seen, and with cgroup v1 `/proc` names
-    it by a path of the host's, of which nothing is there.
+    In a container its own cgroup is the topmost visible one. With cgroup v1, `/proc` names it by a
+    path of the host, and this path does not exist in the container.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -48,7 +48,7 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _quota(group: Path) -> tuple[int, int]:
-    """Microseconds of computing in so many microseconds; 0 or less where there is no quota."""
+    """Microseconds of CPU time, and the period for them; 0 or less where there is no quota."""
     try:
         if (group / "cpu.max").is_file():
             quota, period = (group / "cpu.max").read_text(encoding="ascii").split()

@@ -1,7 +1,7 @@
-"""What a text is likely to cost before it is tokenized, by what texts before it took.
+"""What a text is likely to cost before it is tokenized, estimated from earlier texts.
 
-Texts of ASCII alone and others are measured apart: a CJK ideograph takes several times as long as
-a letter, and is a token by itself.
+Pure ASCII texts and other texts are measured separately: a CJK ideograph takes several times as
+long as a letter, and is a token by itself.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.inference.admission import Rate
-from service.model_package import Text
+from service.inference.rates import Rate
+from service.package.manifest import Text
 
-# Before anything was measured, by whether a text is ASCII: seconds and tokens of a character.
-SECONDS = {True: 5e-7, False: 2e-6}
-TOKENS = {True: 0.25, False: 1.0}
-FOLLOWED_CHARACTERS = 20_000.0
-# Of a text of a few characters the call takes longer than they do, and the first call longest.
-BELIEVED_CHARACTERS = 5_000.0
-# A call and a text take so many seconds besides, however short the text is.
+# Seconds and tokens per character before anything is measured, by whether the text is ASCII.
+FIRST_SECONDS = {True: 5e-7, False: 2e-6}
+FIRST_TOKENS = {True: 0.25, False: 1.0}
+# A rate forgets old measurements in so many characters (see `Rate`).
+MEMORY_CHARACTERS = 20_000.0
+# The first values weigh as much as so many characters: the first calls are the slowest, and a call
+# costs more than the few characters of a short text.
+INITIAL_CHARACTERS = 5_000.0
+# The fixed cost of a call for each text, in seconds.
 SECONDS_PER_TEXT = 1e-5
-# What is measured is never believed to be less: a text of another kind may follow.
-LEAST_SECONDS = 2e-7
+# A lower bound for seconds per character: a text of another kind may follow.
+MIN_SECONDS = 2e-7
 
 
 class Cost(NamedTuple):
-    """Of one thread: seconds to tokenize, and the tokens that inference gets."""
+    """The cost of a text: seconds of tokenizing on one thread, and tokens for inference."""
 
     seconds: float
     tokens: float
@@ -36,41 +38,49 @@ class TextCosts:
     """Measured costs of a tokenizer; every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._seconds = _rates(SECONDS)
-        self._tokens = _rates(TOKENS)
+        self._seconds = _rates(FIRST_SECONDS)
+        self._tokens = _rates(FIRST_TOKENS)
         self._lock = threading.Lock()
 
     def of(self, text: Text) -> Cost:
-        """What a text, or pair, is likely to cost."""
+        """The likely cost of a text, or pair."""
         seconds, tokens = SECONDS_PER_TEXT, 0.0
         for part in (text,) if isinstance(text, str) else text:
-            kind = part.isascii()
-            seconds += len(part) * max(self._seconds[kind].value, LEAST_SECONDS)
-            tokens += len(part) * self._tokens[kind].value
+            is_ascii = part.isascii()
+            seconds += len(part) * max(self._seconds[is_ascii].value, MIN_SECONDS)
+            tokens += len(part) * self._tokens[is_ascii].value
         return Cost(seconds, tokens)
 
     def learn(self, texts: Sequence[Text], seconds: float, tokens: Sequence[int | None]) -> None:
-        """What these took together, and how many tokens each has; None of one that was cut off."""
+        """Include a measurement.
+
+        Args:
+            texts: what was tokenized.
+            seconds: how long all texts took together.
+            tokens: how many tokens each text has; None for a text that was cut off.
+        """
         characters = dict.fromkeys((True, False), 0)
         with self._lock:
             for text, count in zip(texts, tokens, strict=True):
                 whole = text if isinstance(text, str) else text[0] + text[1]
-                kind = whole.isascii()
-                characters[kind] += len(whole)
+                is_ascii = whole.isascii()
+                characters[is_ascii] += len(whole)
                 if count is not None:
-                    self._tokens[kind].learn(count, len(whole))
-            likely = {
-                kind: number * self._seconds[kind].value for kind, number in characters.items()
+                    self._tokens[is_ascii].learn(count, len(whole))
+            expected = {
+                is_ascii: number * self._seconds[is_ascii].value
+                for is_ascii, number in characters.items()
             }
             measured = max(0.0, seconds - SECONDS_PER_TEXT * len(texts))
-            for kind, number in characters.items():
+            for is_ascii, number in characters.items():
                 if number:
-                    # Of texts of both kinds together, each takes the share that it was likely to.
-                    share = likely[kind] / sum(likely.values())
-                    self._seconds[kind].learn(measured * share, number)
+                    # Of a mixed batch, each kind gets its expected share of the time.
+                    share = expected[is_ascii] / sum(expected.values())
+                    self._seconds[is_ascii].learn(measured * share, number)
 
 
 def _rates(first: dict[bool, float]) -> dict[bool, Rate]:
     return {
-        kind: Rate(value, FOLLOWED_CHARACTERS, BELIEVED_CHARACTERS) for kind, value in first.items()
+        is_ascii: Rate(value, MEMORY_CHARACTERS, INITIAL_CHARACTERS)
+        for is_ascii, value in first.items()
     }

@@ -1,4 +1,4 @@
-"""Where a model runs: which devices are there."""
+"""The devices that ONNX Runtime can run a model on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class DeviceError(Exception):
-    """The device that was asked for is not there; the message says what is."""
+    """The requested device is not available; the message says which ones are."""
 
 
 def check_device(device: Device) -> None:
     """Refuse a device that this ONNX Runtime was not built for.
 
     Raises:
-        DeviceError: the message says what is there and what to install.
+        DeviceError: the message says what is available and what to install.
     """
     available = onnxruntime.get_available_providers()
     if PROVIDERS[device] not in available:

@@ -1,7 +1,7 @@
-"""A request's work, in parts that several threads compute → one outcome: complete, or failed.
+"""A request's work, in parts that several threads compute → one outcome: completed or failed.
 
-A job holds what was computed so far and shows it to nobody. Its outcome is made once, when the last
-part is there or when one has failed, so a result with a part that nobody computed cannot exist.
+A job keeps computed parts to itself. Its outcome is made once, when the last part is there or when
+a part has failed. Therefore a result with a missing part cannot exist.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Stage = Literal["tokenizing", "inference"]
 class Completed(Generic[Result]):
     """Every part was computed.
 
-    `queued` and `running` are seconds: waiting for the first part to be taken, and from there to
-    the end of the last one.
+    `queued` is the seconds until the first part was taken; `running` is the seconds from then to
+    the end of the last part.
     """
 
     result: Result
@@ -31,7 +31,7 @@ class Completed(Generic[Result]):
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """At least one part could not be computed; its exception may hold a part of a text."""
+    """At least one part could not be computed; the exception may hold a part of a text."""
 
     error: Exception
 
@@ -40,20 +40,22 @@ Outcome: TypeAlias = Completed[Result] | Failed
 
 
 class TokenizingTask(NamedTuple):
-    """A part of a request's texts: `work` tokenizes them, in about `seconds` of one thread."""
+    """A part of a request's texts: `work` tokenizes them, in about `seconds` on one thread."""
 
     work: Callable[[], list[Any]]
     seconds: float
 
 
 class Job(Generic[Result]):
-    """The parts of one request at one stage; its engine's lock guards every call but `tell`.
+    """The parts of one request at one stage; the engine's lock guards every call except `tell`.
 
     Args:
-        parts: how many there are; at least one.
-        assemble: makes the result of all parts, in their order.
-        on_done: called once with the outcome, unless the job was cancelled before.
+        stage: what is done with the parts.
+        parts: their number; at least one.
+        assemble: makes the result from all parts, in their order.
+        on_done: called once with the outcome, unless the job is canceled before.
         submitted: seconds on the engine's clock.
+        since: when its place in the queue counts from; `submitted` if None.
     """
 
     __slots__ = (
@@ -64,16 +66,17 @@ class Job(Generic[Result]):
         "_last_ended",
         "_on_done",
         "_parts",
-        "can_wait",
         "expected",
+        "is_background",
         "is_measurement",
         "is_open",
         "is_urgent",
-        "passed",
         "promised_tokens",
         "since",
         "stage",
         "submitted",
+        "urgent_before",
+        "urgent_limit",
         "waiting_parts",
         "waiting_work",
     )
@@ -89,23 +92,24 @@ class Job(Generic[Result]):
     ) -> None:
         self.stage: Stage = stage
         self.submitted = submitted
-        # Where its place in the order counts from: the stage before it, where there was one.
         self.since = submitted if since is None else since
         # When it is expected to be ready, on the engine's clock.
         self.expected = submitted
-        # It goes before everything that is not urgent.
+        # An urgent job goes before every job that is not urgent.
         self.is_urgent = False
-        # Seconds of urgent work that ever was: when it came, and when it has waited as long as it
-        # can.
-        self.passed = 0.0
-        self.can_wait = math.inf
-        # Of its parts in the queue: how many, and their tokens or seconds of tokenizing.
+        # A background job goes after every other job.
+        self.is_background = False
+        # Two values of the counter of urgent work (see `Admission`): when the job arrived, and up
+        # to which value it can wait.
+        self.urgent_before = 0.0
+        self.urgent_limit = math.inf
+        # The number of its parts in the queue, and their tokens or seconds of tokenizing.
         self.waiting_parts = 0
         self.waiting_work = 0.0
         # Tokens that a tokenizing job is likely to bring to inference.
         self.promised_tokens = 0
         self.is_measurement = False
-        # Not yet complete, failed or cancelled; what is left of others in the queue is passed over.
+        # Whether it is not yet completed, failed or canceled. The queue skips parts of others.
         self.is_open = True
         self._parts = parts
         self._assemble = assemble
@@ -116,23 +120,23 @@ class Job(Generic[Result]):
         self._last_ended = 0.0
 
     def take(self, now: float) -> None:
-        """A part of it begins to be computed."""
+        """Record that a thread begins to compute one of its parts."""
         if self._first_taken is None:
             self._first_taken = now
 
     def put(self, place: int, part: Any, now: float) -> bool:
-        """Keep a part; whether it was the last one that was missing."""
+        """Keep a computed part; return whether it was the last missing one."""
         self._computed[place] = part
         self._last_ended = now
         return len(self._computed) == self._parts
 
     def fail(self, error: Exception) -> None:
-        """Keep why there will be no result."""
+        """Keep the reason why there is no result."""
         self._error = error
         self._computed.clear()
 
     def tell(self) -> None:
-        """Make the outcome and hand it over; without the lock, by the thread that ended the job."""
+        """Make the outcome and hand it over; called without the lock."""
         self._on_done(self._outcome())
 
     def _outcome(self) -> Outcome[Result]:
@@ -140,7 +144,7 @@ class Job(Generic[Result]):
             return Failed(self._error)
         try:
             result = self._assemble([self._computed[place] for place in range(self._parts)])
-        except Exception as error:  # noqa: BLE001 - whatever it was, there is no result
+        except Exception as error:  # noqa: BLE001 - whatever the reason, there is no result
             return Failed(error)
         taken = self.submitted if self._first_taken is None else self._first_taken
         return Completed(result, taken - self.submitted, self._last_ended - taken)

@@ -1,15 +1,16 @@
-"""How much of a text must be tokenized to know its first tokens: a prefix, where that is certain.
+"""Cut a long text before it is tokenized, where this certainly keeps its first tokens.
 
-A tokenizer reads 100,000 characters to keep 256 tokens of them. Where it splits a text into words
-and treats each alone, what follows a word changes nothing before it, so a prefix that ends between
-two words has the tokens that the whole text begins with. Whether a tokenizer is of that kind is
-read from its file, part by part (https://huggingface.co/docs/tokenizers/components); of one with a
-part that is not known here, every text is read whole.
+A tokenizer would read 100,000 characters to keep 256 tokens. Many tokenizers split a text into
+words and treat each word alone, so what follows a word does not change the tokens before it. A
+prefix that ends between two words then has the tokens that the whole text begins with. The parts
+of the tokenizer's file say whether a tokenizer is of this kind
+(https://huggingface.co/docs/tokenizers/components). With a part that is unknown here, every text
+is read whole.
 
-A text is cut before a single space between two letters or digits. There no normalizer joins, drops
-or reorders anything: the space is a starter that composes with nothing (Unicode Standard Annex 15),
-and no grapheme cluster reaches over it (Annex 29). Where CJK ideographs are words of their own, as
-BERT has them, a text is cut between two of them, too.
+A text is cut before a single space between two letters or digits. There, no normalizer joins,
+drops or reorders anything: the space is a starter that composes with nothing (Unicode Standard
+Annex 15), and no grapheme cluster crosses it (Annex 29). Where CJK ideographs are words of their
+own, as in BERT, a text may also be cut between two of them.
 """
 
 from __future__ import annotations
@@ -20,21 +21,20 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from service.model_package import Text
+from service.package.manifest import Text
 
-# Letters and digits between which a space may be cut at, of scripts that are written with spaces.
-# Those left out are letters that form a grapheme cluster with what is before or after them.
+# Letters and digits of scripts that are written with spaces. The excluded letters form a grapheme
+# cluster with a neighbor.
 PLAIN = r"[^\W_\u0d4e\u0e33\u0eb3\u3000-\U0010ffff]"
 SPACE_CUT = re.compile(f"(?<={PLAIN})(?= {PLAIN})")
 IDEOGRAPH = r"[\u4e00-\u9fff]"
 IDEOGRAPH_CUT = re.compile(f"(?<={PLAIN})(?= {PLAIN})|(?<={IDEOGRAPH})(?={IDEOGRAPH})")
-# Characters that a token has at most, as a rule: what is read first. More is read where it was not
-# enough.
+# The characters that are read first for each token. Few texts need more.
 CHARACTERS_PER_TOKEN = 6
-# A cut is looked for in so many characters after those.
+# The cut must lie within so many characters after those.
 SEARCHED_CHARACTERS = 1000
 
-# Parts of tokenizers that treat each character, or what stands together without a space, alone.
+# Normalizers that treat each character, or each run without a space, alone.
 LOCAL_NORMALIZERS = {
     "BertNormalizer",
     "Lowercase",
@@ -48,25 +48,25 @@ LOCAL_NORMALIZERS = {
     "Strip",
     "StripAccents",
 }
-# These split at every space, or before it.
+# Pre-tokenizers that split at every space, or before it.
 SPLITTING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
-# These split by what each character is, whatever stands around it.
+# Pre-tokenizers that split by each character alone.
 LOCAL_SPLITS = {"Digits", "Punctuation"}
 MODELS = {"BPE", "Unigram", "WordLevel", "WordPiece"}
 
 
 class Beginning(NamedTuple):
-    """The beginning of a text, or a pair; `is_whole` says that there is no more of it."""
+    """The beginning of a text, or a pair; `is_whole` says that this is all of it."""
 
     text: Text
     is_whole: bool
 
 
 class Prefixes:
-    """Cuts texts for one tokenizer, where that is certain to change nothing.
+    """Cuts texts for one tokenizer, where this certainly keeps their first tokens.
 
     Args:
-        tokenizer: it says how it truncates.
+        tokenizer: it states its truncation.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -75,30 +75,30 @@ class Prefixes:
         self.certain = _is_certain(parts)
 
     def of(self, text: str, tokens: int) -> Beginning:
-        """The shortest beginning that is likely to have so many tokens."""
+        """A beginning that is likely to have at least `tokens` tokens."""
         least = tokens * CHARACTERS_PER_TOKEN
         if not self.certain or len(text) <= least:
             return Beginning(text, True)
-        found = self._cut.search(text, least, min(len(text), least + SEARCHED_CHARACTERS))
-        return Beginning(text, True) if found is None else Beginning(text[: found.start()], False)
+        cut = self._cut.search(text, least, min(len(text), least + SEARCHED_CHARACTERS))
+        return Beginning(text, True) if cut is None else Beginning(text[: cut.start()], False)
 
 
 def _is_certain(parts: dict[str, Any]) -> bool:
-    """Whether a text that is cut between two words keeps the tokens before the cut."""
+    """Whether a text that is cut between two words keeps its tokens before the cut."""
     return (
         (parts["truncation"] or {}).get("direction") == "Right"
         and parts["model"]["type"] in MODELS
-        # Dropout draws anew for every word.
+        # Dropout is random for every word.
         and not parts["model"].get("dropout")
         and all(map(_is_local_normalizer, _steps(parts["normalizer"], "normalizers")))
         and _splits_at_spaces(_steps(parts["pre_tokenizer"], "pretokenizers"))
-        # A token that was added by hand is found before the text is split.
+        # Added tokens are matched before the text is split.
         and not any(re.search(r"\s", token["content"]) for token in parts["added_tokens"])
     )
 
 
 def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """What a sequence of parts consists of, sequences in it too."""
+    """The single steps of a part; sequences are resolved."""
     if part is None:
         return []
     if part["type"] != "Sequence":
@@ -109,7 +109,7 @@ def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
 def _is_local_normalizer(step: dict[str, Any]) -> bool:
     if step["type"] != "Replace":
         return step["type"] in LOCAL_NORMALIZERS
-    # A pattern with a space and something else might reach over the cut.
+    # A pattern with a space and something else might cross the cut.
     pattern = step["pattern"]
     literal = pattern.get("String")
     if literal:
@@ -118,7 +118,7 @@ def _is_local_normalizer(step: dict[str, Any]) -> bool:
 
 
 def _splits_at_spaces(steps: list[dict[str, Any]]) -> bool:
-    """Whether there is a split at the cut, and whatever comes before that step is local."""
+    """Whether one step splits at the cut, and all steps before it are local."""
     for step in steps:
         kind = step["type"]
         if kind in SPLITTING:
@@ -133,7 +133,7 @@ def _splits_at_spaces(steps: list[dict[str, Any]]) -> bool:
 
 
 def _splits_ideographs(parts: dict[str, Any]) -> bool:
-    """Whether ideographs are words of their own, by a step that is sure to come first."""
+    """Whether the first step makes every ideograph a word of its own."""
     normalizers = _steps(parts["normalizer"], "normalizers")
     pre_tokenizers = _steps(parts["pre_tokenizer"], "pretokenizers")
     return (
@@ -142,6 +142,6 @@ def _splits_ideographs(parts: dict[str, Any]) -> bool:
         and normalizers[0]["handle_chinese_chars"] is True
         and bool(pre_tokenizers)
         and pre_tokenizers[0]["type"] in SPLITTING
-        # A token that was added by hand may be of several ideographs.
+        # An added token may have several ideographs.
         and all(token["content"].isascii() for token in parts["added_tokens"])
     )

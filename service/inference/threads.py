@@ -8,25 +8,26 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from service.inference.jobs import Stage
 
-# By so much less than others of the process an inference thread weighs where cores are short: at 5
-# a third.
-NICER = 5
-MOST_NICENESS = 19
+# The increase of an inference thread's nice value. At 15 its weight is a thirtieth of the other
+# threads' where cores are short. At 5, a third, the event loop was late in an overload.
+NICE_INCREMENT = 15
+MAX_NICE = 19
 
 
 @dataclass(slots=True)
 class Pool:
-    """Threads that take the same stages out of the queue; the engine's lock guards it."""
+    """Threads that take the same stages from the queue; the engine's lock guards it."""
 
     stages: tuple[Stage, ...]
     work_came: threading.Condition
     idle: int = 0
 
     def wake(self, parts: int) -> None:
-        """Wake as many threads as there are parts, of those that wait."""
+        """Wake as many idle threads as there are new parts."""
         if self.idle:
             self.work_came.notify(min(self.idle, parts))
 
@@ -37,8 +38,11 @@ class Pool:
         self.idle -= 1
 
 
-def make_pools(lock: threading.Lock, *, apart: bool) -> dict[Stage, Pool]:
-    """The pool of each stage; one for both unless they are to be apart."""
+Pools: TypeAlias = Mapping[Stage, Pool]
+
+
+def make_pools(lock: threading.Lock, *, apart: bool) -> Pools:
+    """The pool of each stage; `apart` gives each stage a pool of its own."""
     stages: tuple[Stage, ...] = ("inference", "tokenizing")
     if apart:
         return {stage: Pool((stage,), threading.Condition(lock)) for stage in stages}
@@ -46,9 +50,9 @@ def make_pools(lock: threading.Lock, *, apart: bool) -> dict[Stage, Pool]:
 
 
 def start_threads(
-    pools: Mapping[Stage, Pool], counts: Mapping[Stage, int], serve: Callable[[Pool], None]
+    pools: Pools, counts: Mapping[Stage, int], serve: Callable[[Pool], None]
 ) -> list[threading.Thread]:
-    """Start so many threads for each stage, which do what `serve` does with their pool."""
+    """Start a number of threads for each stage; each calls `serve` with its pool."""
     threads = [
         threading.Thread(target=serve, args=(pools[stage],), name=f"{stage}-{index}", daemon=True)
         for stage, count in counts.items()
@@ -59,15 +63,15 @@ def start_threads(
     return threads
 
 
-def yield_to_others() -> None:
-    """Let this thread wait for others where cores are short; for threads that compute.
+def lower_thread_priority() -> None:
+    """Lower the priority of this thread; for threads that compute.
 
     In an overload every refusal is the event loop's work. With as many busy inference threads as
-    cores it gets its turns late, and then everything is late: refusals, and answers that are ready.
+    cores, the loop would run late, and all answers and refusals with it.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        # A sandbox may forbid what needs no privilege.
+        # A sandbox may forbid the call, though it needs no privilege.
         with contextlib.suppress(OSError):
-            niceness = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICENESS, niceness + NICER))
+            nice = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(MAX_NICE, nice + NICE_INCREMENT))

@@ -1,4 +1,4 @@
-"""What an engine has done since it started, counted; its lock guards every call."""
+"""The totals of an engine since its start; the engine's lock guards every call."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from service.classifier import NotFiniteError
+from service.inference.errors import NotFiniteError
 from service.inference.queue import Batch
 
-# Why a computation failed: an exception, or logits that are no numbers.
+# Why a computation failed: an exception, or logits that are not finite.
 FAILURES = ("error", "not_finite")
 
 
 class EngineState(NamedTuple):
-    """Totals since the start, and what is there now; seconds are ages, 0 where there is none.
+    """Totals since the start, and what waits and runs at the moment.
 
-    `failed_jobs` counts by `FAILURES`, `waiting_seconds` is the work of tokenizing that waits.
+    `failed_jobs` counts by `FAILURES`; `waiting_seconds` is the tokenizing that waits;
+    `oldest_seconds` and `running_seconds` are the ages of the oldest waiting job and of the oldest
+    running batch, 0 where there is none.
     """
 
     batches: int = 0
@@ -40,13 +42,13 @@ class Totals:
         self.failed_jobs = Counter(dict.fromkeys(FAILURES, 0))
 
     def count(self, batch: Batch) -> None:
-        """A batch was computed, or has failed."""
+        """Count a batch that was computed or has failed."""
         self.batches += 1
         self.padded_tokens += batch.padded_tokens
-        # A window's work is its tokens.
+        # The work of a window is its tokens.
         self.tokens += int(sum(entry.work for entry in batch.entries))
 
     def count_failure(self, error: Exception) -> None:
-        """A job has failed."""
+        """Count a job that has failed."""
         reason = "not_finite" if isinstance(error, NotFiniteError) else "error"
         self.failed_jobs[reason] += 1

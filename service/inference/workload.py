@@ -1,4 +1,4 @@
-"""What an engine has taken on: what waits, what runs, and what will come from tokenizing."""
+"""The work that an engine has accepted: what waits, what runs, and what tokenizing will bring."""
 
 from __future__ import annotations
 
@@ -13,72 +13,74 @@ from service.inference.queue import Batch, Queue
 
 
 class Workload:
-    """What there is to do; the engine's lock guards every call.
+    """Adds up the work; the engine's lock guards every call.
 
     Args:
         queue: what waits.
         clock: seconds; it never goes back.
-        apart: whether texts are tokenized by other threads than those of the batches.
+        apart: whether other threads than those of the batches tokenize.
     """
 
     def __init__(self, queue: Queue, clock: Callable[[], float], *, apart: bool) -> None:
-        # Tokens that requests being tokenized are likely to bring.
+        # Tokens that the requests at the tokenizing stage are likely to bring.
         self.promised_tokens = 0
-        # What waits or runs, whether it is urgent or not.
+        # The jobs that wait or run: those that go in turn, and the urgent ones.
         self.in_turn: set[Job[Any]] = set()
         self._urgent: set[Job[Any]] = set()
         self._queue = queue
         self._clock = clock
         self._apart = apart
-        # What each thread computes, and since when; and the work of all of them together.
+        # By thread: when its batch began, and the batch's work. Then the sums over all threads.
         self._running: dict[int, tuple[float, Load]] = {}
         self._running_tokens = 0.0
         self._running_tokenizing = 0.0
 
     def add(self, job: Job[Any]) -> None:
-        """A job is taken on."""
+        """Add an accepted job."""
         self.promised_tokens += job.promised_tokens
         (self._urgent if job.is_urgent else self.in_turn).add(job)
 
     def remove(self, job: Job[Any]) -> None:
-        """A job is complete, failed or cancelled."""
+        """Remove a job that is completed, failed or canceled."""
         self.promised_tokens -= job.promised_tokens
         (self._urgent if job.is_urgent else self.in_turn).discard(job)
 
     def begin(self, batch: Batch, now: float) -> None:
-        """This thread begins to compute a batch."""
+        """Record that this thread begins to compute a batch."""
         task = batch.entries[0].work if batch.stage == "tokenizing" else 0.0
         self._running[threading.get_ident()] = now, Load(batch.padded_tokens, task)
         self._add_up()
 
     def end(self) -> None:
-        """This thread has computed its batch."""
+        """Record that this thread has computed its batch."""
         del self._running[threading.get_ident()]
         self._add_up()
 
     def _add_up(self) -> None:
-        # Once a batch: every request asks for it.
+        # Once for each batch, because every request needs the sums.
         self._running_tokens = sum([load.tokens for _, load in self._running.values()])
         self._running_tokenizing = sum([load.tokenizing for _, load in self._running.values()])
 
     def ahead(self) -> Load:
-        """All of it, as what comes now finds it."""
+        """All the work before a request that arrives now."""
         queue = self._queue
         return Load(
             queue.tokens + self.promised_tokens + self._running_tokens,
             queue.task_seconds + self._running_tokenizing,
         )
 
-    def urgent(self, seconds: Callable[[Load], float], threads: int) -> float:
-        """Seconds until urgent work that comes now can begin; as dear as what is urgent is much.
+    def seconds_to_urgent(self, seconds: Callable[[Load], float], threads: int) -> float:
+        """Seconds until an urgent request that arrives now can begin.
 
-        It needs one thread: that of the batch that ends first, where nothing urgent waits, and else
-        no later than all threads are done with all of it (Graham, "Bounds on Multiprocessing Timing
-        Anomalies", SIAM J. Appl. Math. 17(2), 1969).
+        Where no other urgent job waits, the request needs one thread: the one whose batch ends
+        first. Otherwise it begins no later than all threads are done with all urgent work (Graham,
+        "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17(2), 1969).
+
+        The cost grows with the number of urgent jobs.
 
         Args:
-            seconds: how long all threads take for a load.
-            threads: how many there are.
+            seconds: how long a load takes all threads.
+            threads: their number.
         """
         now = self._clock()
         left = [
@@ -104,6 +106,6 @@ class Workload:
 
     @property
     def longest_running(self) -> float:
-        """How many seconds what is longest under way has taken; 0 where nothing is."""
+        """How many seconds the oldest running batch has taken; 0 where nothing runs."""
         began = min((since for since, _ in self._running.values()), default=math.inf)
         return max(0.0, self._clock() - began)

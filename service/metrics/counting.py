@@ -1,7 +1,7 @@
 """What requests did, kept in this process until it is written for all workers together.
 
 A request only leaves its facts here. They are added up a few times a second, many at a time, which
-costs a tenth of adding up each for itself.
+costs a tenth of adding up each request by itself.
 """
 
 from __future__ import annotations
@@ -9,29 +9,28 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from service.classifier import Prediction
+from service.inference.classifier import Prediction
+from service.metrics.definitions import CONFIDENCES, SECONDS
 
-SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-CONFIDENCES = tuple(step / 20 for step in range(1, 21))
-# Answers that wait to be added up hold their probabilities: so many requests' at most.
-MOST_WAITING = 1000
+# So many requests may wait to be added up: their answers hold probabilities.
+MAX_WAITING = 1000
 
 Item = TypeVar("Item")
 
-# The name of a metric and its labels.
-Key = tuple[str, ...]
+# The name of a metric, and the values of its labels.
+Key: TypeAlias = tuple[str, ...]
 
 
 class Counts:
     """How much to add to each series.
 
-    Of a histogram the first number is the sum of what was observed, the others count its buckets,
-    the endless one last.
+    The array of a histogram holds the sum of the observed values, then the counts of its buckets;
+    the last bucket has no upper bound.
     """
 
     def __init__(self) -> None:
@@ -39,9 +38,9 @@ class Counts:
         self.histograms: dict[Key, npt.NDArray[np.float64]] = {}
 
     def observe(self, key: Key, bounds: tuple[float, ...], values: Sequence[float]) -> None:
-        """Count each value in the first bucket that has room for it; the last has room for all."""
-        places = np.searchsorted(bounds, values)
-        counts = np.bincount(places, minlength=len(bounds) + 1)
+        """Count each value in the first bucket whose upper bound it does not exceed."""
+        buckets = np.searchsorted(bounds, values)
+        counts = np.bincount(buckets, minlength=len(bounds) + 1)
         added = np.concatenate([[sum(values)], counts])
         self.histograms[key] = self.histograms.get(key, 0.0) + added
 
@@ -61,22 +60,22 @@ class Counting:
         self._counts = Counts()
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """One request is over."""
+        """Count a request that is over."""
         self._requests.append((route, status, seconds))
-        if len(self._requests) > MOST_WAITING:
+        if len(self._requests) > MAX_WAITING:
             self._add_up()
 
     def refused(self, reason: str) -> None:
-        """A request was answered 429."""
+        """Count an answer with 429."""
         with self._lock:
             self._counts.counters["whetstone_refusals_total", reason] += 1
 
     def answered(self, answers: Sequence[Prediction], timing: Mapping[str, float]) -> None:
-        """The texts of one request were answered; `timing` has the seconds of its stages."""
+        """Count the answers of one request; `timing` holds the seconds of its stages."""
         self._answers.append((answers, timing))
 
     def take(self) -> Counts:
-        """What came since this was last called."""
+        """The counts since the last call."""
         self._add_up()
         with self._lock:
             counts, self._counts = self._counts, Counts()
@@ -84,27 +83,22 @@ class Counting:
 
     def _add_up(self) -> None:
         with self._lock:
-            self._add_requests(_drained(self._requests))
-            self._add_answers(_drained(self._answers))
+            self._add_requests(_drain(self._requests))
+            self._add_answers(_drain(self._answers))
 
     def _add_requests(self, requests: list[tuple[str, int, float]]) -> None:
         counts = self._counts
-        seconds: dict[str, list[float]] = defaultdict(list)
-        for route, status, took in requests:
+        seconds_by_route: dict[str, list[float]] = defaultdict(list)
+        for route, status, seconds in requests:
             counts.counters["whetstone_requests_total", route, str(status)] += 1
-            seconds[route].append(took)
-        for route, values in seconds.items():
+            seconds_by_route[route].append(seconds)
+        for route, values in seconds_by_route.items():
             counts.observe(("whetstone_request_duration_seconds", route), SECONDS, values)
 
     def _add_answers(
         self, answered: list[tuple[Sequence[Prediction], Mapping[str, float]]]
     ) -> None:
-        stages: dict[str, list[float]] = defaultdict(list)
-        for _, timing in answered:
-            for stage, seconds in timing.items():
-                stages[stage].append(seconds)
-        for stage, values in stages.items():
-            self._counts.observe(("whetstone_stage_duration_seconds", stage), SECONDS, values)
+        self._add_stages([timing for _, timing in answered])
         answers = [answer for several, _ in answered for answer in several]
         if not answers:
             return
@@ -121,7 +115,15 @@ class Counting:
             for label in (answer.label,) if answer.labels is None else answer.labels:
                 counters["whetstone_predictions_total", self._label_series[label]] += 1
 
+    def _add_stages(self, timings: list[Mapping[str, float]]) -> None:
+        seconds_by_stage: dict[str, list[float]] = defaultdict(list)
+        for timing in timings:
+            for stage, seconds in timing.items():
+                seconds_by_stage[stage].append(seconds)
+        for stage, values in seconds_by_stage.items():
+            self._counts.observe(("whetstone_stage_duration_seconds", stage), SECONDS, values)
 
-def _drained(waiting: deque[Item]) -> list[Item]:
-    """What waits by now; what comes meanwhile is left."""
+
+def _drain(waiting: deque[Item]) -> list[Item]:
+    """Take the items that wait at the moment; items that arrive meanwhile stay."""
     return [waiting.popleft() for _ in range(len(waiting))]

@@ -1,8 +1,8 @@
-"""The page for people, `GET /ui`: one file with its style and its script, and the policy it has.
+"""The page for people, `GET /ui`: one file with its style and its script, and its policy.
 
-It loads nothing. Its Content-Security-Policy allows that one script and that one style by their
-hashes, and requests to this server only; text cannot become markup, as the script puts in
-nothing but text and the policy lets it make no other.
+The page loads nothing. Its Content-Security-Policy allows this script and this style by their
+hashes, and requests to this server only. Text cannot become markup: the script inserts nothing but
+text, and the policy forbids it to make markup.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import hashlib
 from importlib import resources
 
-from service.asgi import Headers
+from service.http.asgi import Headers
 
 PATH = "/ui"
 MEDIA_TYPE = b"text/html; charset=utf-8"
@@ -19,9 +19,9 @@ PAGE, STYLE, SCRIPT = "ui.html", "ui.css", "ui.js"
 
 
 def page() -> tuple[bytes, Headers]:
-    """The page, and its headers beside the content type."""
-    style, script = _file(STYLE), _file(SCRIPT)
-    whole = _file(PAGE).replace("{style}", style).replace("{script}", script)
+    """The page, and its headers in addition to the content type."""
+    style, script = _read(STYLE), _read(SCRIPT)
+    html = _read(PAGE).replace("{style}", style).replace("{script}", script)
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -42,13 +42,13 @@ def page() -> tuple[bytes, Headers]:
         # A server of another version has another page.
         (b"cache-control", b"no-cache"),
     )
-    return whole.encode(), headers
+    return html.encode(), headers
 
 
 def _source(content: str) -> str:
-    """What stands in a policy for a script or a style of that content."""
+    """The source expression of a policy that allows a script or style with this content."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _file(name: str) -> str:
-    return resources.files("service").joinpath(name).read_text(encoding="utf-8")
+def _read(name: str) -> str:
+    return resources.files("service.page").joinpath(name).read_text(encoding="utf-8")

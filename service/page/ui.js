@@ -351,7 +351,135 @@
     const asked = [texts, pairs].filter(Boolean).map((of) => foreign("p", "asked", excerpt(of[item.index])));
     const bars = barsOf(item);
     const whole = texts.length === 1 ? bars : [folded("Probabilities", () => make("div", "", ...bars))];
-    return make("li", "", ...asked, ...outcome(item), ...remarks(item), ...whole);
+    const reason = info.explain && texts.length === 1 ? [why([texts, pairs].filter(Boolean).map((of) => of[0]))] : [];
+    return make("li", "", ...asked, ...outcome(item), ...remarks(item), ...whole, ...reason);
+  };
+
+  // Why: the words of one text, shaded by what they contribute, and the answer without some of them.
+
+  const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+  const meaning = (value) =>
+    Math.abs(value) < 0.005 ? "changes nothing" : `speaks ${value < 0 ? "against" : "for"} it, ${signed(value)}`;
+
+  // A text with its words as buttons. Places count code points, as the service does.
+  const wordsOf = (text, words, toggle, largest) => {
+    const characters = Array.from(text);
+    const line = foreign("p", "words", "");
+    let end = 0;
+    for (const word of words) {
+      line.append(characters.slice(end, word.start).join(""));
+      const button = make("button", word.contribution < 0 ? "word against" : "word", word.word);
+      button.type = "button";
+      button.title = meaning(word.contribution);
+      button.setAttribute("aria-pressed", "false");
+      button.setAttribute("aria-label", `${word.word}: ${meaning(word.contribution)}`);
+      button.style.setProperty("--w", Math.abs(word.contribution) / largest);
+      button.addEventListener("click", () => toggle(word));
+      word.button = button;
+      line.append(button);
+      end = word.end;
+    }
+    line.append(characters.slice(end).join(""));
+    return line;
+  };
+
+  const withoutWords = (text, words) => {
+    const characters = Array.from(text);
+    for (const word of words) {
+      characters.fill("", word.start, word.end);
+      characters[word.start] = " ";
+    }
+    return characters.join("");
+  };
+
+  const listed = (words) =>
+    words.flatMap((word, index) => [...(index ? [", "] : []), foreign("bdi", "", word.word)]);
+
+  // In words, for those who do not see the shades.
+  const inSentences = (item) => {
+    const strongest = (sign) =>
+      item.words
+        .filter((word) => word.contribution * sign >= 0.005)
+        .sort((one, other) => (other.contribution - one.contribution) * sign)
+        .slice(0, SHOWN);
+    const told = [[strongest(1), "For it: "], [strongest(-1), "Against it: "]]
+      .filter(([words]) => words.length)
+      .map(([words, name]) => make("p", "remark", name, ...listed(words), "."));
+    if (!told.length) told.push(make("p", "remark", "No word alone changes anything."));
+    const other = item.counterfactual;
+    if (!other) return [...told, make("p", "remark", "No few words were found whose removal changes it.")];
+    const gone = listed(other.words.map((place) => item.words[place]));
+    const then = (other.labels ?? [other.label]).join(", ") || "no label";
+    return [...told, make("p", "remark", "Without ", ...gone, " the answer is ", labelled("bdi", "", then), ".")];
+  };
+
+  const whatIf = (item, texts) => {
+    const removed = new Set();
+    const outcome = make("p", "remark", "");
+    outcome.setAttribute("role", "status");
+    let latest = 0;
+    const again = async () => {
+      latest += 1;
+      const mine = latest;
+      const fields = ["input", "text_pair"].slice(0, texts.length);
+      const parts = fields.map((field, index) =>
+        withoutWords(texts[index], [...removed].filter((word) => word.field === field)));
+      if (parts.some((part) => !part.trim())) {
+        outcome.textContent = "No word is left.";
+        return;
+      }
+      const body = Object.fromEntries(fields.map((field, index) => [field, parts[index]]));
+      try {
+        const { content } = await call("classify", JSON.stringify(body));
+        if (mine !== latest) return;
+        const given = answered(content.data[0]).map(([label, value]) => `${label}, ${score(value)}`);
+        const name = removed.size ? `Without ${plural(removed.size, "word")}` : "With all words";
+        outcome.textContent = `${name}: ${given.join("; ") || "no label"}.`;
+      } catch (error) {
+        if (mine === latest) outcome.textContent = error.message;
+      }
+    };
+    const toggle = (word) => {
+      if (!removed.delete(word)) removed.add(word);
+      word.button.setAttribute("aria-pressed", String(removed.has(word)));
+      again();
+    };
+    return { toggle, outcome };
+  };
+
+  const explained = (item, texts) => {
+    const { toggle, outcome } = whatIf(item, texts);
+    const largest = Math.max(...item.words.map((word) => Math.abs(word.contribution)), 0.01);
+    const lines = ["input", "text_pair"].slice(0, texts.length).map((field, index) =>
+      wordsOf(texts[index], item.words.filter((word) => word.field === field), toggle, largest));
+    const title = make("p", "", "Why ", labelled("bdi", "", item.label), item.given ? "?" : " is not answered");
+    const help = make("p", "note", "Click a word to see the answer without it.");
+    const scope = item.sentences ? [make("p", "note", "Only words of the sentences that matter were weighed.")] : [];
+    return [title, ...lines, ...inSentences(item), ...scope, help, outcome];
+  };
+
+  const why = (texts) => {
+    const button = make("button", "small", "Why?");
+    button.type = "button";
+    const box = make("div", "why", button);
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      box.setAttribute("aria-busy", "true");
+      try {
+        const [input, pair] = texts;
+        const body = pair === undefined ? { input } : { input, text_pair: pair };
+        const { content } = await call("explain", JSON.stringify(body));
+        box.replaceChildren(...explained(content.data[0], texts));
+        box.tabIndex = -1;
+        box.focus();
+      } catch (error) {
+        button.disabled = false;
+        box.replaceChildren(button, make("p", "error", error instanceof Refusal ? error.message : "The words could not be shown."));
+      } finally {
+        box.removeAttribute("aria-busy");
+      }
+    });
+    return box;
   };
 
   const timesOf = (timing, milliseconds) => {

@@ -1,1 +1,1 @@
-"""`make test-faults`: a real server, and what may happen to it; what must hold afterwards."""
+"""`make test-faults`: what a real server must survive."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.servers import SERVICE, classify, free_port, get, serving_process
-from tests.test_operation import Client, samples
+from tests.closed_loop import ClosedLoop
+from tests.servers import SERVICE, classify, free_port, get, samples, serving_process
 
 pytestmark = pytest.mark.faults
 
@@ -22,7 +22,7 @@ SECONDS = 60
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Ask again and again; a server that is busy answers late."""
+    """Check again and again, because a busy server answers late."""
     deadline = time.monotonic() + SECONDS
     while not holds():
         assert time.monotonic() < deadline, what
@@ -30,18 +30,18 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 def workers_of(server: int) -> list[psutil.Process]:
-    """The workers of the server that has this process id."""
-    found = []
+    """The workers of the server with this process id."""
+    values = []
     for child in psutil.Process(server).children(recursive=True):
-        # One that has just died is no worker any more.
+        # A process that has just died is no longer a worker.
         with suppress(psutil.NoSuchProcess):
             if "_bentoml_impl.worker.service" in child.cmdline():
-                found.append(child)
-    return found
+                values.append(child)
+    return values
 
 
 def pids_of_workers(server: int) -> set[int]:
-    """Whether one was replaced shows in these."""
+    """The process ids of the workers; they change when one is replaced."""
     return {worker.pid for worker in workers_of(server)}
 
 
@@ -57,7 +57,7 @@ class Two:
         return workers_of(self.pid)
 
     def probe(self, path: str) -> int:
-        """What is answered on the port for probes; 0 where nobody does."""
+        """The status on the probe port; 0 where nobody answers."""
         try:
             address = f"http://127.0.0.1:{self._probe_port}{path}"
             with urllib.request.urlopen(address, timeout=2) as answer:
@@ -68,11 +68,11 @@ class Two:
             return 0
 
     def is_whole(self) -> bool:
-        """Whether both workers are there and ready."""
+        """Whether both workers run and are ready."""
         if (self.probe("/readyz"), self.probe("/livez")) != (200, 200):
             return False
-        found = samples(get(self.address, "/metrics")[1])
-        return len(self.workers()) == 2 and found["whetstone_ready",] == 2
+        values = samples(get(self.address, "/metrics")[1])
+        return len(self.workers()) == 2 and values["whetstone_ready",] == 2
 
 
 @contextmanager
@@ -90,23 +90,23 @@ def two_workers(package: Path, log: Path, **settings: str) -> Iterator[Two]:
         try:
             yield server
         finally:
-            # One that a test stopped would not end.
+            # A worker that a test stopped would not end.
             with suppress(psutil.NoSuchProcess):
                 for worker in server.workers():
                     worker.resume()
 
 
 @contextmanager
-def load(address: str, signalled: list[float]) -> Iterator[list[Client]]:
+def load(address: str, signalled: list[float]) -> Iterator[list[ClosedLoop]]:
     """Eight callers in closed loops, until the server closes their connections for good."""
-    clients = [Client(address, signalled) for _ in range(8)]
+    clients = [ClosedLoop(address, signalled) for _ in range(8)]
     for client in clients:
         client.start()
     time.sleep(1)
     yield clients
 
 
-def test_two_workers_that_are_told_to_end_answer_what_has_come(
+def test_two_workers_answer_open_requests_before_they_end(
     tiny_package: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -122,20 +122,20 @@ def test_two_workers_that_are_told_to_end_answer_what_has_come(
     assert log.read_text("utf-8").count("draining") == 2
 
 
-def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(
+def test_a_killed_worker_is_replaced_while_the_other_answers(
     tiny_package: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     with two_workers(tiny_package, log) as server, load(server.address, []) as clients:
         killed = server.workers()[0]
         killed.kill()
-        # Somebody answers at once, and all the time.
+        # The other worker answers all the time.
         for _ in range(50):
             assert classify(server.address, {"input": "hello"})["data"]
             time.sleep(0.02)
         wait_until(server.is_whole, "a replacement that is ready")
         assert killed.pid not in [worker.pid for worker in server.workers()]
-        # Lost is what the dead one had: at most one request of each caller.
+        # Only requests of the dead worker are lost: at most one for each caller.
         assert all(len(client.lost) <= 1 for client in clients)
         before = samples(get(server.address, "/metrics")[1])["whetstone_texts_total",]
         for _ in range(20):
@@ -149,11 +149,11 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(
     assert "Traceback" not in log.read_text("utf-8")
 
 
-def test_a_worker_that_hangs_is_seen_whichever_is_asked(tiny_package: Path, tmp_path: Path) -> None:
+def test_each_worker_reports_that_one_hangs(tiny_package: Path, tmp_path: Path) -> None:
     with two_workers(tiny_package, tmp_path / "log", WHETSTONE_STALL_MS="3000") as server:
         stopped = server.workers()[0]
         stopped.suspend()
-        # The other one says so; whom the system asks is chance, and one of them says nothing.
+        # The system chooses the worker by chance, and the one that hangs does not answer.
         wait_until(lambda: server.probe("/livez") == 503, "a probe that fails")
         stopped.resume()
         wait_until(server.is_whole, "both again")

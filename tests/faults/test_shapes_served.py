@@ -1,4 +1,4 @@
-"""Packages of every shape, served by two workers to many callers: each answer is `Classifier`'s."""
+"""Packages of every kind, served by two workers to many callers, answer like `Classifier`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from tests.faults.test_connections import BYSTANDERS, crowd_of
 from tests.servers import SERVICE, Server, serving
-from tests.test_shapes import SAME_SCORE, Shape, request_of, shape
+from tests.service.inference.test_shapes import SAME_SCORE, Shape, request_of, shape
 
 pytestmark = pytest.mark.faults
 
 __all__ = ["shape"]
 
 
-def test_every_answer_is_that_of_the_classifier(shape: Shape, tmp_path: Path) -> None:
+def test_every_answer_equals_that_of_the_classifier(shape: Shape, tmp_path: Path) -> None:
     expected = shape.classifier.classify(shape.texts)
     environment = {
         "WHETSTONE_PACKAGE": str(shape.folder / "package"),
@@ -49,11 +49,13 @@ def test_every_answer_is_that_of_the_classifier(shape: Shape, tmp_path: Path) ->
 
 @pytest.mark.parametrize("shape", ["windows"], indirect=True)
 @pytest.mark.parametrize("text", ["parcel " * 14_000, "x" * 100_000])
-def test_a_crowd_of_texts_of_a_thousand_windows(shape: Shape, text: str, tmp_path: Path) -> None:
-    """Read to their end, all of them would take far longer than anybody waits."""
+def test_a_crowd_of_texts_with_a_thousand_windows_is_answered_in_time(
+    shape: Shape, text: str, tmp_path: Path
+) -> None:
+    """To read all of them to the end would take far longer than the deadlines."""
     environment = {
         "WHETSTONE_PACKAGE": str(shape.folder / "package"),
-        # As many as such a text has: by default it would only be refused.
+        # As many as such a text has; the default would refuse it.
         "WHETSTONE_MAX_WINDOWS": "20000",
     }
     log = tmp_path / "log"
@@ -62,7 +64,7 @@ def test_a_crowd_of_texts_of_a_thousand_windows(shape: Shape, text: str, tmp_pat
         statuses = crowd_of(server, text, 40)
         assert set(statuses) <= {200, 429, 504}
         assert statuses.total() == 40 + BYSTANDERS
-        # What nobody waits for any more is not computed.
+        # Requests that nobody waits for are not computed.
         assert server.ask("/classify", {"input": "hello"})[0] == 200
         for path in ("/livez", "/readyz"):
             assert server.ask(path, method="GET")[0] == 200

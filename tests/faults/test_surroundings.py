@@ -1,4 +1,4 @@
-"""What a server stands on: its home, the clock, the file of API keys."""
+"""The surroundings of a server: its home, its disk, the clock, the file of API keys."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from service.routes import BENTOML_ROUTES, HUB_ROUTE, MODEL_ROUTE, ROUTES
+from service.http.routes import BENTOML_ROUTES, HUB_ROUTE, MODEL_ROUTE, ROUTES
 from tests.faults.test_processes import pids_of_workers
-from tests.servers import SERVICE, Server, free_port, serving, serving_process
-from tests.test_operation import samples
+from tests.servers import SERVICE, Server, free_port, samples, serving, serving_process
 
 pytestmark = pytest.mark.faults
 
 SECONDS = 60
-# Moves the clock of the day of one process by what a file says, and no other clock.
+# Shifts the wall clock of one process by the seconds in a file, and no other clock.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -40,9 +39,9 @@ static long shift(void) {
 int clock_gettime(clockid_t id, struct timespec *now) {
     static int (*real)(clockid_t, struct timespec *);
     if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int found = real(id, now);
+    int values = real(id, now);
     if (id == CLOCK_REALTIME) now->tv_sec += shift();
-    return found;
+    return values;
 }
 time_t time(time_t *where) {
     struct timespec now;
@@ -58,13 +57,13 @@ def line_of(key: str) -> str:
 
 
 def replace(path: Path, content: str) -> None:
-    """As Kubernetes does it: whole, by another name."""
+    """Replace a file as Kubernetes does: written under another name, then renamed."""
     new = path.with_name("new")
     new.write_text(content, "utf-8")
     new.replace(path)
 
 
-def test_keys_that_are_replaced_under_load(tiny_package: Path, tmp_path: Path) -> None:
+def test_api_keys_can_be_replaced_under_load(tiny_package: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     replace(keys, line_of("first") + line_of("second"))
     environment = {"WHETSTONE_PACKAGE": str(tiny_package), "WHETSTONE_API_KEYS_FILE": str(keys)}
@@ -98,7 +97,7 @@ def test_keys_that_are_replaced_under_load(tiny_package: Path, tmp_path: Path) -
                 caller.join(SECONDS)
     assert set(statuses["second"]) == {200}
     log = (tmp_path / "log").read_text("utf-8")
-    assert "the API keys stay as they were" in log and "the key itself" not in log
+    assert "the API keys did not change" in log and "the key itself" not in log
 
 
 def wait_for(holds: object) -> None:
@@ -112,7 +111,7 @@ BODY = b'{"input": "hello"}'
 
 
 def half_sent(server: Server, key: str) -> socket.socket:
-    """The connection of a request of which the first ten bytes of the body are sent."""
+    """A connection on which a request with ten bytes of its body was sent."""
     connection = server.connect()
     head = f"POST /classify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
     kind = f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
@@ -123,7 +122,7 @@ def half_sent(server: Server, key: str) -> socket.socket:
 
 
 def made_shim(folder: Path) -> Path:
-    """The library that moves the clock."""
+    """The library that shifts the clock."""
     (folder / "shim.c").write_text(SHIM, "utf-8")
     shim = folder / "shim.so"
     command = ["gcc", "-shared", "-fPIC", "-o", str(shim), str(folder / "shim.c"), "-ldl"]
@@ -135,7 +134,7 @@ def made_shim(folder: Path) -> Path:
 
 
 def check_requests_under_way(server: Server, key: str, shift: Path, seconds: int) -> None:
-    """Set the clock while bodies come: one that goes on is in time, one that does not is late."""
+    """Set the clock while bodies arrive: one that continues is in time, one that stops is late."""
     with half_sent(server, key) as goes_on, half_sent(server, key) as does_not:
         shift.write_text(str(seconds))
         goes_on.sendall(BODY[10:])
@@ -143,7 +142,7 @@ def check_requests_under_way(server: Server, key: str, shift: Path, seconds: int
         assert does_not.recv(12) == b"HTTP/1.1 408"
 
 
-def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) -> None:
+def test_the_server_survives_a_clock_that_is_set(tiny_package: Path, tmp_path: Path) -> None:
     shim = made_shim(tmp_path)
     shift = tmp_path / "shift"
     shift.write_text("0")
@@ -171,12 +170,12 @@ def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) 
                 wait_for(
                     lambda: server.ask("/classify", {"input": "a"}, headers=headers)[0] == 200  # noqa: B023
                 )
-                # The other worker looks at the file at a time of its own.
+                # The other worker checks the file at another time.
                 time.sleep(2.5)
             for _ in range(10):
                 status, answer, _ = server.ask("/classify", {"input": "hello"}, headers=headers)
                 assert status == 200
-            # The clock is really another one.
+            # The clock was really shifted.
             assert abs(answer["created"] - (time.time() + seconds)) < 60
             for asked in (server, Server(f"http://127.0.0.1:{port}", tmp_path / "log")):
                 for path in ("/livez", "/readyz"):
@@ -184,8 +183,8 @@ def test_a_clock_that_is_set_back_and_forth(tiny_package: Path, tmp_path: Path) 
     assert "Traceback" not in (tmp_path / "log").read_text("utf-8")
 
 
-def test_a_home_that_nobody_can_write_to(tiny_package: Path, tmp_path: Path) -> None:
-    """A file where the home should be: also the superuser cannot write there."""
+def test_the_server_runs_with_a_read_only_home(tiny_package: Path, tmp_path: Path) -> None:
+    """A file in place of the home: even the superuser cannot write there."""
     home = tmp_path / "home"
     home.write_text("")
     environment = {
@@ -201,9 +200,9 @@ def test_a_home_that_nobody_can_write_to(tiny_package: Path, tmp_path: Path) -> 
     assert home.read_text() == ""
 
 
-# Without capabilities also the superuser writes only where the mode says so.
+# Without capabilities, even the superuser writes only where the mode allows it.
 WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
-# As a pod with readOnlyRootFilesystem: one folder can be written to, nothing else can.
+# Like a pod with readOnlyRootFilesystem: only one folder is writable.
 READ_ONLY_ROOT = [
     *["unshare", "--mount", "sh", "-c"],
     'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"',
@@ -211,9 +210,7 @@ READ_ONLY_ROOT = [
 
 
 @pytest.mark.parametrize("kind", ["home", "root"])
-def test_one_folder_that_can_be_written_to_is_enough(
-    tiny_package: Path, tmp_path: Path, kind: str
-) -> None:
+def test_one_writable_folder_is_enough(tiny_package: Path, tmp_path: Path, kind: str) -> None:
     home, writable = tmp_path / "home", tmp_path / "writable"
     home.mkdir()
     home.chmod(0o555)
@@ -222,10 +219,10 @@ def test_one_folder_that_can_be_written_to_is_enough(
     asked = 'touch "$1"/ours && ! touch "$0"/strange'
     tried = [*prefix, "sh", "-c", asked, str(home), str(writable)]
     try:
-        found = subprocess.run(tried, capture_output=True, timeout=SECONDS)
+        values = subprocess.run(tried, capture_output=True, timeout=SECONDS)
     except FileNotFoundError:
         pytest.skip(f"there is no {prefix[0]} here")
-    if found.returncode:
+    if values.returncode:
         pytest.skip("rights cannot be taken away here: run this as root")
     environment = {
         "WHETSTONE_PACKAGE": str(tiny_package),
@@ -263,12 +260,12 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def ready_workers(server: Server) -> float:
-    """As `/metrics` says."""
+    """The number of ready workers in `/metrics`."""
     return samples(server.ask("/metrics", method="GET")[1]).get(("whetstone_ready",), 0.0)
 
 
 def fill(path: Path) -> None:
-    """Write to `path` until not a page is left."""
+    """Write to `path` until the disk is full."""
     with path.open("wb", buffering=0) as filling:
         for size in (65_536, 512):
             with suppress(OSError):
@@ -277,7 +274,7 @@ def fill(path: Path) -> None:
 
 
 def ask_everything(server: Server) -> None:
-    """Every route with several statuses: each wants room of its own for its series."""
+    """Request every route with several statuses, so that each needs room for its series."""
     names = {HUB_ROUTE: "/", MODEL_ROUTE: "/v1/models/tiny"}
     good = {"inputs": "hello"}
     for route in (*ROUTES, *sorted(BENTOML_ROUTES), "/nowhere"):
@@ -290,8 +287,8 @@ def ask_everything(server: Server) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_is_full(tiny_package: Path, tmp_path: Path, workers: int) -> None:
-    """BentoML's folder, where the metrics are and what workers say, has no room left."""
+def test_the_server_survives_a_full_disk(tiny_package: Path, tmp_path: Path, workers: int) -> None:
+    """The folder of metrics and of the workers' reports has no room left."""
     log = tmp_path / "log"
     port = free_port()
     with small_disk(tmp_path / "small") as small:
@@ -308,7 +305,7 @@ def test_a_disk_that_is_full(tiny_package: Path, tmp_path: Path, workers: int) -
             before = pids_of_workers(process.pid)
             fill(small / "filling")
             ask_everything(server)
-            # Longer than one that says nothing is borne with.
+            # Longer than a worker may stay silent.
             until = time.monotonic() + 6
             while time.monotonic() < until:
                 for asked in (server, probes):
@@ -319,6 +316,6 @@ def test_a_disk_that_is_full(tiny_package: Path, tmp_path: Path, workers: int) -
             assert pids_of_workers(process.pid) == before
             (small / "filling").unlink()
             assert ready_workers(server) == workers
-            found = samples(server.ask("/metrics", method="GET")[1])
-            assert found["whetstone_requests_total", "/predict", "200"] >= 1
+            values = samples(server.ask("/metrics", method="GET")[1])
+            assert values["whetstone_requests_total", "/predict", "200"] >= 1
     assert "Traceback" not in log.read_text("utf-8")

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.manifests import pods, references, values
-from tests.manifests.render import COMPONENTS, K8S, OVERLAYS, PARTS, Manifests, Renderer, kustomize
-from tests.manifests.schemas import VERSIONS, schemas
+from tests.k8s.manifests import pods, references, values
+from tests.k8s.manifests.render import (
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    PARTS,
+    Manifests,
+    Renderer,
+    kustomize,
+)
+from tests.k8s.manifests.schemas import VERSIONS, schemas
 
 CHECKS = (
     schemas,
@@ -47,7 +55,9 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
 
 @pytest.mark.parametrize("components", COMBINATIONS, ids=lambda names: "+".join(names) or "alone")
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_is_sound(render: Renderer, overlay: str, components: tuple[str, ...]) -> None:
+def test_every_overlay_is_sound(
+    render: Renderer, overlay: str, components: tuple[str, ...]
+) -> None:
     assert problems(render(overlay, *components)) == []
     assert len(VERSIONS) == 3
 
@@ -142,7 +152,7 @@ MISTAKES = [
     ("Deployment", f"{POD} terminationGracePeriodSeconds", GONE, "terminationGracePeriodSeconds"),
     # references
     ("Service", "metadata namespace", "default", "namespace default"),
-    ("Service", "metadata name", "Text_classifier", "no name"),
+    ("Service", "metadata name", "Text_classifier", "no valid name"),
     ("Service", f"spec selector {NAME_LABEL}", "other", "Service/text-classifier chooses"),
     ("Service", "spec selector", GONE, "Service/text-classifier chooses"),
     ("Deployment", f"spec selector matchLabels {NAME_LABEL}", "other", "Deployment/"),
@@ -217,11 +227,13 @@ def key(place: Any, step: str) -> Any:
     return next(index for index, item in enumerate(place) if item["name"] == step)
 
 
-@pytest.mark.parametrize(("kind", "path", "value", "said"), MISTAKES)
-def test_a_mistake_is_found(render: Renderer, kind: str, path: str, value: Any, said: str) -> None:
+@pytest.mark.parametrize(("kind", "path", "value", "message"), MISTAKES)
+def test_each_mistake_is_reported(
+    render: Renderer, kind: str, path: str, value: Any, message: str
+) -> None:
     manifests = render("production", *WITHOUT_GPU)
     change(manifests, kind, path, value)
-    assert said in str(problems(manifests))
+    assert message in str(problems(manifests))
 
 
 def test_a_tag_and_a_name_in_the_overlay_reach_every_container(tmp_path: Path) -> None:
@@ -242,7 +254,7 @@ def sources() -> list[Path]:
     return sorted(path for part in PARTS for path in (K8S / part).rglob("*") if path.is_file())
 
 
-def test_an_image_is_named_in_the_overlays_only() -> None:
+def test_only_overlays_name_an_image() -> None:
     for path in sources():
         text = path.read_text("utf-8")
         named = [line.strip() for line in text.splitlines() if line.strip().startswith("image: ")]
@@ -266,7 +278,7 @@ def test_every_file_is_used() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_is_short(overlay: str) -> None:
+def test_every_overlay_is_short(overlay: str) -> None:
     lines = [
         line
         for path in (K8S / "overlays" / overlay).rglob("*")
@@ -276,7 +288,7 @@ def test_an_overlay_is_short(overlay: str) -> None:
     assert len(lines) < 20
 
 
-def test_a_changed_setting_is_a_new_configmap(render: Renderer) -> None:
+def test_a_changed_setting_makes_a_new_configmap(render: Renderer) -> None:
     names = {
         render(*how).find("Deployment", "text-classifier")["spec"]["template"]["spec"][
             "containers"
@@ -287,7 +299,7 @@ def test_a_changed_setting_is_a_new_configmap(render: Renderer) -> None:
     assert all(name.startswith("text-classifier-") for name in names)
 
 
-def test_without_kubectl_a_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kubectl_is_reported_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(pytest.fail.Exception, match=r"install 1\.28 or newer"):
         kustomize(K8S / "base")

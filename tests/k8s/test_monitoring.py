@@ -84,19 +84,19 @@ def panel_expressions() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("title", "expression"), panel_expressions())
-def test_a_panel_shows_what_there_is(title: str, expression: str) -> None:
+def test_every_panel_uses_exported_metrics(title: str, expression: str) -> None:
     assert asked_for(expression)
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_an_alert_looks_at_what_there_is(alert: dict[str, Any]) -> None:
+def test_every_alert_uses_exported_metrics(alert: dict[str, Any]) -> None:
     assert asked_for(alert["expr"])
     assert alert["annotations"]["summary"]
     assert alert["labels"]["severity"] in ("critical", "warning")
 
 
 @pytest.mark.parametrize("name", OF_THE_CLUSTER)
-def test_of_the_clusters_pods_only_ours_count(name: str) -> None:
+def test_alerts_count_only_our_pods(name: str) -> None:
     (alert,) = (alert for alert in ALERTS if name in alert["expr"])
     assert any(one.startswith("whetstone_") for one in asked_for(alert["expr"]))
     assert "on (namespace" in alert["expr"]
@@ -109,7 +109,7 @@ def alert_named(name: str) -> dict[str, Any]:
     return found
 
 
-def test_who_was_there_and_has_no_series_any_more_is_down() -> None:
+def test_a_service_whose_series_ended_is_down() -> None:
     """While another namespace serves, `absent` says nothing, and neither does a sum of nothing."""
     either = promql_parser.parse(alert_named("WhetstoneDown")["expr"])
     assert str(either.op) == "or"
@@ -190,7 +190,7 @@ FINE = {REQUESTS % ("/classify", 200): "0+100x99", REQUESTS % ("/livez", 200): "
         ),
     ],
 )
-def test_prometheus_itself_finds_what_an_alert_is_for(
+def test_prometheus_fires_each_alert_for_its_cause(
     name: str, series: dict[str, str], at: str, expected: list[dict[str, str]], tmp_path: Path
 ) -> None:
     alert = alert_named(name)
@@ -217,7 +217,7 @@ def test_prometheus_itself_finds_what_an_alert_is_for(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_parser_would_notice() -> None:
+def test_the_parser_refuses_invalid_expressions() -> None:
     with pytest.raises(AssertionError, match="whetstone_nothing"):
         asked_for("sum(rate(whetstone_requests_total[5m])) / max(whetstone_nothing)")
     with pytest.raises(AssertionError):
@@ -226,14 +226,14 @@ def test_the_parser_would_notice() -> None:
         asked_for("sum(rate(whetstone_requests_total[5m])")
 
 
-def test_every_metric_is_shown_somewhere() -> None:
+def test_every_metric_is_used_in_a_panel_or_alert() -> None:
     shown = set().union(*(asked_for(expression) for _, expression in panel_expressions()))
     shown |= set().union(*(asked_for(alert["expr"]) for alert in ALERTS))
     for metric in METRICS:
         assert any(name.startswith(metric.name) for name in shown), metric.name
 
 
-def test_grafana_finds_variables_and_annotations_in_what_there_is() -> None:
+def test_variables_and_annotations_use_exported_metrics() -> None:
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
             asked = variable["query"]["query"].removeprefix("label_values(")

@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, example_rows, write_csv
-from tests.manifests import pods, schemas, values
-from tests.manifests.render import Manifests, Resource, kustomize
+from tests.k8s.manifests import pods, schemas, values
+from tests.k8s.manifests.render import Manifests, Resource, kustomize
 from tests.test_project import PYPROJECT, pins
-from training.cli import EXIT_OF_VERDICT, _parser, main
-from training.config import load_recipe, parse_overrides
-from training.publish import package_at, publish
+from training.common.exit_status import EXIT_OF_VERDICT
+from training.recipe.load import load_recipe, parse_overrides
+from training.registry.publish import package_at, publish
+from whetstone.main import build_parser, main
 
 TRAINING = ROOT / "k8s" / "training"
 DOCKERFILE = (TRAINING / "Dockerfile").read_text("utf-8")
@@ -71,7 +72,7 @@ def container(kind: str, name: str) -> Resource:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_rendered_is_valid_and_restricted(
+def test_rendered_resources_are_valid_and_restricted(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainjob = "trainer.kubeflow.org/v1alpha1", "TrainJob"
@@ -94,7 +95,7 @@ def test_what_is_rendered_is_valid_and_restricted(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_may_do_nothing_to_the_cluster(kind: str) -> None:
+def test_training_has_no_permissions_in_the_cluster(kind: str) -> None:
     manifests = rendered(kind)
     allowed = {
         "ConfigMap",
@@ -113,7 +114,7 @@ def test_training_may_do_nothing_to_the_cluster(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_named_is_there(kind: str) -> None:
+def test_every_referenced_resource_exists(kind: str) -> None:
     manifests = rendered(kind)
     text = yaml.safe_dump(one(kind))
     named = {
@@ -134,7 +135,7 @@ def test_what_is_named_is_there(kind: str) -> None:
     assert text.count("secret") == len(secrets)
 
 
-def test_every_kind_trains_in_the_same_pod() -> None:
+def test_pod_job_and_cron_job_train_in_the_same_pod() -> None:
     job, cron = job_of(one("job"))["template"]["spec"], job_of(one("cronjob"))["template"]["spec"]
     (training,) = job["containers"]
     (retraining,) = cron["initContainers"]
@@ -161,7 +162,7 @@ def test_every_kind_trains_in_the_same_pod() -> None:
 
 
 @pytest.mark.parametrize("kind", ["job", "cronjob", "trainjob"])
-def test_a_training_has_as_many_threads_as_it_asks_for_cores(kind: str) -> None:
+def test_training_has_one_thread_for_each_requested_core(kind: str) -> None:
     """By the limit, which is the quota that threads follow; without one they are the node's."""
     found = [container["resources"] for _, container in rendered(kind).containers()]
     if kind == "trainjob":
@@ -190,7 +191,7 @@ def recipe_in(manifests: Manifests, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("kind", "name"), [("job", "training"), ("cronjob", "training")])
 def test_the_commands_and_the_recipe_are_whetstones(kind: str, name: str, tmp_path: Path) -> None:
-    parsed = _parser().parse_args(expanded(rendered(kind), container(kind, name)))
+    parsed = build_parser().parse_args(expanded(rendered(kind), container(kind, name)))
     assert parsed.verb.__name__ == "run"
     mounts = {m["mountPath"] for m in container(kind, name)["volumeMounts"]}
     assert str(parsed.recipe.parent) in mounts
@@ -203,13 +204,13 @@ def test_the_commands_and_the_recipe_are_whetstones(kind: str, name: str, tmp_pa
         assert file[0].startswith("/data/")
     if kind == "cronjob":
         assert recipe.output_dir.is_relative_to("/data")
-        compare = _parser().parse_args(expanded(rendered(kind), container(kind, "compare")))
+        compare = build_parser().parse_args(expanded(rendered(kind), container(kind, "compare")))
         assert compare.verb.__name__ == "compare"
         assert compare.challenger == str(recipe.output_dir / "package")
         assert [compare.data] == recipe.data.test_file
 
 
-def test_a_verdict_is_no_fault_to_try_again() -> None:
+def test_a_negative_verdict_is_not_retried() -> None:
     job = job_of(one("cronjob"))
     (by_code,) = (r for r in job["podFailurePolicy"]["rules"] if "onExitCodes" in r)
     assert by_code["action"] == "FailJob"
@@ -274,14 +275,14 @@ def test_the_image_is_linted() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_image_has_the_torch_that_is_tested() -> None:
+def test_the_image_has_the_tested_version_of_torch() -> None:
     (base,) = re.findall(r"^FROM (\S+)$", DOCKERFILE, re.MULTILINE)
     version = pins(ROOT / "constraints.txt")["torch"]
     assert base == f"docker.io/pytorch/pytorch:{version}-${{CUDA}}-runtime"
     assert "-c constraints.txt" in DOCKERFILE
 
 
-def test_the_image_is_not_roots_and_is_tagged_by_the_project() -> None:
+def test_the_image_runs_without_root_and_has_the_projects_tag() -> None:
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == [f"{pods.USER}:{pods.USER}"]
     tagged = f"whetstone-training:{PYPROJECT['project']['version']}"
     assert f"-t {tagged} ." in DOCKERFILE
@@ -289,7 +290,7 @@ def test_the_image_is_not_roots_and_is_tagged_by_the_project() -> None:
     assert one("trainjob")["spec"]["trainer"]["image"] == tagged
 
 
-def test_only_what_is_copied_reaches_the_build() -> None:
+def test_only_copied_files_reach_the_build() -> None:
     first, *kept = [
         line
         for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""A built bento: no training code, one pinned model, the same answers whatever comes later."""
+"""A built bento: no training code, one pinned model, and always the same answers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,19 @@ import bentoml
 import pytest
 import yaml
 
-from service.classifier import Classifier
-from service.model_package import (
-    GOLDEN_FILE,
-    file_record,
-    package_version,
-    read_golden,
-    read_manifest,
-    write_golden,
-    write_manifest,
-)
+from service.inference.classifier import Classifier
+from service.package.files import file_record
+from service.package.golden import read_golden, write_golden
+from service.package.manifest import GOLDEN_FILE, package_version, read_manifest, write_manifest
 from tests.conftest import ROOT, STORES, example_rows
-from tests.servers import BENTOML, classify, get, serving
-from training.register import register
+from tests.servers import BENTOML, SERVICE, classify, get, serving
+from training.registry.register import register
 
 TEXTS = [row["text"] for row in example_rows("test")][:50]
 
 
 def build(*arguments: str) -> Path:
-    """`bentoml build`; the bento's folder."""
+    """Run `bentoml build`; return the bento's folder."""
     done = subprocess.run(
         [BENTOML, "build", "--output", "tag", *arguments],
         cwd=ROOT,
@@ -47,7 +41,7 @@ def empty_the_store() -> None:
 
 
 def rename_labels(package: Path) -> None:
-    """Turn `package` into another sound one, whose labels no answer of the first has."""
+    """Turn `package` into another sound package, with other labels."""
     manifest = read_manifest(package)
     golden = [
         answer.model_copy(update={"label": f"other {answer.label}"})
@@ -61,12 +55,10 @@ def rename_labels(package: Path) -> None:
     write_manifest(package, changed.model_copy(update={"version": version}))
 
 
-def test_a_bento_keeps_serving_the_model_it_was_built_with(
-    tiny_package: Path, package: Path
-) -> None:
+def test_a_bento_serves_the_model_that_it_was_built_with(tiny_package: Path, package: Path) -> None:
     empty_the_store()
     register(tiny_package)
-    # As a user would build it: no argument, so the bento's own code must find what it pins.
+    # Built without an argument, so the bento's own code must find the pinned model.
     bento = build()
     rename_labels(package)
     later, new = register(package)
@@ -82,9 +74,7 @@ def test_a_bento_keeps_serving_the_model_it_was_built_with(
         assert answer["probs"] == pytest.approx(prediction.probs.tolist(), abs=1e-5)
 
 
-def test_the_named_model_is_pinned_whatever_else_is_registered(
-    tiny_package: Path, package: Path
-) -> None:
+def test_a_named_model_is_pinned(tiny_package: Path, package: Path) -> None:
     empty_the_store()
     tag, _ = register(tiny_package)
     with bentoml.models.create("text-classifier:000000000000"):
@@ -94,15 +84,14 @@ def test_the_named_model_is_pinned_whatever_else_is_registered(
     assert pinned == [tag]
 
 
-def test_a_named_version_is_served_whatever_was_registered_last(
+def test_a_named_version_is_served_although_a_newer_one_exists(
     tiny_package: Path, package: Path
 ) -> None:
     empty_the_store()
     tag, _ = register(tiny_package)
     rename_labels(package)
     register(package)
-    service = "service.service:TextClassifier"
-    with serving(service, arguments=["--arg", f"model={tag}"]) as address:
+    with serving(SERVICE, arguments=["--arg", f"model={tag}"]) as address:
         assert f'"version":"{read_manifest(tiny_package).version}"' in get(address, "/info")[1]
 
 
@@ -111,7 +100,7 @@ def test_a_damaged_model_of_the_store_is_neither_built_nor_served(tiny_package: 
     tag, _ = register(tiny_package)
     golden = Path(bentoml.models.get(tag).path) / GOLDEN_FILE
     golden.write_text(golden.read_text("utf-8") + "\n", "utf-8")
-    for command in (["build"], ["serve", "service.service:TextClassifier", "--port", "1"]):
+    for command in (["build"], ["serve", SERVICE, "--port", "1"]):
         done = subprocess.run(
             [BENTOML, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
         )
@@ -127,8 +116,10 @@ def test_a_bento_holds_what_serving_needs_and_nothing_else(tiny_package: Path) -
     bento = build("--arg", f"model={tag}")
     inside = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*.py")}
     assert inside == {str(path.relative_to(ROOT)) for path in (ROOT / "service").rglob("*.py")}
-    assert {path.name for path in (bento / "src" / "service").glob("ui.*")} == {
-        *("ui.py", "ui.html", "ui.css", "ui.js"),
+    assert {path.name for path in (bento / "src" / "service" / "page").glob("ui.*")} == {
+        "ui.html",
+        "ui.css",
+        "ui.js",
     }
     installed = (bento / "env" / "python" / "requirements.txt").read_text("utf-8").lower()
     assert "onnxruntime==" in installed

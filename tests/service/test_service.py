@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from bentoml.exceptions import BentoMLException
 
-from service.classifier import Classifier
-from service.model_package import read_manifest, seal_package, write_golden
-from service.service import pinned_model, refuse_unsound
+from service.inference.classifier import Classifier
+from service.package.golden import write_golden
+from service.package.manifest import read_manifest
+from service.package.package import seal_package
+from service.startup import pinned_model, refuse_unsound
 from tests.conftest import ROOT, example_rows
-from tests.servers import BENTOML, classify, get, serving
+from tests.servers import BENTOML, SERVICE, classify, get, serving
 
 # Makes `import torch` and `import transformers` fail, then answers one text.
 WITHOUT_TORCH = """
@@ -37,16 +39,20 @@ else:
 
 
 def test_serving_needs_neither_torch_nor_transformers(tiny_package: Path) -> None:
-    modules = sorted(path.stem for path in (ROOT / "service").glob("*.py"))
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "service").rglob("*.py")
+        if path.name != "__init__.py"
+    )
     code = WITHOUT_TORCH + "\n".join(
         [
-            *(f"import service.{module}" for module in modules if module != "__init__"),
+            *(f"import {module}" for module in modules),
             "from service.service import routes, TextClassifier",
             "TextClassifier.inner()",
             "from starlette.testclient import TestClient",
             "answer = TestClient(routes).post('/classify', json={'input': 'hello'})",
             "print(answer.status_code)",
-            "routes.close()",
+            "routes.lifecycle.close()",
         ]
     )
     done = subprocess.run(
@@ -63,7 +69,7 @@ def test_serving_needs_neither_torch_nor_transformers(tiny_package: Path) -> Non
 
 def test_a_folder_is_served_with_an_empty_model_store(tiny_package: Path, tmp_path: Path) -> None:
     environment = {"WHETSTONE_PACKAGE": str(tiny_package), "BENTOML_HOME": str(tmp_path)}
-    with serving("service.service:TextClassifier", environment) as address:
+    with serving(SERVICE, environment) as address:
         assert get(address, "/livez")[0] == 200
         assert get(address, "/readyz")[0] == 200
         classify(address, {"input": "hello"})
@@ -76,14 +82,12 @@ def test_a_folder_is_served_with_an_empty_model_store(tiny_package: Path, tmp_pa
         assert item["score"] == pytest.approx(expected.score, abs=1e-5)
 
 
-def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path) -> None:
+def test_concurrent_callers_get_their_own_answers(tiny_package: Path) -> None:
     texts = [row["text"] for row in example_rows("test")]
     lists = [texts[start : start + 1 + start % 4] for start in range(0, 60, 2)]
     classifier = Classifier.load(tiny_package)
     with (
-        serving(
-            "service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(tiny_package)}
-        ) as address,
+        serving(SERVICE, {"WHETSTONE_PACKAGE": str(tiny_package)}) as address,
         ThreadPoolExecutor(16) as callers,
     ):
         answers = callers.map(lambda texts: classify(address, {"input": texts}), lists * 3)
@@ -93,7 +97,7 @@ def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path)
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"WHETSTONE_PACKAGE": "/nowhere"}, "/nowhere is not a model package"),
         ({"WHETSTONE_PACKGE": "x"}, "did you mean WHETSTONE_PACKAGE"),
@@ -102,11 +106,9 @@ def test_callers_at_the_same_time_each_get_their_own_answers(tiny_package: Path)
         ({"WHETSTONE_OPEN_ROUTES": "/livez,/metric"}, "did you mean /metrics?"),
     ],
 )
-def test_what_cannot_be_served_ends_with_one_sentence(
-    environment: dict[str, str], said: str
-) -> None:
+def test_a_start_that_fails_prints_one_sentence(environment: dict[str, str], message: str) -> None:
     done = subprocess.run(
-        [BENTOML, "serve", "service.service:TextClassifier", "--port", "1"],
+        [BENTOML, "serve", SERVICE, "--port", "1"],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -115,7 +117,7 @@ def test_what_cannot_be_served_ends_with_one_sentence(
         timeout=60,
     )
     assert done.returncode != 0
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -131,7 +133,7 @@ def test_a_package_for_the_other_device_is_refused(package: Path) -> None:
 def test_a_package_without_golden_texts_is_served(package: Path) -> None:
     write_golden(package, [])
     seal_package(package, read_manifest(package))
-    with serving("service.service:TextClassifier", {"WHETSTONE_PACKAGE": str(package)}) as address:
+    with serving(SERVICE, {"WHETSTONE_PACKAGE": str(package)}) as address:
         assert classify(address, {"input": "hello"})["data"][0]["label"]
 
 
@@ -145,13 +147,13 @@ services:
 """
 
 
-def test_inside_a_bento_its_own_model_is_pinned(tmp_path: Path) -> None:
+def test_a_bento_pins_its_own_model(tmp_path: Path) -> None:
     bento = tmp_path / "bento.yaml"
     bento.write_text(BENTO, "utf-8")
     assert pinned_model(bento) == "text-classifier:aaaaaaaaaaaa"
 
 
-def test_outside_a_bento_nothing_is_pinned(tmp_path: Path) -> None:
+def test_no_model_is_pinned_outside_a_bento(tmp_path: Path) -> None:
     assert pinned_model(tmp_path / "bento.yaml") is None
 
 

@@ -1,4 +1,4 @@
-"""The `WHETSTONE_*` variables: typed, and a mistyped one is an error."""
+"""The `WHETSTONE_*` variables are typed, and an unknown one is an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_values_are_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("WHETSTONE_PACKGE", "x", "did you mean WHETSTONE_PACKAGE"),
         ("WHETSTONE_PORT", "tcp://10.0.0.1:3000", "enableServiceLinks: false"),
@@ -31,10 +31,10 @@ def test_values_are_typed() -> None:
         ("WHETSTONE_CANARY_PORT_3000_TCP_ADDR", "10.0.0.1", "enableServiceLinks: false"),
         ("WHETSTONE_THREADS", "many", "WHETSTONE_THREADS='many'"),
         ("WHETSTONE_THREADS", "0", "WHETSTONE_THREADS='0'"),
-        # As a template leaves it whose own variable is not set.
+        # A template leaves this when its own variable is not set.
         ("WHETSTONE_API_KEYS_FILE", "", "API_KEYS_FILE is empty: set it to a file, or unset it"),
     ],
 )
-def test_a_wrong_variable_is_named(name: str, value: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_a_wrong_variable_is_named(name: str, value: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         read_settings({name: value})

@@ -1,25 +1,25 @@
-"""What can go wrong because of what the user gave: one sentence each, printed without a trace.
+"""Errors that a user can mend: each is one sentence, printed without a traceback.
 
 WhetstoneError
 ├── RecipeError       an unknown or impossible key, a recipe that cannot be read
-├── DataError         a file, a column or a row of labelled text
-├── BaseModelError    pre-trained weights that cannot be had or trusted
+├── DataError         a file, a column or a row of labeled text
+├── BaseModelError    pre-trained weights that cannot be loaded or trusted
 ├── RunError          a run folder that cannot be used
 │   ├── DivergedError     a loss that is no finite number: weights beyond repair
 │   └── FullDiskError     no room for what has to be written
-├── ExportError       what was exported is not what was trained
-├── VerifyError       a copy or a service that is not what it should be
-├── PublishError      a place for packages that cannot be used, or holds something else
+├── ExportError       a graph that does not answer as its checkpoint does
+├── VerifyError       a copy or a service that differs from its package
+├── PublishError      a place for packages that cannot be used, or has other content
 ├── CompareError      two packages that cannot be compared
 ├── ImageError        a container image that cannot be built
-├── ClusterError      what kubectl was asked and did not do
-│   └── ClusterUnreachableError   for now: it may pass
+├── ClusterError      a request that kubectl refuses
+│   └── ClusterUnreachableError   a cluster that does not answer now, and may later
 └── ReleaseError      a release that was not made, or was undone
 """
 
 
 class WhetstoneError(Exception):
-    """The message says what, where, and what to do."""
+    """The message says what is wrong, where, and what to do."""
 
 
 class RecipeError(WhetstoneError):
@@ -27,7 +27,7 @@ class RecipeError(WhetstoneError):
 
 
 class DataError(WhetstoneError):
-    """The labelled text is wrong."""
+    """The labeled text is wrong."""
 
 
 class BaseModelError(WhetstoneError):

@@ -1,4 +1,4 @@
-"""What every picture needs: labels as they are, and a file that is whole or not there."""
+"""Labels and files of every picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk is one sentence, whichever library has found no room."""
+"""One sentence for a full disk, whichever library runs out of room."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.errors import FullDiskError, WhetstoneError
+from training.common.errors import FullDiskError, WhetstoneError
 
-# What failed with less than this left failed because of it.
+# An error with less room than this left comes from the lack of room.
 FULL_DISK_BYTES = 16 << 20
-# As C and Rust say it, to libraries that pass on no number.
-SAID = ("no space left on device", "disk quota exceeded")
+# The messages of C and Rust, from libraries that pass on no error number.
+MESSAGES = ("no space left on device", "disk quota exceeded")
 
 
 @contextmanager
 def full_disk_in_a_sentence(folder: Path, remedy: str) -> Iterator[None]:
-    """Tell of what found no room in `folder`, or among the temporary files.
+    """Raise one error for a lack of room in `folder`, or among the temporary files.
 
-    Each library that writes has an error of its own for it, `tokenizers` a bare `Exception`, and
-    not all of them say why.
+    Each library has an error of its own for it, `tokenizers` a bare `Exception`, and not all of
+    them name the cause.
 
     Args:
         remedy: what to do when there is room again.
@@ -52,12 +52,12 @@ def says_full(error: BaseException | None) -> bool:
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(error).lower() for words in SAID):
+        if any(words in str(error).lower() for words in MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest folder above it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())

@@ -19,10 +19,10 @@ def progress(
     leave: bool = True,
     delay: float = 0.0,
 ) -> tqdm[Any]:
-    """A bar on standard error, sparing where that is not a terminal.
+    """A bar on standard error, with few lines where that is not a terminal.
 
     Args:
-        delay: seconds before it is shown, so that what is quick shows none.
+        delay: seconds before it is shown, so that a quick step shows none.
     """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
     return tqdm(

@@ -1,28 +1,28 @@
-"""Where files lie, whichever driver of fsspec reaches them, and what drivers raise, said once."""
+"""Files and folders that any driver of fsspec reaches, and one sentence for what drivers raise."""
 
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.model_package import PackageError
-from training.errors import WhetstoneError
+from service.capture.store import without_credentials
+from service.package.files import PackageError
+from training.common.errors import WhetstoneError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-# By name, as no driver but fsspec's own need be installed.
+# Errors by name: no driver but fsspec's own need be installed.
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder that fsspec reaches; people call it `url`, its file system `path`."""
+    """A file or folder that fsspec reaches: `url` for people, `path` for its file system."""
 
     fs: AbstractFileSystem
     path: str
@@ -33,7 +33,7 @@ class Place:
 
 
 def without_query(url: str) -> str:
-    """An address as it may be shown: what follows a question mark may be a secret."""
+    """An address that may be shown: the part after a question mark may be a secret."""
     return url.partition("?")[0] if "://" in url else url
 
 
@@ -49,7 +49,7 @@ def file_system(url: str, kind: type[WhetstoneError]) -> tuple[AbstractFileSyste
     protocol, separator, _ = url.partition("://")
     options = {"auto_mkdir": True} if protocol == "file" or not separator else {}
     try:
-        # Somebody else may have written in the meantime: listings are not remembered.
+        # Others may write meanwhile: listings are not cached.
         fs, path = url_to_fs(url, use_listings_cache=False, **options)
     except ImportError:
         driver = known_implementations[protocol]["class"].partition(".")[0]
@@ -64,7 +64,7 @@ def file_system(url: str, kind: type[WhetstoneError]) -> tuple[AbstractFileSyste
 
 @contextmanager
 def one_sentence(url: str, kind: type[WhetstoneError]) -> Iterator[None]:
-    """Whatever a driver raises is of this `kind`; drivers share no class of error but OSError."""
+    """Raise an error of this `kind` for whatever a driver raises, which share only OSError."""
     try:
         yield
     except (WhetstoneError, PackageError):
@@ -77,7 +77,7 @@ def one_sentence(url: str, kind: type[WhetstoneError]) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str | None:
-    """What to tell the user; None for a fault of ours."""
+    """The reason for the user; None for a fault of this project."""
     kind = type(error)
     if kind.__name__ in NO_CREDENTIALS:
         return (
@@ -85,17 +85,17 @@ def reason_of(error: Exception) -> str | None:
             "what its driver reads"
         )
     lines = str(error).splitlines() or [kind.__name__]
-    said = re.sub(r"//[^/@\s]*@", "//", lines[0])[:LONGEST_REASON]
+    message = without_credentials(lines[0])[:LONGEST_REASON]
     if isinstance(error, EOFError):
         return "it breaks off in the middle: was it written to its end?"
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or folder: make it first"
     if isinstance(error, PermissionError):
-        return f"it may not be listed, read or written with the credentials in force ({said})"
+        return f"it may not be listed, read or written with the credentials in force ({message})"
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return f"something else is in the way ({said})"
+        return f"something else is in the way ({message})"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no room is left there: make some, then give the same command again"
     if isinstance(error, OSError) or kind.__module__.partition(".")[0] != "builtins":
-        return said
+        return message
     return None

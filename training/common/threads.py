@@ -1,4 +1,4 @@
-"""How many threads compute: as many as there are cores for this process, not as the host has."""
+"""The number of threads that compute: the cores of this process, not those of the host."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 
 from service.inference.cores import available_cores
 
-# How many processes of one job are on this machine: set by torchrun, and by `accelerate launch`.
+# The processes of one job on this machine, as torchrun and `accelerate launch` set it.
 LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 
 
 def own_cores() -> int:
-    """CPU cores for this process: those of the machine or container, shared by its processes."""
+    """The CPU cores for this process: its share of those of the machine or container."""
     return max(1, available_cores() // int(os.environ.get(LOCAL_WORLD_SIZE, "1")))
 
 
 def limit_threads() -> None:
-    """Let OpenMP have that many threads; to be called before torch and numpy are imported.
+    """Give OpenMP that many threads; to be called before torch and numpy are imported.
 
     torch would take all cores that it may be scheduled on, which in a container are the host's: the
     quota then stops its threads in turn, and those that run wait for the others. OMP_NUM_THREADS of

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from training.common.errors import DataError
 from training.data.blocks import BLOCK_CHARACTERS, BLOCK_ROWS, TableBlock
-from training.errors import DataError
 
-# So many are decoded at once: how large they are is known only then.
+# The number of rows decoded at once: their size is known only then.
 READ_ROWS = 256
 
 
 def read_arrow(
     content: Any, format_: str, file: str, wanted: Sequence[str] | None
 ) -> Iterator[TableBlock]:
-    """Rows as blocks; the first is empty, and there for the columns.
+    """Rows as blocks; the first block is empty and has the columns.
 
     Args:
         content: a file that can be read from anywhere.
@@ -46,7 +46,7 @@ def read_arrow(
 
 
 def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any, Iterator[Any]]:
-    """The schema of all columns, and batches of those that are wanted."""
+    """The schema of all columns, and batches of the wanted columns."""
     import pyarrow
 
     if format_ == "parquet":
@@ -78,7 +78,7 @@ def _parts(batch: Any) -> Iterator[Any]:
 
 
 def _joined(batches: Iterator[Any]) -> Iterator[list[Any]]:
-    """Batches that make a block: of rows that are large, fewer."""
+    """The batches of each block, fewer where rows are large."""
     block: list[Any] = []
     for batch in batches:
         block.append(batch)
@@ -91,7 +91,7 @@ def _joined(batches: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def _columns(schema: Any, wanted: Sequence[str] | None) -> list[str] | None:
-    """The columns of a file that hold what is wanted."""
+    """The columns of a file that have the wanted values."""
     if wanted is None:
         return None
     names = set(schema.names)
@@ -99,16 +99,18 @@ def _columns(schema: Any, wanted: Sequence[str] | None) -> list[str] | None:
         [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
         for parts in (column.split(".") for column in wanted)
     ]
-    found = (next((name for name in head if name in names), None) for head in heads)
-    return list(dict.fromkeys(name for name in found if name is not None))
+    columns = (next((name for name in head if name in names), None) for head in heads)
+    return list(dict.fromkeys(name for name in columns if name is not None))
 
 
 def _label_names(schema: Any) -> dict[str, list[str]]:
-    """Column → what its numbers stand for, where `datasets` wrote the file."""
+    """The names for the numbers of each column, where `datasets` wrote the file."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     from datasets import ClassLabel, Features
 
     features = Features.from_arrow_schema(schema)
     inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: one.names for name, one in inner.items() if isinstance(one, ClassLabel)}
+    return {
+        name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)
+    }

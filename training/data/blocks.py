@@ -1,4 +1,4 @@
-"""Rows as they come from a file, a few thousand at once, each whole or with what is wrong."""
+"""Rows as they are read from a file, a few thousand at once, each whole or with its problem."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-# Rows of a block, and characters of the text they came from: whichever is reached first.
+# A block ends with this many rows, or with this many characters of the file.
 BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 16 << 20
-# A row of more characters is not read: memory is to be bounded whatever a file holds.
+# A longer row is not read: whatever a file holds, the memory that it takes is bounded.
 ROW_CHARACTERS = 4 << 20
-# Of a column's name so many are shown.
+# The characters of a column's name that a message shows.
 SHOWN_CHARACTERS = 60
-# Stands where bytes could not be decoded: half a surrogate pair.
+# Half a surrogate pair stands for bytes that could not be decoded.
 UNDECODABLE = re.compile("[\udc80-\udcff]")
 
 
 class Problem(NamedTuple):
-    """Why a row cannot be used: a code for scripts, and what a person is told."""
+    """Why a row cannot be used: a code for scripts, and a message for people."""
 
     code: str
     message: str
@@ -33,9 +33,9 @@ TOO_LONG = Problem("malformed_row", f"it has more than {ROW_CHARACTERS:,} charac
 class Block:
     """Some rows of one file, one after another.
 
-    `start` counts the file's rows before them; `lines` is where each begins in the file, from 1,
-    or empty where rows have no lines; `problems` has those that could not be read, by place;
-    `position` is how many bytes of all files were read when it came, for a bar.
+    `start` is the number of the file's rows before them. `lines` has the line on which each begins,
+    from 1, and is empty where rows have no lines. `problems` has the rows that could not be read,
+    by place. `position` is the number of bytes of all files that were read so far, for a bar.
     """
 
     file: str
@@ -49,10 +49,10 @@ class Block:
         raise NotImplementedError
 
     def values(self, column: str) -> list[Any]:
-        """What stands in a column, row by row; None where nothing does.
+        """The values of a column, row by row; None where a row has none.
 
-        `data.text` is the field `text` of what stands in `data`, and `label.0` the first of a
-        list, where no column has that whole name.
+        `data.text` is the field `text` of the objects in `data`, and `label.0` the first item of
+        the lists in `label`, where no column has that whole name.
         """
         parts = column.split(".")
         for length in range(len(parts), 0, -1):
@@ -73,11 +73,11 @@ class Block:
         return any(self.has(".".join(parts[:length])) for length in range(len(parts), 0, -1))
 
     def plain_values(self, column: str) -> list[Any]:
-        """What stands in the column of this whole name."""
+        """The values of the column of this whole name."""
         raise NotImplementedError
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Every row by its columns; an empty one where it could not be read."""
+        """Every row by its columns; an empty row where it could not be read."""
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class CellBlock(Block):
         return [row[place] if place < len(row) else None for row in self.cells]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Cells by column; what a short row lacks is None."""
+        """Cells by column; None for the cells that a short row lacks."""
         missing = [None] * len(self.columns)
         for row in self.cells:
             yield dict(zip(self.columns, [*row, *missing[len(row) :]], strict=True))
@@ -112,11 +112,11 @@ class RecordBlock(Block):
         return len(self.rows)
 
     def has(self, column: str) -> bool:
-        """Whether it is known, or any row has it."""
+        """Whether the file or any row has the column."""
         return column in self.columns or any(column in row for row in self.rows)
 
     def plain_values(self, column: str) -> list[Any]:
-        """As JSON has them; NaN as None."""
+        """The values of JSON; None for NaN."""
         return [plain(row.get(column)) for row in self.rows]
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -135,20 +135,20 @@ class TableBlock(Block):
         return int(self.table.num_rows)
 
     def plain_values(self, column: str) -> list[Any]:
-        """As Python's own types; bytes, of which Hive and old Spark make text, decoded."""
+        """The values in Python's types; bytes, as Hive and old Spark write text, are decoded."""
         values = [plain(value) for value in _values(self.table.column(column))]
         names = self.numbered.get(column)
         return values if names is None else [_name(value, names) for value in values]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Rows as Python's own types."""
+        """Rows in Python's types."""
         columns = [map(plain, _values(column)) for column in self.table.columns]
         names = self.table.column_names
         return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def shortened(name: str) -> str:
-    """The name of a column as a sentence may hold it: a text that stands in its place is long."""
+    """The name of a column for a message, cut where it is long: it may be a text by mistake."""
     return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…"
 
 
@@ -166,7 +166,7 @@ def plain(value: Any) -> Any:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column of Arrow as Python's own types."""
+    """A column of Arrow in Python's types."""
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError):
@@ -176,7 +176,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _value(scalar: Any) -> Any:
-    """A scalar of Arrow as Python's own type, or as text where Python's cannot hold it."""
+    """A scalar of Arrow in Python's type, or as text where that cannot represent it."""
     import pyarrow
 
     try:
@@ -192,7 +192,7 @@ def _value(scalar: Any) -> Any:
 
 
 def follow(value: Any, path: Sequence[str]) -> Any:
-    """What lies at the end of a path within objects and lists; None where nothing does."""
+    """The value at the end of a path within objects and lists; None where there is none."""
     for name in path:
         if isinstance(value, dict):
             value = value.get(name)
@@ -204,7 +204,7 @@ def follow(value: Any, path: Sequence[str]) -> Any:
 
 
 def _name(value: Any, names: list[str]) -> Any:
-    """What a number stands for; -1 is how the hub's sets mark a row whose label is hidden."""
+    """The name for a number; data sets of the hub write -1 where the label is hidden."""
     if isinstance(value, list):
         return [_name(part, names) for part in value]
     return names[value] if value is not None and 0 <= value < len(names) else None

@@ -1,5 +1,7 @@
-"""CSV of any separator → blocks of rows. Python's own `csv` does the parsing: it says of every
-row which line it ends on and how many cells it has."""
+"""CSV with any separator → blocks of rows.
+
+Python's own `csv` parses it: for every row it tells the line on which the row ends and its cells.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from training.common.errors import DataError
 from training.data.blocks import (
     BLOCK_CHARACTERS,
     BLOCK_ROWS,
@@ -20,29 +23,28 @@ from training.data.blocks import (
     Problem,
     shortened,
 )
-from training.errors import DataError
 
 SEPARATORS = ",;\t|"
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-# Rows of the head by which a separator is found.
+# The number of first rows by which the separator is detected.
 SNIFFED_ROWS = 50
-# Characters of rows that opened a quote and are read once more, line by line: a file with more of
+# The characters of rows with a stray quote that are read again, line by line. A file with more of
 # them is not quoted as CSV is.
 MOST_READ_AGAIN = 16 * ROW_CHARACTERS
-# As Excel writes and reads it, before the header.
+# The line before the header by which Excel names the separator.
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[ \t]*(?:[\r\n]|$)', re.IGNORECASE)
 OPEN_QUOTE = Problem("malformed_row", "a quote opens in it that nothing closes")
 
 
-class Layout(NamedTuple):
-    """How a file of CSV is written; `skip` lines come before the header."""
+class CsvFormat(NamedTuple):
+    """How a CSV file is written; `skip` lines come before the header."""
 
     separator: str
     skip: int = 0
 
 
 class Lines:
-    """The lines of a text; of the row that is being read, all so far."""
+    """The lines of a text; it keeps those of the row that is being read."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
@@ -68,7 +70,7 @@ class Lines:
         if self._again:
             line = self._again.popleft()
         else:
-            # A row that is given after this was open when the file ended.
+            # A row that `csv` returns after this was open when the file ended.
             self.ended = True
             line = next(self._lines)
             self.ended = False
@@ -76,10 +78,10 @@ class Lines:
         return line
 
     def skip_row(self, separator: str) -> bool:
-        """Pass over the rest of a row that is too long, which is not kept; whether that was sure.
+        """Skip the rest of a row that is too long; return whether its end is certain.
 
-        It is not where the quote that is open is not closed as CSV closes one, before a separator
-        or the end of a line: then it was none, and what stands behind it may be other rows.
+        The end is not certain where the open quote is not closed as CSV closes a quote, before a
+        separator or the end of a line. Then it was no quote, and other rows may follow it.
         """
         is_open = sum(line.count('"') for line in self._row) % 2 == 1
         while is_open:
@@ -94,7 +96,7 @@ class Lines:
         return True
 
     def are_strict(self, separator: str) -> bool:
-        """Whether the row is quoted as CSV is, asked only where it has several lines.
+        """Whether a row of several lines is quoted as CSV is.
 
         A quote that opens by mistake takes all lines up to the next one that happens to close it.
         """
@@ -106,13 +108,13 @@ class Lines:
             return False
 
     def start_row(self) -> None:
-        """The next line, whose number is then `first`, begins a row."""
+        """Begin a row with the next line, whose number is then `first`."""
         self.first = self._number + 1
         self._row = []
         self.characters = 0
 
     def reread(self) -> None:
-        """Give all lines of the row but its first another time."""
+        """Return all lines of the row but its first once more."""
         again = self._row[1:]
         self._again.extendleft(reversed(again))
         self._number -= len(again)
@@ -120,18 +122,18 @@ class Lines:
         self.ended = False
 
 
-def find_layout(head: str, wanted: Sequence[str], separator: str | None) -> Layout:
-    """How the file that begins with `head` is written.
+def detect_format(head: str, wanted: Sequence[str], separator: str | None) -> CsvFormat:
+    """The format of the file that begins with `head`.
 
-    A line `sep=;`, as Excel writes it, says it. Else it is the separator by which the header has
-    the `wanted` columns; else the one by which most rows have equally many cells, and more than
-    one; else a comma.
+    A line `sep=;`, as Excel writes it, names the separator. Otherwise it is the separator by which
+    the header has most of the `wanted` columns; otherwise the one by which most rows have equally
+    many cells, and more than one; otherwise a comma.
     """
-    said = SEPARATOR_LINE.match(head)
-    if said is not None:
-        return Layout(separator or said[1], 1)
+    stated = SEPARATOR_LINE.match(head)
+    if stated is not None:
+        return CsvFormat(separator or stated[1], 1)
     if separator is not None:
-        return Layout(separator)
+        return CsvFormat(separator)
     votes = {}
     for candidate in SEPARATORS:
         rows = _first_rows(head, candidate)
@@ -142,11 +144,11 @@ def find_layout(head: str, wanted: Sequence[str], separator: str | None) -> Layo
         alike = count if width > 1 and width == len(rows[0]) else 0
         votes[candidate] = (named if len(columns) > 1 or len(wanted) == 1 else 0, alike)
     best = max(SEPARATORS, key=lambda candidate: votes[candidate])
-    return Layout(best if any(votes[best]) else ",")
+    return CsvFormat(best if any(votes[best]) else ",")
 
 
-def read_csv(text: Iterator[str], layout: Layout, file: str) -> Iterator[CellBlock]:
-    """Rows as blocks; the first is empty, and there for the columns that the header names.
+def read_csv(text: Iterator[str], format_: CsvFormat, file: str) -> Iterator[CellBlock]:
+    """Rows as blocks; the first block is empty and has the columns of the header.
 
     A row with more cells than columns, or a quote that nothing closes, has a problem.
 
@@ -155,15 +157,15 @@ def read_csv(text: Iterator[str], layout: Layout, file: str) -> Iterator[CellBlo
     """
     csv.field_size_limit(2 * ROW_CHARACTERS)
     lines = Lines(text)
-    for _ in range(layout.skip):
+    for _ in range(format_.skip):
         next(lines, None)
     lines.start_row()
-    columns = _header(lines, layout, file)
+    columns = _header(lines, format_, file)
     yield CellBlock(file, 0, columns)
     block, characters = CellBlock(file, 0, columns), 0
-    for row, problem in _rows(lines, layout, file):
+    for row, problem in _rows(lines, format_, file):
         if problem is None and len(row) > len(columns):
-            problem = _too_many(len(row), len(columns), layout.separator)
+            problem = _too_many(len(row), len(columns), format_.separator)
         if problem is not None:
             block.problems[len(block)] = problem
         block.cells.append(row[: len(columns)])
@@ -185,24 +187,26 @@ def _too_many(cells: int, columns: int, separator: str) -> Problem:
     )
 
 
-def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], Problem | None]]:
-    """Every row that is not empty; `lines` says where it stood."""
-    reader = csv.reader(lines, delimiter=layout.separator)
+def _rows(
+    lines: Lines, format_: CsvFormat, file: str
+) -> Iterator[tuple[list[str], Problem | None]]:
+    """Every row that is not empty; `lines` tells its line."""
+    reader = csv.reader(lines, delimiter=format_.separator)
     again = 0
     while True:
         lines.start_row()
         try:
             row = next(reader, None)
-            is_open = row is not None and (lines.ended or not lines.are_strict(layout.separator))
+            is_open = row is not None and (lines.ended or not lines.are_strict(format_.separator))
         except csv.Error:
             if lines.characters <= ROW_CHARACTERS:
                 raise DataError(f"{file}, line {lines.first}: it is not CSV") from None
-            if not lines.skip_row(layout.separator):
+            if not lines.skip_row(format_.separator):
                 raise DataError(
                     f"{file}, line {lines.first}: a row of more than {ROW_CHARACTERS:,} characters "
                     "begins, or a quote that nothing closes: close it, or shorten the row"
                 ) from None
-            reader = csv.reader(lines, delimiter=layout.separator)
+            reader = csv.reader(lines, delimiter=format_.separator)
             yield [], TOO_LONG
             continue
         if is_open:
@@ -213,8 +217,8 @@ def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], 
                     "write a quote within quotes twice, as CSV has it"
                 )
             lines.reread()
-            # The other one would go on within the quote.
-            reader = csv.reader(lines, delimiter=layout.separator)
+            # The other reader would continue within the quote.
+            reader = csv.reader(lines, delimiter=format_.separator)
             yield [], OPEN_QUOTE
         elif row is None:
             return
@@ -222,9 +226,9 @@ def _rows(lines: Lines, layout: Layout, file: str) -> Iterator[tuple[list[str], 
             yield row, None
 
 
-def _header(lines: Lines, layout: Layout, file: str) -> list[str]:
+def _header(lines: Lines, format_: CsvFormat, file: str) -> list[str]:
     try:
-        columns = next(filter(None, csv.reader(lines, delimiter=layout.separator)), None)
+        columns = next(filter(None, csv.reader(lines, delimiter=format_.separator)), None)
     except csv.Error:
         columns = None
     if not columns:
@@ -233,7 +237,7 @@ def _header(lines: Lines, layout: Layout, file: str) -> list[str]:
     doubled = [column for column, count in Counter(columns).items() if count > 1 and column]
     if doubled:
         raise DataError(f"{file} has two columns named {shortened(doubled[0])!r}")
-    # The first is nameless where pandas wrote the numbers of its rows.
+    # The first column has no name where pandas wrote its row numbers.
     nameless = [place for place, column in enumerate(columns, start=1) if not column and place > 1]
     if nameless:
         raise DataError(

@@ -1,6 +1,6 @@
-"""Files or hub → checked and split text and labels.
+"""Files or a hub data set → checked and split text and labels.
 
-Refuses or drops what `findings` calls an error, and makes a validation split where none is given.
+Rows with an error are refused or dropped. Validation rows are set aside where a recipe names none.
 """
 
 from __future__ import annotations
@@ -14,27 +14,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.model_package import Task, Text
-from training.config import DataArguments
-from training.data.findings import Errors, Finding, Places, Rows, find_errors, text_problem
+from service.package.manifest import Task, Text
+from training.common.errors import DataError
+from training.data.findings import Errors, Finding, Rows, find_errors
 from training.data.near_duplicates import Groups, groups_of_splits
-from training.data.readers import read_blocks
-from training.data.rows import keys_of, no_column, read_dataset, read_files, shown_columns
+from training.data.rows import read_dataset, read_files, shown_columns
 from training.data.splits import Split, divide, with_groups
-from training.errors import DataError
+from training.recipe.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
 
-# Every start of every copy asks all of them.
-MOST_GOLDEN_TEXTS = 1000
-NO_GOLDEN = "none"
+class LabeledFile(NamedTuple):
+    """The usable rows of a file, their 0-based places in it, and the number of dropped rows.
 
-
-class Labelled(NamedTuple):
-    """The usable rows of a file, their 0-based places in it, and how many others there were.
-
-    `columns` is what stands beside each usable row, by column.
+    `columns` has the values beside each usable row, by column.
     """
 
     split: Split
@@ -44,11 +38,12 @@ class Labelled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabelledData:
-    """What training needs: `labels` are sorted from the training split.
+class LabeledData:
+    """The data of a training; `labels` are those of the training split, sorted.
 
-    `findings` are about the split that was made, where none was given. `similar` are the groups of
-    near-duplicates among the usable rows of the files: train, validation, test.
+    `set_aside` says that the validation rows are rows of the training file. `findings` are about
+    that split. `similar` has the groups of near-duplicates among the usable rows of the files:
+    train, validation, test.
     """
 
     train: Split
@@ -58,6 +53,7 @@ class LabelledData:
     task: Task
     has_pairs: bool
     dropped: int
+    set_aside: bool = False
     findings: tuple[Finding, ...] = ()
     similar: Groups = field(default_factory=dict, compare=False, repr=False)
 
@@ -71,7 +67,7 @@ class LabelledData:
         return digest.hexdigest()
 
 
-def load_data(arguments: DataArguments, seed: int) -> LabelledData:
+def load_data(arguments: DataArguments, seed: int) -> LabeledData:
     """Read, check and split the data that a recipe names.
 
     Raises:
@@ -89,7 +85,7 @@ def read_rows(arguments: DataArguments) -> dict[str, Rows]:
     """
     splits = _read_splits(arguments) if arguments.train_file else _read_hub(arguments)
     if arguments.train_file is None and "test" in splits and not any(splits["test"].labels):
-        # As of all of GLUE, whose answers the hub does not tell.
+        # As in all of GLUE, whose answers are not published.
         logger.warning("%s has no labels: it is left out", splits.pop("test").where)
     if any(rows.multi_label for rows in splits.values()):
         splits = {name: replace(rows, multi_label=True) for name, rows in splits.items()}
@@ -98,7 +94,7 @@ def read_rows(arguments: DataArguments) -> dict[str, Rows]:
 
 def usable_data(
     splits: Mapping[str, Rows], errors: Errors, arguments: DataArguments, seed: int
-) -> LabelledData:
+) -> LabeledData:
     """The rows without `errors`, with a validation split.
 
     Raises:
@@ -120,7 +116,7 @@ def usable_data(
         validation = with_groups(validation, splits["validation"], errors.kept["validation"])
     if errors.rows:
         logger.warning("dropped %d rows that cannot be used", errors.rows)
-    return LabelledData(
+    return LabeledData(
         train,
         validation,
         usable.get("test"),
@@ -128,13 +124,14 @@ def usable_data(
         "multi_label" if splits["train"].multi_label else "single_label",
         arguments.text_pair_column is not None,
         errors.rows,
+        "validation" not in usable,
         findings,
         similar,
     )
 
 
 def _with_split_columns(splits: dict[str, Rows], arguments: DataArguments) -> dict[str, Rows]:
-    """Times only where rows are split by them; both columns where training has them.
+    """The splits with the times that they are split by; training must have both columns.
 
     Raises:
         DataError: training lacks a column, or nothing is left to split by time.
@@ -165,18 +162,18 @@ def usable_rows(rows: Rows, kept: Sequence[int]) -> Split:
     return Split([text(rows.texts[row]) for row in kept], [rows.labels[row] for row in kept])
 
 
-def read_labelled(
+def read_labeled(
     named: str,
     arguments: DataArguments,
     labels: Sequence[str],
     task: Task,
     columns: Sequence[str] = (),
-) -> Labelled:
+) -> LabeledFile:
     """The usable rows of files for a package that knows `labels`.
 
     Args:
         named: a file, an address, a folder or a pattern.
-        columns: what stands in them is returned beside the rows.
+        columns: their values are returned beside the rows.
 
     Raises:
         DataError: a file, a column or a row cannot be used.
@@ -198,53 +195,7 @@ def read_labelled(
         for column, values in beside.items()
     }
     dropped = errors.rows + len(rows.left_out)
-    return Labelled(usable_rows(rows, kept), np.asarray(kept, dtype=int), dropped, slices)
-
-
-def read_texts(named: str, arguments: DataArguments) -> list[Text]:
-    """The texts of files without labels, or pairs where `text_pair_column` names one.
-
-    Raises:
-        DataError: a file or a column cannot be used, or a row holds no text.
-    """
-    keys = {"text_column": arguments.text_column, "text_pair_column": arguments.text_pair_column}
-    columns = {key: name for key, name in keys.items() if name is not None}
-    read: list[Text] = []
-    places = Places()
-    for block in read_blocks(named, list(columns.values()), keys_of(arguments)):
-        for key, name in columns.items():
-            if not block.resolves(name):
-                raise DataError(no_column(block, name, key))
-        if len(block):
-            places.add(block, len(read))
-        values = [block.values(name) for name in columns.values()]
-        for place, row in enumerate(zip(*values, strict=True)):
-            problem = block.problems.get(place) or next(filter(None, map(text_problem, row)), None)
-            if problem is not None:
-                where = places.of(len(read), named)
-                raise DataError(f"{where}: {problem.message}: fill or remove it")
-            texts = tuple(map(str, row))
-            read.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
-    return read
-
-
-def chosen_golden_texts(path: str | None, arguments: DataArguments) -> list[Text] | None:
-    """The texts of the recipe's `golden_file`: no text for `none`; None where it names no file.
-
-    Raises:
-        DataError: it cannot be read, lacks a column, holds an empty text, none at all or too many.
-    """
-    if path is None:
-        return None
-    if path == NO_GOLDEN:
-        return []
-    texts = read_texts(path, arguments)
-    if not 0 < len(texts) <= MOST_GOLDEN_TEXTS:
-        raise DataError(
-            f"golden_file {path} holds {len(texts)} texts, and every start of a copy asks them "
-            f"all: give 1 to {MOST_GOLDEN_TEXTS}, or golden_file: {NO_GOLDEN}"
-        )
-    return texts
+    return LabeledFile(usable_rows(rows, kept), np.asarray(kept, dtype=int), dropped, slices)
 
 
 def _read_splits(arguments: DataArguments) -> dict[str, Rows]:
@@ -261,20 +212,20 @@ def _read_hub(arguments: DataArguments) -> dict[str, Rows]:
 
     name = arguments.dataset_name
     try:
-        found = load_dataset(
+        splits = load_dataset(
             name, arguments.dataset_config_name, revision=arguments.dataset_revision
         )
-    except Exception as error:  # the hub's client raises many kinds, all mean the same here
+    except Exception as error:  # the hub's client raises many kinds, which mean the same here
         raise DataError(
             f"data set {name!r} could not be loaded from the hub ({_first_line(error)}): "
             "check the name and the network, or give files with train_file and test_file"
         ) from error
-    if "train" not in found:
-        raise DataError(f"data set {name!r} has no split 'train', it has {', '.join(found)}")
+    if "train" not in splits:
+        raise DataError(f"data set {name!r} has no split 'train', it has {', '.join(splits)}")
     return {
-        split: read_dataset(found[split], f"{name} ({split})", arguments)
+        split: read_dataset(splits[split], f"{name} ({split})", arguments)
         for split in ("train", "validation", "test")
-        if split in found
+        if split in splits
     }
 
 

@@ -1,4 +1,4 @@
-"""Rows → token ids and targets, as the Trainer takes them and as the package will read them."""
+"""Rows → token ids and targets, for the Trainer, encoded as the package will encode them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.model_package import Aggregation, Task
-from training.config import Recipe
+from service.package.manifest import Aggregation, Task
+from training.common.errors import BaseModelError, RecipeError
 from training.data.splits import Split
-from training.errors import BaseModelError, RecipeError
+from training.recipe.arguments import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
-# Texts by which it is known how long they are, before all are tokenized.
+# The number of texts by which the length of all is estimated before they are tokenized.
 MEASURED_TEXTS = 2000
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How much of a text is read: the first `max_length` tokens, or all of it by windows.
+class TextEncoding:
+    """How a text becomes token ids: its first `max_length` tokens, or all of it in windows.
 
-    `window_stride` is how many tokens neighbouring windows share, `aggregation` how their
-    probabilities become the text's; both None where there are no windows.
+    `window_stride` is the number of tokens that neighboring windows share, and `aggregation` how
+    their probabilities become those of the text; both are None where there are no windows.
     """
 
     max_length: int
@@ -37,7 +37,7 @@ class Reading:
     aggregation: Aggregation | None = None
 
     def tokenizer_options(self) -> dict[str, Any]:
-        """What a transformers tokenizer is called with."""
+        """The options that a transformers tokenizer is called with."""
         if self.window_stride is None:
             return {"truncation": True, "max_length": self.max_length}
         return {
@@ -50,16 +50,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """`windows[i]` rows of `table`, one after another, are text i; one where it is truncated."""
+    """Token ids in `table`: text i is the next `windows[i]` rows; one row where it is truncated."""
 
     table: Dataset
     windows: list[int]
 
     def window_shares(self) -> np.ndarray:
-        """What each row of `table` counts, of shape (rows,), 1 on average: as much by text.
+        """The weight of each row of `table`, of shape (rows,), 1 on average; all texts weigh alike.
 
-        A window counts one over the windows of its text; otherwise long texts, which are no more
-        than short ones, would be most of what is learned.
+        The weight of a window is one over the windows of its text. With equal weights long texts
+        would be most of what is learned, although they are no more texts than short ones.
         """
         counts = np.asarray(self.windows)
         return np.repeat(counts.mean() / counts, counts).astype(np.float32)
@@ -67,16 +67,16 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class RowSizes:
-    """What training sees of texts: their windows in all, and the tokens of the longest one."""
+    """The number of windows of all texts, and the tokens of the longest window."""
 
     windows: int
     longest: int
 
 
-def usable_reading(
+def resolve_text_encoding(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
-) -> Reading:
-    """The recipe's `max_length` and `window_stride`, which the model must be able to read.
+) -> TextEncoding:
+    """The recipe's `max_length` and windows, which the model must be able to read.
 
     Raises:
         BaseModelError: the model reads fewer tokens.
@@ -100,7 +100,7 @@ def usable_reading(
             f"to {limit} tokens: set max_length within that"
         )
     if recipe.model.long_text == "truncate":
-        return Reading(wanted)
+        return TextEncoding(wanted)
     room = wanted - special
     stride = recipe.model.window_stride
     if stride is None:
@@ -110,7 +110,7 @@ def usable_reading(
             f"window_stride is {stride}, but windows of max_length {wanted} hold {room} tokens of "
             f"text: choose a stride below {room}"
         )
-    return Reading(wanted, stride, recipe.model.window_aggregation)
+    return TextEncoding(wanted, stride, recipe.model.window_aggregation)
 
 
 def encode_split(
@@ -118,7 +118,7 @@ def encode_split(
     tokenizer: PreTrainedTokenizerFast,
     labels: list[str],
     task: Task,
-    reading: Reading,
+    text_encoding: TextEncoding,
     cache: Path | None = None,
 ) -> EncodedSplit:
     """Token ids, not padded (the collator pads each batch to its longest), and targets.
@@ -126,32 +126,22 @@ def encode_split(
     Every window of a text is a row with the text's labels.
 
     Args:
-        cache: folder where they are kept, and taken from when texts, targets, tokenizer and reading
-            are the same; whole or not there.
+        cache: folder where they are kept, and read from when texts, targets, tokenizer and encoding
+            are the same; a file in it is complete or not there.
     """
     from datasets import Dataset
 
     targets = make_targets(split, labels, task)
-    file = None
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        # With every call a tokenizer changes what it says of truncation and padding.
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        state |= {"truncation": None, "padding": None}
-        content = [state, reading.tokenizer_options(), split.texts]
-        digest = hashlib.sha256(json.dumps(content).encode())
-        digest.update(targets.tobytes())
-        file = str(cache / f"{digest.hexdigest()}.arrow")
 
     def encode(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         pairs = {"text_pair": rows["text_pair"]} if "text_pair" in rows else {}
-        encoded = dict(tokenizer(rows["text"], **pairs, **reading.tokenizer_options()))
+        encoded = dict(tokenizer(rows["text"], **pairs, **text_encoding.tokenizer_options()))
         owners = encoded.pop("overflow_to_sample_mapping", range(len(indices)))
         texts = [indices[owner] for owner in owners]
-        # As numbers of Python's no more than a batch at a time: with many labels they are large.
+        # Numbers of Python's are large where labels are many: no more of them than for a batch.
         return {**encoded, "labels": targets[texts].tolist(), "owner": texts}
 
-    columns = {"text": [t if isinstance(t, str) else t[0] for t in split.texts]}
+    columns = {"text": [text if isinstance(text, str) else text[0] for text in split.texts]}
     if split.texts and isinstance(split.texts[0], tuple):
         columns["text_pair"] = [text[1] for text in split.texts]
     table = Dataset.from_dict(columns).map(
@@ -160,21 +150,43 @@ def encode_split(
         with_indices=True,
         remove_columns=list(columns),
         desc="tokenize",
-        cache_file_name=file,
+        cache_file_name=_cache_file(cache, split, tokenizer, text_encoding, targets),
         load_from_cache_file=True,
     )
     windows = np.bincount(np.asarray(table["owner"][:], dtype=np.int64), minlength=len(split))
     return EncodedSplit(table.remove_columns("owner"), windows.tolist())
 
 
-def row_sizes(split: Split, tokenizer: PreTrainedTokenizerFast, reading: Reading) -> RowSizes:
+def _cache_file(
+    cache: Path | None,
+    split: Split,
+    tokenizer: PreTrainedTokenizerFast,
+    text_encoding: TextEncoding,
+    targets: np.ndarray,
+) -> str | None:
+    """The file of a cache that only the same rows, encoded in the same way, have."""
+    if cache is None:
+        return None
+    cache.mkdir(parents=True, exist_ok=True)
+    # With every call a tokenizer changes what it says of truncation and padding.
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"truncation": None, "padding": None}
+    content = [state, text_encoding.tokenizer_options(), split.texts]
+    digest = hashlib.sha256(json.dumps(content).encode())
+    digest.update(targets.tobytes())
+    return str(cache / f"{digest.hexdigest()}.arrow")
+
+
+def row_sizes(
+    split: Split, tokenizer: PreTrainedTokenizerFast, text_encoding: TextEncoding
+) -> RowSizes:
     """Windows and tokens of the texts, from at most MEASURED_TEXTS of them, evenly drawn."""
     drawn = split.take(
         np.linspace(0, len(split), min(len(split), MEASURED_TEXTS), False).astype(int)
     )
     firsts = [text if isinstance(text, str) else text[0] for text in drawn.texts]
     seconds = [text[1] for text in drawn.texts if not isinstance(text, str)]
-    encoded = tokenizer(firsts, seconds or None, **reading.tokenizer_options())
+    encoded = tokenizer(firsts, seconds or None, **text_encoding.tokenizer_options())
     lengths = [len(ids) for ids in encoded["input_ids"]]
     return RowSizes(round(len(split) * len(lengths) / len(drawn)), max(lengths))
 

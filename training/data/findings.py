@@ -1,6 +1,6 @@
-"""What is wrong with labelled rows, and which of it stops training.
+"""The errors in labeled rows, which stop the training or leave rows out.
 
-`find_errors` finds what cannot be learned from; `training.data.preflight` adds the warnings.
+`training.data.preflight` adds the warnings.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from training.common.errors import DataError
 from training.data.blocks import UNDECODABLE, Block, Problem
 from training.data.times import parse_times
-from training.errors import DataError
 
 Severity = Literal["error", "warning"]
 EXAMPLE_ROWS = 10
@@ -29,7 +29,7 @@ MISSING_TIME = Problem(
 
 
 class Places:
-    """Where rows stood: in which file, and on which line of it."""
+    """Where rows were read: the file, and the row or line in it."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -37,13 +37,13 @@ class Places:
         self._files: set[str] = set()
 
     def add(self, block: Block, start: int) -> None:
-        """A block whose first row has the 0-based place `start` among all rows."""
+        """Add a block whose first row has the 0-based place `start` among all rows."""
         self._starts.append(start)
         self._blocks.append((block.file, block.start, array("I", block.lines)))
         self._files.add(block.file)
 
     def of(self, row: int, where: str) -> str:
-        """How to name the 0-based `row`: the line where it is not what one would count to."""
+        """The name of the 0-based `row` for a message, with its line where that differs."""
         if not self._starts:
             return f"{where}, row {row + 1}"
         index = bisect_right(self._starts, row) - 1
@@ -56,7 +56,7 @@ class Places:
 
 
 class Remark(NamedTuple):
-    """Something a reader of rows has to say of those at the 0-based places `rows`."""
+    """A remark of a reader about the rows at the 0-based places `rows`."""
 
     code: str
     message: str
@@ -67,11 +67,10 @@ class Remark(NamedTuple):
 class Rows:
     """The rows of one split as they were read, sound or not: equally long lists.
 
-    `texts` holds strings, or pairs of them, or whatever else stood there (None where nothing
-    did); `labels` the names of each row's labels, an empty tuple where there is none. By 0-based
-    place `problems` says why a row could not be read, and `left_out` has those that an annotator
-    decided against. `groups` and `times` are what stands in `group_column`
-    and `time_column`, where a recipe names them.
+    `texts` has strings, pairs of them, or any other value (None for no value). `labels` has the
+    names of each row's labels, an empty tuple for no label. By 0-based place, `problems` says why a
+    row could not be read, and `left_out` has the rows that an annotator decided against. `groups`
+    and `times` are the values of `group_column` and `time_column`, where a recipe names them.
     """
 
     where: str
@@ -90,13 +89,13 @@ class Rows:
         return len(self.texts)
 
     def place(self, row: int) -> str:
-        """How to name the 0-based `row`: its file, and its number from 1."""
+        """The name of the 0-based `row` for a message: its file, and its number from 1."""
         return self.places.of(row, self.where)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that is wrong with one split.
+    """One kind of fault in one split.
 
     `count` is rows; `rows` are the first of them, as people count: from 1, without the header;
     `place` names the first, where there is one, and else the split.
@@ -112,7 +111,7 @@ class Finding:
     place: str
 
     def sentence(self) -> str:
-        """Where, what, how often."""
+        """The place, the fault, and how many other rows have it."""
         others = f" (and {self.count - 1} more rows)" if self.rows and self.count > 1 else ""
         return f"{self.place}: {self.message}{others}"
 
@@ -133,7 +132,7 @@ def make_finding(
 
 @dataclass(frozen=True)
 class Errors:
-    """What `find_errors` found; `kept` are the 0-based rows of each split that can be used."""
+    """The errors of all splits; `kept` has the 0-based rows of each split that can be used."""
 
     findings: list[Finding]
     kept: dict[str, list[int]]
@@ -141,15 +140,15 @@ class Errors:
 
     @property
     def rows(self) -> int:
-        """How many rows cannot be used."""
+        """The number of rows that cannot be used."""
         return sum(finding.count for finding in self.findings if finding.rows)
 
     def fatal(self, drop_invalid: bool) -> list[Finding]:
-        """What stops training: all of it, or what no dropping of rows can mend."""
+        """The findings that stop the training: all, or those that no dropping of rows corrects."""
         return [finding for finding in self.findings if not finding.rows or not drop_invalid]
 
     def refuse(self, drop_invalid: bool) -> None:
-        """Raise DataError when anything stops training."""
+        """Raise DataError where a finding stops the training."""
         fatal = self.fatal(drop_invalid)
         if not fatal:
             return
@@ -162,7 +161,7 @@ class Errors:
 
 
 def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) -> Errors:
-    """The rows that cannot be learned from or measured on, each counted under one code.
+    """The rows that cannot be trained or measured on, each counted under one code.
 
     Args:
         splits: train, validation and test, or any single one together with `known`.
@@ -171,7 +170,7 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
     findings: list[Finding] = []
     kept: dict[str, list[int]] = {}
     for name, rows in splits.items():
-        found: dict[Problem, list[int]] = {}
+        by_problem: dict[Problem, list[int]] = {}
         kept[name] = []
         timeless = _without_time(rows)
         for row in range(len(rows)):
@@ -181,10 +180,10 @@ def find_errors(splits: Mapping[str, Rows], known: Sequence[str] | None = None) 
             if problem is None:
                 kept[name].append(row)
             else:
-                found.setdefault(problem, []).append(row)
+                by_problem.setdefault(problem, []).append(row)
         findings += [
             make_finding(code, "error", name, rows, bad, message)
-            for (code, message), bad in found.items()
+            for (code, message), bad in by_problem.items()
         ]
     if known is None:
         findings += _drop_rare_labels(splits["train"], kept)
@@ -210,7 +209,7 @@ def _without_time(rows: Rows) -> set[int]:
 
 
 def row_problem(rows: Rows, row: int) -> Problem | None:
-    """What makes a row useless, or None."""
+    """Why a row cannot be used, or None."""
     if row in rows.problems:
         return rows.problems[row]
     text = rows.texts[row]
@@ -264,7 +263,7 @@ def _encoding_problem(text: str, kind: str) -> Problem | None:
 
 
 def _drop_rare_labels(train: Rows, kept: dict[str, list[int]]) -> list[Finding]:
-    """Take the rows of labels with too few of them out of `kept`."""
+    """Take the rows of labels with too few rows out of `kept`."""
     dropped: list[int] = []
     rare: set[str] = set()
     while True:

@@ -1,4 +1,4 @@
-"""JSON → blocks of rows: a row a line, a list of rows, or a table as pandas writes it."""
+"""JSON → blocks of rows: one row a line, a list of rows, or a table as pandas writes it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from training.common.errors import DataError
 from training.data.blocks import (
     BLOCK_CHARACTERS,
     BLOCK_ROWS,
@@ -17,26 +18,25 @@ from training.data.blocks import (
     RecordBlock,
 )
 from training.data.text_files import lines_of
-from training.errors import DataError
 
 # A table in one JSON object cannot be read in parts.
 DOCUMENT_CHARACTERS = 1 << 30
 CHUNK_CHARACTERS = 1 << 20
 NOT_JSON = Problem("malformed_row", "the line is not JSON")
 NOT_AN_OBJECT = Problem("malformed_row", "it is not a JSON object")
-# NaN and Infinity, which Python writes, are no JSON: they are null, as pandas has them.
+# Python writes NaN and Infinity, which are no JSON: they are read as null, as pandas does.
 DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 LINE_END = re.compile(r"\r\n?|\n")
-# What stands between the elements of a list.
+# The characters between the elements of a list.
 BETWEEN = re.compile(r"[\s,]*")
-# Line, from 1, or None; the row; what is wrong with it; its characters.
+# The line, from 1, or None; the row; its problem; its characters.
 Row = tuple[int | None, Any, Problem | None, int]
 
 
 def read_json(
     text: io.TextIOBase, head: str, file: str, wanted: Sequence[str], *, lines: bool = False
 ) -> Iterator[RecordBlock]:
-    """Rows as blocks, of which each has the columns of the rows so far.
+    """Rows as blocks, each with the columns of all rows so far.
 
     Args:
         head: what the text begins with.
@@ -61,7 +61,7 @@ def read_json(
 
 
 def in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
-    """Rows as blocks; what is no object has a problem.
+    """Rows as blocks; a row that is no object has a problem.
 
     Raises:
         DataError: there are none.
@@ -91,14 +91,14 @@ def in_blocks(rows: Iterator[Row], file: str) -> Iterator[RecordBlock]:
 
 
 def _are_lines(head: str) -> bool:
-    """Whether a row stands on each line; a single one that is whole is looked at as a document."""
+    """Whether each line is a row; a single line with a whole object is read as a document."""
     lines = [line for line in LINE_END.split(head, 3)[:3] if line.strip()]
     whole = [_loads(line) is not None for line in lines[:2]]
     return len(lines) > 1 and any(whole)
 
 
 def _loads(text: str) -> Any:
-    """The value, or None where it is not JSON."""
+    """The value of a JSON text, or None where it is not JSON."""
     try:
         return DECODER.decode(text)
     except (ValueError, RecursionError):
@@ -169,13 +169,13 @@ def _document(text: io.TextIOBase, file: str, wanted: Sequence[str]) -> Iterator
 
 
 def _table(value: dict[str, Any], file: str, wanted: Sequence[str]) -> Iterator[Any]:
-    """Rows of a table by what of it is an object: pandas' layouts, or `{"data": [rows]}`."""
+    """Rows of a table in one object: one of pandas' layouts, or `{"data": [rows]}`."""
     data, columns = value.get("data"), value.get("columns")
     cells = list(value.values())
     if isinstance(data, list) and isinstance(columns, list):
         names = list(map(str, columns))
         for row in data:
-            # A row that is none, or has a cell too many, is that row's error.
+            # A row that is no list, or has a cell too many, gets a problem.
             fits = isinstance(row, list) and len(row) <= len(names)
             yield dict(zip(names, row, strict=False)) if fits else None
     elif isinstance(data, list):

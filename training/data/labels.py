@@ -1,4 +1,4 @@
-"""What stands where a label should → names of labels, or why it is none."""
+"""The value of a label column → names of labels, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.data.blocks import Problem
 from training.data.layouts import LeftOut
 
 Names = tuple[str, ...]
-# A cell that is longer is not a list of labels.
+# A longer cell is no list of labels.
 LIST_CHARACTERS = 100_000
 CHOICES = re.compile(r'\s*\{\s*"choices"\s*:')
 # A list as NumPy writes it, without commas.
@@ -22,10 +22,10 @@ QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
 class LabelReader:
-    """Names of labels from values of any kind, each kind looked at once.
+    """Names of labels from values of any type; equal values are examined once.
 
-    `lists` is whether any value was a list, `choices` whether a cell held one as Label Studio
-    writes it, `several` whether there were lists, or a separator was given.
+    `lists` is true after any value that is a list, `choices` after a cell with a list as Label
+    Studio writes it, `several` after any list, and always where labels have a separator.
     """
 
     def __init__(self, label_column: str, separator: str | None) -> None:
@@ -37,7 +37,7 @@ class LabelReader:
         self.lists = self.choices = False
 
     def read(self, value: Any) -> Names | Problem | LeftOut:
-        """The names that a value holds, each once; none where nothing stands there."""
+        """The names in a value, each once; none where the value is empty."""
         key = _key(value)
         if key not in self._known:
             self._known[key] = self._names(value)
@@ -62,7 +62,7 @@ class LabelReader:
             self.several = self.lists = True
         if isinstance(value, str) and self._separator is not None:
             value = value.split(self._separator)
-        found: list[str] = []
+        names: list[str] = []
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict):
                 return self._object(part, isinstance(value, list))
@@ -74,8 +74,8 @@ class LabelReader:
                 return Problem("label_value", message)
             name = "" if part is None else str(part).strip()
             if name:
-                found.append(name)
-        return tuple(dict.fromkeys(found))
+                names.append(name)
+        return tuple(dict.fromkeys(names))
 
     def _object(self, value: dict[str, Any], in_list: bool) -> Problem:
         fields = [str(name) for name in value]
@@ -88,21 +88,21 @@ class LabelReader:
 
 
 def _choices_in_text(value: Any) -> Any:
-    """`{"choices": ["a", "b"]}`, as Label Studio writes several choices into a cell, as an object.
+    """The object in a cell `{"choices": ["a", "b"]}`, as Label Studio writes several choices.
 
     Anything else as it is: a single choice is the cell itself.
     """
     if not isinstance(value, str) or CHOICES.match(value) is None or len(value) > LIST_CHARACTERS:
         return value
     try:
-        found = json.loads(value)
+        content = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    return found if isinstance(found.get("choices"), list) else value
+    return content if isinstance(content.get("choices"), list) else value
 
 
 def list_in_text(value: Any) -> list[str] | None:
-    """A list as pandas or JSON writes it into a cell, or None where this is none."""
+    """The list that pandas or JSON wrote into a cell; None where the cell has no list."""
     if not isinstance(value, str) or len(value) > LIST_CHARACTERS:
         return None
     text = value.strip()
@@ -113,24 +113,24 @@ def list_in_text(value: Any) -> list[str] | None:
         return [first or second for first, second in QUOTED.findall(text)]
     for parse in (json.loads, ast.literal_eval):
         try:
-            found = parse(text)
+            content = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list) and not any(isinstance(part, dict) for part in found):
-            return [str(part) for part in found if part is not None]
+        if isinstance(content, list) and not any(isinstance(part, dict) for part in content):
+            return [str(part) for part in content if part is not None]
     return None
 
 
 def lists_in_text(values: Sequence[Any]) -> list[Any] | None:
-    """The values of a column as lists, where everything that stands in it is a list in text.
+    """The values of a column as lists, where every value in it is a list in text.
 
     None where any is not, or there are none.
     """
     known: dict[str, list[str] | None] = {}
-    found: list[Any] = []
+    lists: list[Any] = []
     for value in values:
         if value is None or isinstance(value, Problem | LeftOut) or value == "":
-            found.append(value)
+            lists.append(value)
             continue
         if not isinstance(value, str):
             return None
@@ -138,17 +138,17 @@ def lists_in_text(values: Sequence[Any]) -> list[Any] | None:
             known[value] = list_in_text(value)
         if known[value] is None:
             return None
-        found.append(known[value])
-    return found if known else None
+        lists.append(known[value])
+    return lists if known else None
 
 
 def _key(value: Any) -> Any:
-    """What tells values apart: 1, 1.0 and True are equal."""
+    """A key that tells values apart; 1, 1.0 and True would be equal."""
     return repr(value) if isinstance(value, list | dict) else (type(value), value)
 
 
 def _has_space(value: Any, separator: str | None) -> bool:
-    """Around a whole label; around a separator it is how people write."""
+    """Whether white space surrounds a label; around a separator it is usual."""
     if separator is not None:
         return False
     parts = value if isinstance(value, list) else [value]

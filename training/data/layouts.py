@@ -1,5 +1,4 @@
-"""Where in a row the text and the labels stand: in columns of their own, or as a labelling tool
-writes them.
+"""Where a row has its text and its labels: in plain columns, or as an annotation tool writes them.
 
 | tool | told by | label |
 |---|---|---|
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 from training.data.blocks import Block, Problem, follow
 
-# What tools write, read besides the columns that are named.
+# The columns that tools write, which are read besides the columns that a recipe names.
 TOOL_COLUMNS = (
     *("answer", "accept", "cats", "data", "annotations"),
     *("fields", "responses", "status"),
@@ -33,12 +32,12 @@ DEFAULT_CONTROL = "label"
 
 
 class LeftOut(NamedTuple):
-    """An annotator decided that a row should not be learned from."""
+    """Why an annotator decided that a row should not be learned from."""
 
     reason: str
 
 
-# What stands where the label is looked for; why there is none.
+# A label, a list of labels, LeftOut or a Problem.
 Labels = Any
 
 
@@ -46,8 +45,8 @@ Labels = Any
 class Layout:
     """How text and label are found in a row.
 
-    `tool` is what wrote it, None where the columns are plain. `label` takes what stands in
-    `columns`, by name, and returns a label, a list of them, LeftOut or a Problem.
+    `tool` wrote the file; it is None where the columns are plain. `label` takes the row's values of
+    `columns`, by name, and returns a label, a list of labels, LeftOut or a Problem.
     """
 
     tool: str | None
@@ -56,18 +55,18 @@ class Layout:
     label: Callable[[Mapping[str, Any]], Labels]
 
     def labels(self, block: Block) -> list[Labels]:
-        """What stands in each row of a block where its label should."""
+        """The label, or why there is none, of each row of a block."""
         values = [block.values(column) for column in self.columns]
         rows = (dict(zip(self.columns, row, strict=True)) for row in zip(*values, strict=True))
         return [self.label(row) for row in rows]
 
 
 def find_layout(block: Block, text_column: str, label_column: str) -> Layout:
-    """The layout of the first rows of a file; that of plain columns where no tool's fits."""
+    """The layout of a tool that fits the first rows of a file; plain columns where none fits."""
 
     def sample(column: str) -> list[Any]:
-        found = block.values(column) if block.has(column) else []
-        return [value for value in found if value is not None][:100]
+        values = block.values(column) if block.has(column) else []
+        return [value for value in values if value is not None][:100]
 
     answers = sample("answer")
     if label_column != "answer" and answers and {str(answer) for answer in answers} <= ANSWERS:
@@ -104,26 +103,26 @@ def find_layout(block: Block, text_column: str, label_column: str) -> Layout:
 
 
 class Layouts:
-    """The layout of each file, by its first rows; a tool's is said once."""
+    """The layout of each file, by its first rows; a tool is named once, as a warning."""
 
     def __init__(self, text_column: str, label_column: str) -> None:
         self._text, self._label = text_column, label_column
         self._known: dict[str, Layout] = {}
 
     def of(self, block: Block) -> Layout:
-        """That of the file which a block is of."""
-        found = self._known.get(block.file)
-        if found is None:
-            found = find_layout(block, self._text, self._label)
+        """The layout of the file that a block comes from."""
+        layout = self._known.get(block.file)
+        if layout is None:
+            layout = find_layout(block, self._text, self._label)
             if len(block):
-                self._known[block.file] = found
-                if found.tool is not None:
-                    logger.warning("%s: read as %s writes it", block.file, found.tool)
-        return found
+                self._known[block.file] = layout
+                if layout.tool is not None:
+                    logger.warning("%s: read as %s writes it", block.file, layout.tool)
+        return layout
 
 
 def one_hot(text_column: str, columns: Sequence[str]) -> Layout:
-    """The layout of a column for each label, 1 where the row has it and 0 where it has not."""
+    """The layout with a column for each label: 1 where a row has the label, else 0."""
 
     def label(row: Mapping[str, Any]) -> Labels:
         for column in columns:
@@ -161,43 +160,43 @@ def _cats(cats: Any) -> Labels:
 
 
 def _choices(annotations: Any, control: str) -> Labels:
-    """What the annotations that count agree on: the ground truth, or else all that are not empty.
+    """The labels that the annotations agree on: those of the ground truth, or of all not empty.
 
     Of several controls the one that is named; a single one need not be, by the default name.
     """
     if not isinstance(annotations, list):
         return None
-    counting = [one for one in annotations if isinstance(one, dict)]
-    if counting and all(one.get("was_cancelled") for one in counting):
+    counting = [each for each in annotations if isinstance(each, dict)]
+    if counting and all(each.get("was_cancelled") for each in counting):
         return LeftOut("its annotation was skipped")
-    kept = [one for one in counting if not one.get("was_cancelled")]
-    kept = [one for one in kept if one.get("ground_truth")] or kept
-    found: dict[tuple[str, ...], list[str]] = {}
+    kept = [each for each in counting if not each.get("was_cancelled")]
+    kept = [each for each in kept if each.get("ground_truth")] or kept
+    different: dict[tuple[str, ...], list[str]] = {}
     for annotation in kept:
-        results = [one for one in annotation.get("result") or () if isinstance(one, dict)]
-        named = [one for one in results if one.get("from_name") == control]
-        controls = sorted({str(one.get("from_name")) for one in results})
+        results = [each for each in annotation.get("result") or () if isinstance(each, dict)]
+        named = [each for each in results if each.get("from_name") == control]
+        controls = sorted({str(each.get("from_name")) for each in results})
         if not named and control == DEFAULT_CONTROL:
             if len(controls) > 1:
                 message = f"its labels come from {' and '.join(controls)}: name one as label_column"
                 return Problem("label_value", message)
             named = results
-        lists = [follow(one, ["value", "choices"]) for one in named]
-        names = [str(name) for one in lists if isinstance(one, list) for name in one]
+        lists = [follow(each, ["value", "choices"]) for each in named]
+        names = [str(name) for each in lists if isinstance(each, list) for name in each]
         if names:
-            found[tuple(sorted(names))] = names
-    if len(found) > 1:
-        first, second = list(found.values())[:2]
+            different[tuple(sorted(names))] = names
+    if len(different) > 1:
+        first, second = list(different.values())[:2]
         return Problem("disagreement", f"its annotators disagree: {first} and {second}")
-    return _one_or_list(next(iter(found.values()), []))
+    return _one_or_list(next(iter(different.values()), []))
 
 
 def _responses(responses: Any) -> Labels:
-    """What people agree on, who may also have discarded the row."""
+    """The label that annotators agree on, who may also have discarded the row."""
     if not isinstance(responses, list):
         return None
-    values = [one.get("value") for one in responses if isinstance(one, dict)]
-    statuses = [one.get("status") for one in responses if isinstance(one, dict)]
+    values = [each.get("value") for each in responses if isinstance(each, dict)]
+    statuses = [each.get("status") for each in responses if isinstance(each, dict)]
     return _flat_responses(values, statuses)
 
 
@@ -213,7 +212,7 @@ def _flat_responses(values: Any, statuses: Any) -> Labels:
         for value, status in zip(values, statuses, strict=False)
         if value is not None and status not in ("discarded", "draft")
     ]
-    # The order of several is that in which they were clicked.
+    # Several labels stand in the order of the clicks.
     ordered = {repr(sorted(map(str, v)) if isinstance(v, list) else v): v for v in kept}
     different = list(ordered.values())
     if len(different) > 1:
@@ -223,6 +222,6 @@ def _flat_responses(values: Any, statuses: Any) -> Labels:
 
 
 def _one_or_list(names: Iterable[str]) -> Any:
-    """One label as itself: a row of a tool that allows several is a list where it has them."""
-    found = list(names)
-    return found[0] if len(found) == 1 else found or None
+    """A single label as itself, several as a list; None where there is none."""
+    labels = list(names)
+    return labels[0] if len(labels) == 1 else labels or None

@@ -1,13 +1,13 @@
-"""Which texts a package was made with, as hashes: whether a file holds any of them can be checked.
+"""The texts that a package was made with, as hashes, by which a file can be checked for them.
 
     provenance["texts"] = fingerprint(texts)
-    found = overlap(manifest, texts)
+    leakage = find_leakage(manifest, texts)
 
-Of the hashes of all texts the smallest are kept (a bottom-k sketch: Broder 1997, "On the
-resemblance and containment of documents"). Up to MOST_HASHES different texts that is all of them;
-of more, a sample that any file is sampled alike for, since equal texts have equal hashes.
+The smallest of all hashes are kept (a bottom-k sketch: Broder 1997, "On the resemblance and
+containment of documents"). Up to MOST_HASHES different texts these are all hashes. Of more texts
+they are a sample, and every file is sampled in the same way, since equal texts have equal hashes.
 
-The hashes keep no text, but who guesses a text can find out whether it was there.
+The hashes keep no text, but whoever guesses a text can find out whether it was there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.model_package import Manifest, Text
+from service.package.manifest import Manifest, Text
 
 KEY = "texts"
 # Two different texts of a million and a thousand collide with probability 0.001.
@@ -30,10 +30,10 @@ HASH = f"sha256, first {HASH_BYTES} bytes"
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """`found` of the `looked_at` rows were there; `rows` are their 0-based places.
+class Leakage:
+    """The 0-based `rows` of a file that the package was made with, among `looked_at` rows.
 
-    `looked_at` is fewer than all rows where the package keeps a sample of its hashes only.
+    `looked_at` is less than the number of rows where the package keeps a sample of its hashes only.
     """
 
     rows: tuple[int, ...]
@@ -41,20 +41,20 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """About the share of the file's rows that were there."""
+        """An estimate of the share of the file's rows that the package was made with."""
         return len(self.rows) / self.looked_at if self.looked_at else 0.0
 
 
 def fingerprint(texts: Iterable[Text], most: int = MOST_HASHES) -> dict[str, Any]:
-    """The hashes of different texts, smallest first, at most so many of them."""
+    """The hashes of different texts, smallest first, at most `most` of them."""
     hashes = sorted({_hash(text) for text in texts})
     packed = base64.b64encode(b"".join(hashes[:most])).decode()
     return {"different": len(hashes), "hash": HASH, "hashes": packed}
 
 
-def overlap(manifest: Manifest, texts: Sequence[Text]) -> Overlap | None:
-    """Which of `texts` a package was made with; None where it does not say, as older ones."""
-    kept = manifest.provenance.get(KEY)
+def find_leakage(manifest: Manifest, texts: Sequence[Text]) -> Leakage | None:
+    """Which of `texts` a package was made with; None where its manifest does not say it."""
+    kept: Any = manifest.provenance.get(KEY)
     known = _unpacked(kept)
     if known is None:
         return None
@@ -62,9 +62,9 @@ def overlap(manifest: Manifest, texts: Sequence[Text]) -> Overlap | None:
     hashes = [_hash(text) for text in texts]
     looked_at = hashes
     if kept["different"] > len(known):
-        looked_at = [one for one in hashes if one <= known[-1]]
-    rows = tuple(row for row, one in enumerate(hashes) if one in known_set)
-    return Overlap(rows, len(looked_at))
+        looked_at = [each for each in hashes if each <= known[-1]]
+    rows = tuple(row for row, each in enumerate(hashes) if each in known_set)
+    return Leakage(rows, len(looked_at))
 
 
 def _unpacked(kept: Any) -> list[bytes] | None:

@@ -2,7 +2,7 @@
 
 Broder 1997, "On the resemblance and containment of documents". Two texts that share a band of
 their signatures are compared by the true Jaccard similarity of their shingles; near-duplicates of
-near-duplicates are one group. Numbers do not count: a text with another ticket number is the same.
+near-duplicates are one group. Numbers do not count: a text with another ticket number is equal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from training.progress import progress
+from training.common.progress import progress
 
 SIMILARITY = 0.8
 # Signatures of 64 numbers in 16 bands of 4: a pair of similarity 0.8 shares a band with
@@ -23,12 +23,12 @@ PERMUTATIONS = 64
 BANDS = 16
 # Three standard deviations of a signature's estimate below SIMILARITY: such pairs are compared.
 WORTH_COMPARING = SIMILARITY - 3 * (SIMILARITY * (1 - SIMILARITY) / PERMUTATIONS) ** 0.5
-# Characters of a shingle, and of a text that are looked at.
+# Characters of a shingle, and characters of a text that are compared.
 SHINGLE = 5
 LOOKED_AT = 2_000
-# So that a heap of look-alikes costs bounded time: of all rows with the same band a row meets the
-# next few, and after so many that are not alike enough no others.
-NEIGHBOURS = 3
+# Bounds on the time for many similar rows: a row is compared with the next few rows that share a
+# band, and with no others after this many that are not similar enough.
+NEIGHBORS = 3
 MOST_CANDIDATES = 20
 # Without numbers a shorter text says too little: `error 404` is not `error 500`.
 LETTERS_WITHOUT_NUMBERS = 16
@@ -42,19 +42,19 @@ NUMBER = re.compile(r"(?<![a-z])[a-z]*\d[0-9a-z]*")
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
 MIX = np.uint64(0xBF58476D1CE4E5B9)
 
-# Of each split a group's number for each row, of shape (rows,).
+# For each split, the number of each row's group, of shape (rows,).
 Groups = dict[str, np.ndarray]
 
 
 def groups_of_splits(texts: Mapping[str, Sequence[Any]], seed: int = 0) -> Groups:
-    """The groups of the texts of several splits, found at once: equal numbers are one group."""
+    """The groups of the texts of several splits together: equal numbers are one group."""
     groups = similar_groups([text for part in texts.values() for text in part], seed)
     ends = np.cumsum([len(part) for part in texts.values()])
     return dict(zip(texts, np.split(groups, ends[:-1]), strict=True))
 
 
 def find_near_duplicates(
-    splits: dict[str, tuple[Sequence[int], Sequence[Any]]], known: Groups | None = None
+    splits: Mapping[str, tuple[Sequence[int], Sequence[Any]]], known: Groups | None = None
 ) -> dict[str, list[int]]:
     """Rows whose text is nearly, but not exactly, that of an earlier row.
 
@@ -62,31 +62,31 @@ def find_near_duplicates(
         splits: of each split the 0-based rows to look at, and the texts of all of its rows. In
             the first (train) a row may resemble an earlier one of its own; in a later split only
             one of the splits before it.
-        known: what `groups_of_splits` says of these rows, where it was asked.
+        known: the result of `groups_of_splits` for these rows; computed when None.
     """
     if known is None:
         known = groups_of_splits({n: [t[row] for row in rows] for n, (rows, t) in splits.items()})
-    found: dict[str, list[int]] = {}
+    near: dict[str, list[int]] = {}
     known_groups: set[int] = set()
     exact: set[Any] = set()
     for position, (name, (rows, all_texts)) in enumerate(splits.items()):
-        found[name] = []
+        near[name] = []
         new_groups, new_texts = set(known_groups), set(exact)
-        # In the first split what stands before a row counts, later only the splits before.
+        # The first split is compared with its own earlier rows, a later one with earlier splits.
         groups_before = new_groups if position == 0 else known_groups
         texts_before = new_texts if position == 0 else exact
         for row, group in zip(rows, known[name].tolist(), strict=True):
-            # What is equal to the letter is counted elsewhere.
+            # Exactly equal texts are counted elsewhere.
             if group in groups_before and all_texts[row] not in texts_before:
-                found[name].append(row)
+                near[name].append(row)
             new_groups.add(group)
             new_texts.add(all_texts[row])
         known_groups, exact = new_groups, new_texts
-    return found
+    return near
 
 
 def similar_groups(texts: Sequence[Any], seed: int = 0) -> np.ndarray:
-    """Groups of equal texts and near-duplicates: of each row the first row of its group.
+    """The group of each row, named by its first row: equal texts and near-duplicates.
 
     Args:
         texts: strings, or pairs of them.
@@ -104,7 +104,7 @@ def similar_groups(texts: Sequence[Any], seed: int = 0) -> np.ndarray:
     return np.asarray(groups[leaders])
 
 
-def normalised(text: Any) -> str:
+def normalized(text: Any) -> str:
     """Words in lower case, one blank between them; a pair is its two texts, one after another.
 
     Every number and every word with a digit is `0`, unless few letters would be left.
@@ -128,24 +128,24 @@ def _signatures(texts: Sequence[Any], seed: int) -> tuple[np.ndarray, np.ndarray
     """MinHash signatures, of shape (rows, PERMUTATIONS), and which rows have any word at all."""
     import rensa
 
-    made = np.zeros((len(texts), PERMUTATIONS), dtype=np.uint32)
+    signatures = np.zeros((len(texts), PERMUTATIONS), dtype=np.uint32)
     filled = np.zeros(len(texts), dtype=bool)
     with progress(len(texts), "near-duplicates", "row", leave=False) as bar:
         for start in range(0, len(texts), ROWS_AT_ONCE):
-            words = [normalised(text) for text in texts[start : start + ROWS_AT_ONCE]]
+            words = [normalized(text) for text in texts[start : start + ROWS_AT_ONCE]]
             stop = start + len(words)
             filled[start:stop] = [bool(text) for text in words]
             hashes, offsets = _hashed_shingles(words)
             matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
                 hashes, offsets, PERMUTATIONS, seed
             )
-            made[start:stop] = matrix.to_rows()
+            signatures[start:stop] = matrix.to_rows()
             bar.update(len(words))
-    return made, filled
+    return signatures, filled
 
 
 def _hashed_shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The shingles of all texts as numbers, one text after another, and where each one's begin."""
+    """The hashed shingles of all texts, one text after another, and where each text begins."""
     padded = [text.ljust(SHINGLE, "\0") for text in texts]
     whole = "".join(padded).encode("utf-32-le", "surrogatepass")
     letters = np.frombuffer(whole, dtype=np.uint32).astype(np.uint64)
@@ -154,7 +154,7 @@ def _hashed_shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         hashes = hashes * SPREAD + letters[place : place + len(hashes)]
     ends = np.cumsum([len(text) for text in padded])
     inside = np.ones(len(hashes), dtype=bool)
-    # Those that begin at a text's last letters would reach into the next text.
+    # Shingles that begin at a text's last letters would reach into the next text.
     for place in range(1, SHINGLE):
         inside[ends[:-1] - place] = False
     hashes = (hashes[inside] ^ (hashes[inside] >> np.uint64(30))) * MIX
@@ -163,7 +163,7 @@ def _hashed_shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _linked(texts: Sequence[Any], signatures: np.ndarray, filled: np.ndarray) -> np.ndarray:
-    """Of each row the first row of its group; rows without a word stay alone."""
+    """The first row of each row's group; a row without a word is a group of its own."""
     parents = np.arange(len(texts))
     refused = np.zeros(len(texts), dtype=np.int16)
     words = np.flatnonzero(filled)
@@ -174,24 +174,24 @@ def _linked(texts: Sequence[Any], signatures: np.ndarray, filled: np.ndarray) ->
 
     @lru_cache(maxsize=4096)
     def pieces(row: int) -> frozenset[str]:
-        return shingles(normalised(texts[row]))
+        return shingles(normalized(texts[row]))
 
     with progress(BANDS, "near-duplicates", "band", leave=False) as bar:
         for band in np.split(signatures[rows], BANDS, axis=1):
             keys = _keys(band)
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            for distance in range(1, NEIGHBOURS + 1):
+            for distance in range(1, NEIGHBORS + 1):
                 places = np.flatnonzero(keys[distance:] == keys[:-distance])
                 pairs = np.stack([rows[order[places]], rows[order[places + distance]]])
-                for one, other in _worth_comparing(pairs, parents, refused, signatures):
-                    root, other_root = _root(parents, one), _root(parents, other)
-                    if root == other_root:
+                for first, second in _worth_comparing(pairs, parents, refused, signatures):
+                    first_root, second_root = _root(parents, first), _root(parents, second)
+                    if first_root == second_root:
                         continue
-                    if _similar(pieces(one), pieces(other)):
-                        parents[max(root, other_root)] = min(root, other_root)
+                    if _similar(pieces(first), pieces(second)):
+                        parents[max(first_root, second_root)] = min(first_root, second_root)
                     else:
-                        refused[[one, other]] += 1
+                        refused[[first, second]] += 1
             bar.update()
     return _roots(parents)
 
@@ -207,7 +207,7 @@ def _keys(columns: np.ndarray) -> np.ndarray:
 def _worth_comparing(
     pairs: np.ndarray, parents: np.ndarray, refused: np.ndarray, signatures: np.ndarray
 ) -> list[list[int]]:
-    """Of pairs, shape (2, pairs), those that may be similar and are not in one group yet."""
+    """The pairs, of shape (2, pairs), that may be similar and are not in one group yet."""
     parents[:] = _roots(parents)
     pairs = pairs[:, parents[pairs[0]] != parents[pairs[1]]]
     pairs = pairs[:, (refused[pairs] < MOST_CANDIDATES).all(axis=0)]
@@ -220,9 +220,9 @@ def _worth_comparing(
     return chosen
 
 
-def _similar(one: frozenset[str], other: frozenset[str]) -> bool:
-    common = len(one & other)
-    return common >= SIMILARITY * (len(one) + len(other) - common)
+def _similar(first: frozenset[str], second: frozenset[str]) -> bool:
+    common = len(first & second)
+    return common >= SIMILARITY * (len(first) + len(second) - common)
 
 
 def _root(parents: np.ndarray, row: int) -> int:
@@ -235,7 +235,7 @@ def _root(parents: np.ndarray, row: int) -> int:
 def _roots(parents: np.ndarray) -> np.ndarray:
     """The root of every row."""
     while True:
-        higher = parents[parents]
+        higher: np.ndarray = parents[parents]
         if np.array_equal(higher, parents):
             return higher
         parents = higher

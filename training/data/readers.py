@@ -21,9 +21,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from training.common.errors import DataError
+from training.common.progress import progress
 from training.data.arrow_files import read_arrow
 from training.data.blocks import ROW_CHARACTERS, TOO_LONG, Block
-from training.data.csv_files import SEPARATOR_NAMES, find_layout, read_csv
+from training.data.csv_files import SEPARATOR_NAMES, detect_format, read_csv
 from training.data.json_files import Row, in_blocks, read_json
 from training.data.sources import ENDINGS, Content, Source, find_sources
 from training.data.text_files import (
@@ -35,20 +37,18 @@ from training.data.text_files import (
     refuse_other_kinds,
     refuse_utf8,
 )
-from training.errors import DataError
-from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 FASTTEXT = "__label__"
 FASTTEXT_LABELS = re.compile(rf"(?:{FASTTEXT}\S+\s*)+")
-# A bar for what takes longer than so many seconds.
+# Seconds after which a bar is shown.
 BAR_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class ReadingKeys:
-    """What a user says of files that cannot be seen from them; None where it is looked for."""
+    """How a user says that files are written; None where the files themselves show it."""
 
     delimiter: str | None = None
     encoding: str | None = None
@@ -66,10 +66,10 @@ def read_blocks(
     Args:
         named: as `find_sources` takes it.
         wanted: columns to read where a format can leave others out; all when None.
-        looked_for: columns that tell how a file is written; `wanted` when empty.
+        looked_for: columns by which the format is recognized; `wanted` when empty.
 
     Raises:
-        DataError: a file is not there, is something else, has no header, or changed meanwhile.
+        DataError: a file is missing, is no table, has no header, or changed while it was read.
     """
     sources = find_sources(named)
     with progress(bytes_of(sources), "read", "B", leave=False, delay=BAR_SECONDS) as bar:
@@ -79,7 +79,7 @@ def read_blocks(
 
 
 def bytes_of(sources: Sequence[Source]) -> int | None:
-    """How many there are to read, as they are stored; None where that is not known."""
+    """The bytes of the files, as they are stored; None where their number is not known."""
     sizes = [source.size for source in sources]
     return None if None in sizes else sum(size or 0 for size in sizes)
 
@@ -91,7 +91,7 @@ def read_sources(
     *,
     looked_for: Sequence[str],
 ) -> Iterator[Block]:
-    """The same of files that were found, without a bar; how they are written is said once."""
+    """Every row of files, in order, without a bar."""
     done = 0
     for source in sources:
         with closing(source.open()) as content:
@@ -109,7 +109,7 @@ def read_content(
     looked_for: Sequence[str],
     keys: ReadingKeys,
 ) -> Iterator[Block]:
-    """The rows of one file. The first block may be empty, and there for its columns."""
+    """The rows of one file. The first block may be empty: it carries the columns."""
     head = content.head
     if not head:
         raise DataError(f"{source.name} is empty")
@@ -128,19 +128,19 @@ def _read_text(
     content: Content, format_: str, source: Source, wanted: Sequence[str], keys: ReadingKeys
 ) -> Iterator[Block]:
     refuse_other_kinds(content.head, source.name)
-    found = find_encoding(content.head)
-    if found is None and not keys.encoding:
+    detected = find_encoding(content.head)
+    if detected is None and not keys.encoding:
         raise DataError(
             f"{source.name} holds bytes that are no text in UTF-8, UTF-16 or Windows-1252: name "
             "its encoding (key encoding), such as utf-32"
         )
-    encoding = check_encoding(keys.encoding) if keys.encoding else str(found)
-    if found is not None and found.startswith(encoding):
+    encoding = check_encoding(keys.encoding) if keys.encoding else str(detected)
+    if detected is not None and detected.startswith(encoding):
         # With what a byte order mark says, or zero bytes say of one that is missing.
-        encoding = found
+        encoding = detected
     elif encoding == "utf-16":
         encoding = "utf-16-le"
-    if not keys.encoding and found not in ("utf-8", "utf-8-sig"):
+    if not keys.encoding and detected not in ("utf-8", "utf-8-sig"):
         logger.warning("%s: read as %s (key encoding)", source.name, _shown(encoding))
     text = open_text(io.BufferedReader(content), encoding)
     # Cut in the middle of a character, it may not be whole.
@@ -149,14 +149,14 @@ def _read_text(
         return in_blocks(_fasttext_rows(text), source.name)
     if format_ in ("json", "lines") or (format_ == "text" and head.lstrip()[:1] in ("{", "[")):
         return read_json(text, head, source.name, wanted, lines=format_ == "lines")
-    layout = find_layout(head, wanted, keys.delimiter or ("\t" if source.is_tabbed else None))
-    if layout.separator != "," and not keys.delimiter and not source.is_tabbed:
-        name = SEPARATOR_NAMES.get(layout.separator, repr(layout.separator))
+    csv_format = detect_format(head, wanted, keys.delimiter or ("\t" if source.is_tabbed else None))
+    if csv_format.separator != "," and not keys.delimiter and not source.is_tabbed:
+        name = SEPARATOR_NAMES.get(csv_format.separator, repr(csv_format.separator))
         logger.warning("%s: %s separate its columns (key delimiter)", source.name, name)
     lines = lines_of(text, ROW_CHARACTERS)
     if encoding == WINDOWS and not keys.encoding:
         lines = refuse_utf8(lines, source.name)
-    return read_csv(lines, layout, source.name)
+    return read_csv(lines, csv_format, source.name)
 
 
 def _shown(encoding: str) -> str:

@@ -1,4 +1,4 @@
-"""Files or a hub data set → rows of text and labels, each usable or with the reason why not."""
+"""Files or a hub data set → rows of text and labels, each usable or with its problem."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from training.config import DataArguments
+from training.common.errors import DataError
 from training.data.blocks import BLOCK_ROWS, Block, Problem, TableBlock, shortened
 from training.data.findings import Places, Remark, Rows
 from training.data.labels import LabelReader, lists_in_text
 from training.data.layouts import TOOL_COLUMNS, Layout, Layouts, LeftOut, one_hot
 from training.data.readers import ReadingKeys, read_blocks
-from training.errors import DataError
+from training.recipe.arguments import DataArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-# Of a header so many columns are shown where one is looked for.
+# The number of columns that a message shows where one is missing.
 SHOWN_COLUMNS = 20
-# How people write a tab.
+# The ways in which people write a tab.
 TABS = {"tab": "\t", "\\t": "\t"}
 
 
 def keys_of(arguments: DataArguments) -> ReadingKeys:
-    """What a recipe says of how its files are written.
+    """The keys of a recipe that say how its files are written.
 
     Raises:
         DataError: the delimiter is not one character.
@@ -40,7 +40,7 @@ def keys_of(arguments: DataArguments) -> ReadingKeys:
 def read_files(
     named: str | Sequence[str], arguments: DataArguments, columns: Sequence[str] = ()
 ) -> tuple[Rows, dict[str, list[Any]]]:
-    """Every row of files, sound or not, and what stands in `columns` beside them.
+    """Every row of files, sound or not, and the values of `columns` beside them.
 
     Raises:
         DataError: a file or column cannot be used, or there are no rows.
@@ -68,8 +68,10 @@ def read_dataset(table: Dataset, where: str, arguments: DataArguments) -> Rows:
     """
     from datasets import ClassLabel
 
-    inner = {name: getattr(one, "feature", one) for name, one in table.features.items()}
-    numbered = {name: one.names for name, one in inner.items() if isinstance(one, ClassLabel)}
+    inner = {name: getattr(feature, "feature", feature) for name, feature in table.features.items()}
+    numbered = {
+        name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)
+    }
 
     def blocks() -> Iterator[Block]:
         start = 0
@@ -83,7 +85,7 @@ def read_dataset(table: Dataset, where: str, arguments: DataArguments) -> Rows:
 def collect(
     blocks: Iterator[Block], where: str, arguments: DataArguments, columns: Sequence[str] = ()
 ) -> tuple[Rows, dict[str, list[Any]]]:
-    """Texts and labels out of blocks, and what stands in `columns`, beside one another.
+    """Texts and labels of blocks, and the values of `columns` beside them.
 
     Raises:
         DataError: a column is not there, or there are no rows.
@@ -97,7 +99,7 @@ def collect(
 
 
 class _Collector:
-    """Rows so far."""
+    """The rows of the blocks so far."""
 
     def __init__(self, where: str, arguments: DataArguments, columns: Sequence[str]) -> None:
         self.where = where
@@ -113,7 +115,7 @@ class _Collector:
         self._looked_at: set[str] = set()
 
     def add(self, block: Block) -> None:
-        # The header of a table says nothing of what its objects hold.
+        # The header of a table does not show the fields of its objects.
         if not len(block) and isinstance(block, TableBlock):
             return
         if self.arguments.label_columns:
@@ -134,19 +136,19 @@ class _Collector:
             texts = list(zip(texts, pairs, strict=True))
         self.texts += texts
         self._labels += layout.labels(block)
-        for column, values in self.beside.items():
-            values += block.values(column)
+        for column, kept in self.beside.items():
+            kept += block.values(column)
         self._columns = self._columns or block.columns
-        for column in (self.arguments.group_column, self.arguments.time_column):
-            # Whether they have to be there depends on the split.
-            if column is not None and block.resolves(column):
-                values = self._split_by.setdefault(column, [])
+        for optional in (self.arguments.group_column, self.arguments.time_column):
+            # Whether a split needs them is decided later.
+            if optional is not None and block.resolves(optional):
+                values = self._split_by.setdefault(optional, [])
                 values += [None] * (start - len(values))
-                values += block.values(column)
+                values += block.values(optional)
 
     def _refuse_missing(self, block: Block, layout: Layout) -> None:
         arguments = self.arguments
-        needed = {
+        needed: dict[str, Sequence[str | None]] = {
             "text_column": [layout.text_column],
             "text_pair_column": [arguments.text_pair_column],
             "label_columns" if arguments.label_columns else "label_column": layout.columns,
@@ -166,17 +168,17 @@ class _Collector:
         spaced: list[int] = []
         left_out: dict[int, str] = {}
         for row, value in enumerate(lists or self._labels):
-            found = reader.read(value)
-            if isinstance(found, Problem):
-                self._problems.setdefault(row, found)
-                found = ()
-            elif isinstance(found, LeftOut):
+            names = reader.read(value)
+            if isinstance(names, Problem):
+                self._problems.setdefault(row, names)
+                names = ()
+            elif isinstance(names, LeftOut):
                 if row not in self._problems:
-                    left_out[row] = found.reason
-                found = ()
+                    left_out[row] = names.reason
+                names = ()
             elif reader.is_spaced(value):
                 spaced.append(row)
-            labels.append(found)
+            labels.append(names)
         several = reader.several or bool(self.arguments.label_columns)
         remarks = [*_left_out(left_out), *_spaced(spaced)]
         if lists is not None or reader.choices:
@@ -198,7 +200,7 @@ class _Collector:
         )
 
     def _padded(self, column: str | None) -> list[Any] | None:
-        """What stands in a column of every row, where any file has it."""
+        """The values of a column, for every row; None where no file has the column."""
         if column is None or column not in self._split_by:
             return None
         values = self._split_by[column]
@@ -211,7 +213,7 @@ class _Collector:
         return [None if value is None or not str(value).strip() else str(value) for value in values]
 
     def _one_each(self, labels: Sequence[tuple[str, ...]], lists: bool) -> Iterator[Remark]:
-        """Lists of which none has more than one label, as doccano writes them."""
+        """Remark that no list has more than one label, as doccano writes them."""
         if lists and all(len(names) <= 1 for names in labels):
             column = self.arguments.label_column
             message = (
@@ -234,24 +236,24 @@ def _spaced(rows: list[int]) -> Iterator[Remark]:
 
 
 def shown_columns(columns: Sequence[str]) -> str:
-    """The first of them, each cut where it is long."""
+    """The first columns for a message, each cut where it is long."""
     shown = ", ".join(shortened(column) or "''" for column in columns[:SHOWN_COLUMNS])
     more = len(columns) - SHOWN_COLUMNS
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def no_column(block: Block, name: str, key: str) -> str:
-    """What to do where a column is not there."""
+    """The message where a block lacks the column `name`, which the key `key` names."""
     if not block.columns and block.problems:
         return f"{block.file}, row 1: {block.problems[0].message}"
     columns = block.columns
-    said = f"{block.file} has no column {name!r}, it has {shown_columns(columns)}: "
+    problem = f"{block.file} has no column {name!r}, it has {shown_columns(columns)}: "
     if key == "--slices":
-        return f"{said}slice by one of these"
+        return f"{problem}slice by one of these"
     if key == "label_column" and len(columns) > 2:
         return (
-            f"{said}name the right one with label_column, or with label_columns those that hold 0 "
-            "and 1"
+            f"{problem}name the right one with label_column, or with label_columns those that hold "
+            "0 and 1"
         )
     header = ", or add a header line" if any(" " in column for column in columns) else ""
-    return f"{said}name the right one with {key}{header}"
+    return f"{problem}name the right one with {key}{header}"

@@ -1,7 +1,7 @@
 """Text that a tokenizer cuts into pieces of words, though it knows every piece.
 
 A token continues a word where it begins between two letters of it. That is asked of the offsets,
-not of a prefix such as `##`, so it is the same of WordPiece, byte-level BPE, Unigram and others.
+not of a prefix such as `##`, and holds for WordPiece, byte-level BPE, Unigram and others.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from service.model_package import Text
+from service.package.manifest import Text
 
-# Rows, and characters of each, that are looked at: it is a share that is wanted.
+# The rows, and the characters of each, that are examined: enough to estimate a share.
 LOOKED_AT_ROWS = 10_000
 LOOKED_AT_CHARACTERS = 2_000
 # First and last character of scripts that put no blanks between words: Thai and Lao, Tibetan,
@@ -31,7 +31,7 @@ FIRST_CHARACTERS = [first for first, _ in WITHOUT_BLANKS]
 
 @dataclass(frozen=True)
 class Shreds:
-    """`places` of the texts that were looked at; of each its tokens, and how many continue a word.
+    """The `places` of the texts examined, their tokens, and how many of these continue a word.
 
     Special tokens do not count.
     """
@@ -42,12 +42,12 @@ class Shreds:
 
     @property
     def share(self) -> float:
-        """Of all tokens, those that continue a word."""
+        """The share of all tokens that continue a word."""
         return float(self.continuations.sum() / max(1, self.tokens.sum()))
 
 
 def count_shreds(tokenizer: Tokenizer, texts: Sequence[Text]) -> Shreds:
-    """How much of the texts, or of some spread evenly over them, is cut into pieces of words.
+    """Count the tokens of texts, or of a sample evenly over them, that continue a word.
 
     Args:
         tokenizer: without truncation and padding.
@@ -55,7 +55,7 @@ def count_shreds(tokenizer: Tokenizer, texts: Sequence[Text]) -> Shreds:
     step = max(1, -(-len(texts) // LOOKED_AT_ROWS))
     places = np.arange(0, len(texts), step)
     tokens, continuations = np.zeros((2, len(places)), dtype=np.int64)
-    for number, place in enumerate(places):
+    for number, place in enumerate(places.tolist()):
         text = texts[place]
         parts = text if isinstance(text, tuple) else (text,)
         for part in parts:
@@ -67,18 +67,18 @@ def count_shreds(tokenizer: Tokenizer, texts: Sequence[Text]) -> Shreds:
 
 
 def _continuations(encoding: Encoding, text: str) -> int:
-    found, reached = 0, 0
+    count, reached = 0, 0
     for start, end in encoding.offsets:
         if start < end:
             inside = start > 0 and _in_word(text[start - 1]) and _in_word(text[start])
-            # A character in several tokens, as bytes are.
-            found += inside or start < reached
+            # A character may be several tokens, where tokens are bytes.
+            count += inside or start < reached
             reached = end
-    return found
+    return count
 
 
 def _in_word(character: str) -> bool:
-    """Whether it is part of a word with blanks around it."""
+    """Whether a character is part of a word with blanks around it."""
     if character.isascii():
         return character.isalnum()
     code = ord(character)

@@ -1,4 +1,4 @@
-"""What a user names → files, each opened as bytes: local, an address, a folder, standard input.
+"""Names that a user gives → files: local, at an address, in a folder, from standard input.
 
 find_sources("exports/2024-*.csv.gz")
 find_sources(["s3://bucket/tickets/", "more.jsonl"])
@@ -19,14 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from training.errors import DataError
-from training.storage import file_system, one_sentence, without_query
+from training.common.errors import DataError
+from training.common.storage import file_system, one_sentence, without_query
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "standard input"
-# What a name ends in → how its content is written; `text` may be several things.
+# The ending of a name → the format of the content; `text` may be several formats.
 FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -40,12 +40,12 @@ FORMATS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ENDINGS = ", ".join(FORMATS)
-# So much is looked at to tell what a file is.
+# The bytes by which the format of a file is recognized.
 HEAD_BYTES = 1 << 20
 
 
 class Content(io.RawIOBase):
-    """The bytes of a file, of which `head` are the first, looked at and still to be read."""
+    """The bytes of a file; `head` are the first of them, and still to be read."""
 
     def __init__(self, name: str, raw: Any, content: Any, head: bytes) -> None:
         self._name = name
@@ -56,11 +56,11 @@ class Content(io.RawIOBase):
         self.position = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Whether it can be read: always."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As of every raw stream; `position` is how much of the stored file was read."""
+        """Read into a buffer; `position` is how much of the stored file was read so far."""
         data = self._unread[: len(buffer)]
         if not data:
             with one_sentence(self._name, DataError):
@@ -71,14 +71,14 @@ class Content(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """The file below, too."""
+        """Close the stored file, too."""
         if not self.closed:
             self._content.close()
             self._raw.close()
         super().close()
 
     def as_file(self) -> Any:
-        """What can be read from anywhere: the file itself, or a copy that is gone when closed."""
+        """A file with random access: the file itself, or a copy that is deleted when closed."""
         if self._content is self._raw and self._raw.seekable():
             self._raw.seek(0)
             return self._raw
@@ -90,7 +90,7 @@ class Content(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Source:
-    """One file; `name` is what people call it, `state` changes when it does."""
+    """One file; `name` is what people call it, and `state` changes when the file does."""
 
     name: str
     path: str
@@ -99,32 +99,32 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """In bytes, as it is stored; None where that is not known."""
+        """The size in bytes, as it is stored; None where it is not known."""
         size = self.state[0]
         return size if isinstance(size, int) else None
 
     @property
     def compression(self) -> str | None:
-        """By which the content is compressed, as its name says."""
+        """The compression of the content, by the file's name."""
         endings = _endings(self.path)
         return COMPRESSIONS.get(endings[-1]) if endings else None
 
     @property
     def format(self) -> str | None:
-        """A value of FORMATS, as its name says; None where it says nothing.
+        """A value of FORMATS, by the file's name; None where the name says nothing.
 
-        What comes through a pipe or from the web need not have such a name.
+        A pipe or an address on the web needs no such name.
         """
         is_nameless = self.name == STANDARD_INPUT_NAME or self.name.startswith("http")
         return _format(_endings(self.path)) or ("text" if is_nameless else None)
 
     @property
     def is_tabbed(self) -> bool:
-        """Whether its name says that tabs separate its columns."""
+        """Whether the file's name says that tabs separate its columns."""
         return ".tsv" in _endings(self.path)
 
     def open(self) -> Content:
-        """Its content, decompressed.
+        """The content, decompressed.
 
         Raises:
             DataError: it cannot be opened.
@@ -150,21 +150,21 @@ class Source:
 
 
 def find_sources(named: str | Path | Sequence[str | Path]) -> list[Source]:
-    """The files that are meant: by a name, an address, a folder, a pattern, or a list of these.
+    """The files of a name, an address, a folder, a pattern, or a list of these.
 
-    Of a folder those whose names end as FORMATS and COMPRESSIONS have it, in the order of their
-    names; not those that begin with a dot or an underscore, as Spark's and Hive's own do.
+    A folder gives the files with an ending of FORMATS and COMPRESSIONS, in the order of their
+    names. Names that begin with a dot or an underscore are left out, as Spark's and Hive's own do.
 
     Raises:
         DataError: there is no such file, or none in the folder.
     """
     if isinstance(named, str | Path):
         return _find(str(named))
-    return [source for one in named for source in _find(str(one))]
+    return [source for each in named for source in _find(str(each))]
 
 
 def sha256_of(named: str | Path) -> str:
-    """The hash of what the files hold, as they are stored, one after another.
+    """The SHA-256 of the files' bytes, as they are stored, one file after another.
 
     Raises:
         DataError: a file cannot be read.
@@ -188,20 +188,21 @@ def _find(named: str) -> list[Source]:
     fs, path = file_system(path, DataError)
     with one_sentence(named, DataError):
         if fs.isdir(path):
-            found = [name for name in sorted(fs.find(path)) if _is_data(name, path)]
-            if not found:
+            files = [file for file in sorted(fs.find(path)) if _is_data(file, path)]
+            if not files:
                 raise DataError(f"{shown} holds no file to read: their names end in {ENDINGS}")
         elif fs.exists(path):
-            found = [path]
+            files = [path]
         elif glob.has_magic(path):
-            found = sorted(fs.glob(path))
-            if not found:
+            files = sorted(fs.glob(path))
+            if not files:
                 raise DataError(f"no file is named like {shown}")
         else:
             raise DataError(f"there is no file {shown}")
-        alone = len(found) == 1 and found[0] == path
+        is_named = files == [path]
         sources = [
-            Source(shown if alone else _name(fs, one), one, fs, _state(fs, one)) for one in found
+            Source(shown if is_named else _name(fs, file), file, fs, _state(fs, file))
+            for file in files
         ]
         # Spark leaves shards without a row.
         return [source for source in sources if source.size != 0] or sources
@@ -214,18 +215,18 @@ def _is_data(path: str, folder: str) -> bool:
 
 
 def _endings(path: str) -> list[str]:
-    """Of a file's name, in small letters: `.csv`, `.gz`."""
+    """The endings of a file's name, in lower case: `.csv`, `.gz`."""
     path = urlsplit(path).path if "://" in path else path
     return [ending.lower() for ending in PurePosixPath(path).suffixes]
 
 
 def _format(endings: list[str]) -> str | None:
-    named = endings[:-1] if endings and endings[-1] in COMPRESSIONS else endings
-    return FORMATS.get(named[-1]) if named else None
+    uncompressed = endings[:-1] if endings and endings[-1] in COMPRESSIONS else endings
+    return FORMATS.get(uncompressed[-1]) if uncompressed else None
 
 
 def _standard_input() -> Source:
-    """A copy of all that comes through it, as a file is looked at before it is read."""
+    """A copy of standard input: a file's head is looked at before the file is read."""
     copy = tempfile.NamedTemporaryFile(prefix="whetstone-")  # noqa: SIM115 - until the end
     _copies.append(copy)
     shutil.copyfileobj(sys.stdin.buffer, copy)
@@ -234,12 +235,12 @@ def _standard_input() -> Source:
     return Source(STANDARD_INPUT_NAME, path, fs, _state(fs, path))
 
 
-# They are gone when this process is.
+# They are deleted when this process ends.
 _copies: list[Any] = []
 
 
 def _name(fs: AbstractFileSystem, path: str) -> str:
-    """A found file as people would name it."""
+    """A file as people would name it."""
     from fsspec.implementations.local import LocalFileSystem
 
     if not isinstance(fs, LocalFileSystem):
@@ -251,14 +252,14 @@ def _name(fs: AbstractFileSystem, path: str) -> str:
 
 
 def _state(fs: AbstractFileSystem, path: str) -> tuple[Any, ...]:
-    """Size in bytes first, then whatever else the place tells of when a file was written."""
+    """The size in bytes, then everything that the file system says of when it was written."""
     info = fs.info(path)
     marks = (info.get(key) for key in ("mtime", "ETag", "etag", "LastModified", "generation"))
     return (info.get("size"), *(str(mark) for mark in marks if mark is not None))
 
 
 def _read_fully(stream: Any, size: int) -> bytes:
-    """So many bytes, or all there are: a pipe gives what it has."""
+    """`size` bytes, or all that are left: a pipe gives no more at once than it has."""
     parts = []
     while size > 0 and (part := stream.read(size)):
         parts.append(part)

@@ -1,7 +1,7 @@
-"""The split that is made where no validation rows are given, and what has to stay together in it.
+"""The validation split of a recipe without validation rows, and the rows that stay together in it.
 
 Equal texts, near-duplicates and rows with the same value in the recipe's `group_column` are one
-group, and a group is on one side: else validation would measure what was learned by heart.
+group, and a group is on one side. Otherwise validation would measure what was learned by heart.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.model_package import Text
-from training.config import DataArguments
+from service.package.manifest import Text
+from training.common.errors import DataError
 from training.data.findings import Finding, Rows, make_finding
 from training.data.near_duplicates import similar_groups
 from training.data.times import parse_times
-from training.defaults import validation_share
-from training.errors import DataError
+from training.data.validation_share import validation_share
+from training.recipe.arguments import DataArguments
 
 
 @dataclass(frozen=True)
 class Split:
     """Rows of one split: texts, or pairs of them, and the names of each row's labels.
 
-    `groups`, integers of shape (rows,), are equal where rows may not be parted; None where nobody
-    has looked. They say nothing of the rows themselves, so equal rows are equal splits.
+    `groups`, integers of shape (rows,), are equal where rows may not be parted; None where they are
+    not known. They do not belong to the content: splits with equal rows are equal.
     """
 
     texts: list[Text]
@@ -36,6 +36,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def joined(self, other: Split) -> Split:
+        """These rows and then the others, without groups."""
+        return Split([*self.texts, *other.texts], [*self.labels, *other.labels])
 
     def take(self, indices: np.ndarray) -> Split:
         """The rows at `indices`, in that order."""
@@ -47,7 +51,7 @@ class Split:
 
 
 class Division(NamedTuple):
-    """Training and validation rows, and what the split could not do."""
+    """Training and validation rows, and the findings about the split."""
 
     train: Split
     validation: Split
@@ -57,7 +61,7 @@ class Division(NamedTuple):
 def divide(
     split: Split, rows: Rows, kept: Sequence[int], arguments: DataArguments, seed: int
 ) -> Division:
-    """Set validation rows aside as a recipe says: by chance, or the newest.
+    """Set validation rows aside as a recipe says: random ones, or the newest.
 
     Args:
         split: the usable rows, those of `rows` at the 0-based places `kept`.
@@ -76,7 +80,7 @@ def divide(
 
 
 def with_groups(split: Split, rows: Rows, kept: Sequence[int]) -> Split:
-    """The usable rows `kept` of `rows` with what may not be parted.
+    """The usable rows `kept` of `rows`, with the groups that may not be parted.
 
     Args:
         split: its groups are those of its texts, where they are known.
@@ -90,12 +94,14 @@ def _unmeasured_labels(
 ) -> tuple[Finding, ...]:
     """A finding about the labels of which no row could be set aside."""
     measured = {label for labels in validation.labels for label in labels}
-    found = [row for row, labels in enumerate(whole.labels) if not measured.issuperset(labels)]
-    missing = Counter(x for row in found for x in whole.labels[row] if x not in measured)
+    missing_rows = [
+        row for row, labels in enumerate(whole.labels) if not measured.issuperset(labels)
+    ]
+    missing = Counter(x for row in missing_rows for x in whole.labels[row] if x not in measured)
     if not missing:
         return ()
     first, count = max(missing.items(), key=lambda item: (item[1], item[0]))
-    of_first = [row for row in found if first in whole.labels[row]]
+    of_first = [row for row in missing_rows if first in whole.labels[row]]
     groups = np.unique(np.asarray(whole.groups)[of_first])
     why = (
         "are one text, near-duplicates or one group of group_column, which is on one side only"
@@ -111,7 +117,7 @@ def _unmeasured_labels(
         f"{subject} no row in the validation split that is made: its {count} rows {why}. They are "
         "trained on, and nothing says how well the label is answered"
     )
-    places = [kept[row] for row in found]
+    places = [kept[row] for row in missing_rows]
     return (make_finding("unmeasured_label", "warning", "train", rows, places, message),)
 
 
@@ -120,10 +126,10 @@ def find_groups(
     values: Sequence[str | None] | None = None,
     similar: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The group of each row, as the first row of it; shape (rows,).
+    """The group of each row, named by the group's first row; shape (rows,).
 
     Args:
-        values: of each row its value of `group_column`; None is no group but the row's own.
+        values: the value of `group_column` of each row; a row with None is a group of its own.
         similar: a number for each text, equal for near-duplicates; computed when None.
     """
     from scipy.sparse import coo_array
@@ -205,7 +211,7 @@ def time_split(split: Split, times: np.ndarray, share: float) -> tuple[Split, Sp
     wanted = max(1, round(share * len(split)))
     border = borders[np.argmin(np.abs(taken[borders] - wanted))]
     counts = Counter(label for labels in split.labels for label in labels)
-    # The oldest first: they are what is given back.
+    # The oldest first: they are given back first.
     aside = [groups[index] for index in order[border::-1]]
     return _parted(split, _give_back_last_rows(split, counts, aside))
 
@@ -220,7 +226,7 @@ def _members(split: Split) -> list[list[int]]:
 
 
 def _filled(groups: list[list[int]], share: float) -> list[list[int]]:
-    """Groups, the first ones first, with about `share` of all rows: one at least, never all."""
+    """The first groups with about `share` of all rows: at least one group, never all."""
     wanted = max(1, round(share * sum(map(len, groups))))
     chosen: list[list[int]] = []
     left: list[list[int]] = []
@@ -229,7 +235,7 @@ def _filled(groups: list[list[int]], share: float) -> list[list[int]]:
         (chosen if fits else left).append(rows)
         wanted -= len(rows) if fits else 0
     smallest = min(left, key=len)
-    # One that does not fit, where the share is nearer with it, or nothing is chosen yet.
+    # A group that does not fit, where the share is nearer with it, or no group is chosen yet.
     if len(left) > 1 and (not chosen or len(smallest) < 2 * wanted):
         chosen.append(smallest)
     return chosen
@@ -238,7 +244,7 @@ def _filled(groups: list[list[int]], share: float) -> list[list[int]]:
 def _give_back_last_rows(
     split: Split, counts: Counter[str], aside: list[list[int]]
 ) -> list[list[int]]:
-    """`aside` without the groups that hold all that there is of some label."""
+    """`aside` without the groups that have all rows of some label."""
     left = counts.copy()
     left.subtract(label for rows in aside for row in rows for label in split.labels[row])
     kept = []

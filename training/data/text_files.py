@@ -1,4 +1,4 @@
-"""Files of text → their lines: whatever their encoding, what cannot be decoded is marked."""
+"""Text files of any encoding → their lines; bytes that cannot be decoded are marked."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from training.errors import DataError
+from training.common.errors import DataError
 
-# What begins so is no text, whatever its name says.
+# A file that begins with one of these is no text, whatever its name says.
 BEGINNINGS = {
     b"PK\x03\x04": "a ZIP archive (as Excel's .xlsx are): unpack it, or save the table as CSV",
     b"PAR1": "a Parquet file: name it .parquet",
@@ -35,15 +35,15 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 WINDOWS = "cp1252"
-# So many lines that are not UTF-8, and none that is and is not ASCII, are Windows-1252.
+# A file with this many lines that are not UTF-8, where no line but of ASCII is, is Windows-1252.
 WINDOWS_LINES = 3
 
 
 LINE_END = re.compile(rb"\r\n?|\n")
-# What separates in every table, two bytes each: where zeros stand in them says which comes first.
+# Characters that separate in every table. In UTF-16 the place of their zero byte tells its order.
 SEPARATING = b'\t\n\r ",:;|'
-# In UTF-16 the bytes of even places differ from those of odd ones: of every script this share of
-# them does (two thirds and more are measured), of other text none but by chance.
+# In UTF-16 the bytes at even places differ from those at odd places: at least this share of them in
+# every script (two thirds and more are measured), and none but by chance in other text.
 UTF16_DIFFERENCE = 0.5
 LOOKED_AT = 1 << 16
 
@@ -69,10 +69,10 @@ def refuse_other_kinds(head: bytes, name: str) -> None:
 
 
 def find_encoding(head: bytes) -> str | None:
-    """The encoding of text that begins with `head`, as Python calls it; None where it is none.
+    """Python's name for the encoding of text that begins with `head`; None where it is no text.
 
-    A byte order mark says it; without one, text of two bytes a character is UTF-16, and lines
-    none of which is UTF-8 are Windows-1252. Everything else is UTF-8, wrong bytes or not.
+    A byte order mark tells the encoding. Without one, text of two bytes a character is UTF-16, and
+    lines none of which is UTF-8 are Windows-1252. Everything else is UTF-8, wrong bytes or not.
     """
     for mark, encoding in MARKS.items():
         if head.startswith(mark):
@@ -91,7 +91,7 @@ def find_encoding(head: bytes) -> str | None:
 
 
 def _is_of_pairs(head: bytes) -> bool:
-    """Whether a character of it is two bytes or four."""
+    """Whether a character takes two bytes or four."""
     even, odd = Counter(head[::2]), Counter(head[1::2])
     return (even - odd).total() > UTF16_DIFFERENCE * even.total() or _is_of_four(head)
 
@@ -103,7 +103,7 @@ def _is_of_four(head: bytes) -> bool:
 
 
 def _find_utf16(head: bytes) -> str | None:
-    """Which UTF-16 it is, by the characters that separate; None where neither has any."""
+    """Which byte order of UTF-16 has characters that separate; None where neither has more."""
     pairs = list(zip(head[::2], head[1::2], strict=False))
     little = sum(second == 0 and first in SEPARATING for first, second in pairs)
     big = sum(first == 0 and second in SEPARATING for first, second in pairs)
@@ -113,31 +113,29 @@ def _find_utf16(head: bytes) -> str | None:
 
 
 def check_encoding(encoding: str) -> str:
-    """An encoding that a user has named, as Python calls it.
+    """Python's name for an encoding that a user has named.
 
     Raises:
         DataError: there is none of that name.
     """
     try:
-        found = codecs.lookup(encoding)
-        known = found._is_text_encoding
-    except LookupError:
-        known = False
-    if not known:
+        # Refuses codecs that encode no text, such as base64.
+        "".encode(encoding)
+        return codecs.lookup(encoding).name
+    except (LookupError, ValueError):
         raise DataError(
             f"there is no encoding {encoding!r}: name one such as utf-8, utf-16, windows-1252 or "
             "shift_jis"
-        )
-    return found.name
+        ) from None
 
 
 def open_text(binary: io.BufferedReader, encoding: str) -> io.TextIOWrapper:
-    """Its text, line ends as they are; bytes that cannot be decoded match `blocks.UNDECODABLE`."""
+    """The text of a file, line ends kept; undecodable bytes match `blocks.UNDECODABLE`."""
     return io.TextIOWrapper(binary, encoding, errors="whetstone.mark", newline="")
 
 
 def lines_of(text: io.TextIOBase, most: int) -> Iterator[str]:
-    """Its lines; of one with more than `most` characters the first `most` + 1."""
+    """The lines of a text; of a line with more than `most` characters the first `most` + 1."""
     while line := text.readline(most + 1):
         rest = line
         while len(rest) > most and not rest.endswith(("\n", "\r")):
@@ -149,7 +147,8 @@ def refuse_utf8(lines: Iterator[str], name: str) -> Iterator[str]:
     """The lines of a text that was taken for Windows-1252.
 
     Raises:
-        DataError: one is UTF-8: the lines that were not, and told of Windows-1252, were broken.
+        DataError: a line is UTF-8; the lines by which the text was taken for Windows-1252 are
+            broken.
     """
     for number, line in enumerate(lines, start=1):
         if not line.isascii() and _is_utf8(line.encode(WINDOWS, "surrogateescape")):

@@ -1,4 +1,4 @@
-"""When rows were written: the values of `time_column` as numbers that can be ordered."""
+"""The values of `time_column` → numbers by which rows are ordered."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from training.errors import DataError
+from training.common.errors import DataError
 
 Kind = Literal["number", "date", "nothing"]
 
 
 def parse_times(values: Sequence[Any], where: str = "the rows") -> np.ndarray:
-    """Numbers by which rows are ordered, the newest last; NaN where there is no readable time.
+    """A number for each row, larger for newer rows; NaN where there is no readable time.
 
     Dates and times are as ISO 8601 writes them, in UTC where they name no zone. Numbers (of a CSV
     file, too) are only compared: seconds since 1970, milliseconds, 20240131, a running number.

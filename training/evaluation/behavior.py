@@ -1,6 +1,6 @@
-"""Tests of a model's behaviour, run on a package: the tables are those of `behaviour_file`.
+"""Tests of a model's behavior, run on a package: the tables are those of `behavior_file`.
 
-whetstone evaluate PACKAGE test.csv --behaviour behaviour.yaml
+whetstone evaluate PACKAGE test.csv --behaviour behavior.yaml
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.classifier import Classifier, Prediction
-from service.model_package import Text
-from training.behaviour_file import Change, Direction, Invariance, MustHave, read_behaviour
-from training.errors import DataError
+from service.inference.classifier import Classifier, Prediction
+from service.package.manifest import Text
+from training.common.errors import DataError
+from training.evaluation.behavior_file import (
+    Change,
+    Direction,
+    Invariance,
+    MustHave,
+    read_behavior,
+)
 
-# Letters enough that inner ones can be swapped and the word still be read.
+# Long enough that two inner letters can be swapped and the word can still be read.
 TYPO_WORD = re.compile(r"[^\W\d_]{5,}")
 TYPO_WORDS = 2
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One case: `text`, `expected` and `got` are for people."""
+class CaseResult:
+    """The result of one case; `text`, `expected` and `got` are for people."""
 
     kind: str
     name: str
@@ -34,76 +40,52 @@ class Outcome:
     got: str
 
 
-def run_behaviour(path: Path, classifier: Classifier) -> dict[str, Any]:
-    """Ask every case of a file; how many passed, by kind and by test, and the failures.
+def run_behavior(path: Path, classifier: Classifier) -> dict[str, Any]:
+    """Run every case of a file.
+
+    Returns:
+        How many cases passed and failed, also by kind and by test, and the failures.
 
     Raises:
         DataError: the file or a test cannot be used.
     """
-    tests = read_behaviour(path, classifier.manifest)
+    tests = read_behavior(path, classifier.manifest)
     for test in tests.invariance:
         if not list(_variants(test)):
             raise DataError(
                 f"{path}, {test.name!r}: the change leaves each of its texts as it is, so nothing "
                 "would be tested: give texts that it changes"
             )
-    outcomes = [
+    results = [
         *_must_have(tests.must_have, classifier),
         *_invariance(tests.invariance, classifier),
         *_direction(tests.direction, classifier),
     ]
-
-    def counted(chosen: Sequence[Outcome]) -> dict[str, int]:
-        passed = sum(outcome.passed for outcome in chosen)
-        return {"passed": passed, "failed": len(chosen) - passed}
-
-    names = list(dict.fromkeys((outcome.kind, outcome.name) for outcome in outcomes))
+    by_kind: dict[str, list[CaseResult]] = {}
+    by_test: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in results:
+        by_kind.setdefault(result.kind, []).append(result)
+        by_test.setdefault((result.kind, result.name), []).append(result)
     return {
-        **counted(outcomes),
-        "kinds": {
-            kind: counted([outcome for outcome in outcomes if outcome.kind == kind])
-            for kind in dict.fromkeys(outcome.kind for outcome in outcomes)
-        },
+        **_counts(results),
+        "kinds": {kind: _counts(cases) for kind, cases in by_kind.items()},
         "tests": [
-            {"kind": kind, "name": name}
-            | counted([outcome for outcome in outcomes if (outcome.kind, outcome.name) == key])
-            for key in names
-            for kind, name in [key]
+            {"kind": kind, "name": name} | _counts(cases) for (kind, name), cases in by_test.items()
         ],
         "failures": [
-            {name: getattr(outcome, name) for name in ("kind", "name", "text", "expected", "got")}
-            for outcome in outcomes
-            if not outcome.passed
+            {name: getattr(result, name) for name in ("kind", "name", "text", "expected", "got")}
+            for result in results
+            if not result.passed
         ],
     }
 
 
-def print_behaviour(result: dict[str, Any]) -> None:
-    """The tests as a table on screen, then each failure."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="behaviour tests", title_justify="left")
-    for name in ("kind", "test", "passed", "failed"):
-        table.add_column(
-            name, justify="right" if name in ("passed", "failed") else "left", overflow="fold"
-        )
-    for test in result["tests"]:
-        counts = (str(test["passed"]), str(test["failed"]))
-        table.add_row(test["kind"], test["name"], *counts)
-    # Texts may hold brackets and colons of their own.
-    console = Console(markup=False, emoji=False)
-    console.print(table)
-    for failure in result["failures"]:
-        console.print(
-            f"{failure['name']}: {failure['text']!r} expected {failure['expected']}, got "
-            f"{failure['got']}",
-            highlight=False,
-        )
-    console.print(f"{result['passed']} passed, {result['failed']} failed", highlight=False)
+def _counts(results: Sequence[CaseResult]) -> dict[str, int]:
+    passed = sum(result.passed for result in results)
+    return {"passed": passed, "failed": len(results) - passed}
 
 
-def _must_have(tests: Sequence[MustHave], classifier: Classifier) -> Iterator[Outcome]:
+def _must_have(tests: Sequence[MustHave], classifier: Classifier) -> Iterator[CaseResult]:
     cases = [(test.name, case) for test in tests for case in test.cases]
     texts: list[Text] = [
         case.text if case.text_pair is None else (case.text, case.text_pair) for _, case in cases
@@ -111,21 +93,23 @@ def _must_have(tests: Sequence[MustHave], classifier: Classifier) -> Iterator[Ou
     for (name, case), answer in zip(cases, classifier.classify(texts), strict=True):
         expected = frozenset([case.label] if case.label is not None else case.labels or ())
         passed = expected == answer.answer
-        yield Outcome("must_have", name, passed, case.text, _said(expected), _said(answer.answer))
+        yield CaseResult(
+            "must_have", name, passed, case.text, _in_words(expected), _in_words(answer.answer)
+        )
 
 
-def _invariance(tests: Sequence[Invariance], classifier: Classifier) -> Iterator[Outcome]:
+def _invariance(tests: Sequence[Invariance], classifier: Classifier) -> Iterator[CaseResult]:
     pairs = [(test.name, before, after) for test in tests for before, after in _variants(test)]
-    for (name, before, after), old, new in _both(pairs, classifier):
+    for (name, before, after), old, new in _answer_pairs(pairs, classifier):
         same = old.answer == new.answer
-        expected = f"{_said(old.answer)}, as for {before!r}"
-        yield Outcome("invariance", name, same, after, expected, _said(new.answer))
+        expected = f"{_in_words(old.answer)}, as for {before!r}"
+        yield CaseResult("invariance", name, same, after, expected, _in_words(new.answer))
 
 
-def _direction(tests: Sequence[Direction], classifier: Classifier) -> Iterator[Outcome]:
+def _direction(tests: Sequence[Direction], classifier: Classifier) -> Iterator[CaseResult]:
     cases = [(test, case) for test in tests for case in test.cases]
     pairs = [(test.name, case.before, case.after) for test, case in cases]
-    for (test, case), (_, old, new) in zip(cases, _both(pairs, classifier), strict=True):
+    for (test, case), (_, old, new) in zip(cases, _answer_pairs(pairs, classifier), strict=True):
         column = classifier.manifest.labels.index(test.label)
         before, after = float(old.probs[column]), float(new.probs[column])
         # Probabilities are float32: 0.9 - 0.2 must not fall short of 0.7.
@@ -133,10 +117,10 @@ def _direction(tests: Sequence[Direction], classifier: Classifier) -> Iterator[O
         passed = moved >= test.by and moved > 0
         least = f" by at least {test.by:g}" if test.by else ""
         expected = f"{test.label} {case.change}{least} from {before:.3f}, as of {case.before!r}"
-        yield Outcome("direction", test.name, passed, case.after, expected, f"{after:.3f}")
+        yield CaseResult("direction", test.name, passed, case.after, expected, f"{after:.3f}")
 
 
-def _both(
+def _answer_pairs(
     pairs: Sequence[tuple[str, str, str]], classifier: Classifier
 ) -> Iterator[tuple[tuple[str, str, str], Prediction, Prediction]]:
     """Each pair with the answers to its two texts."""
@@ -146,7 +130,7 @@ def _both(
 
 
 def _variants(test: Invariance) -> Iterator[tuple[str, str]]:
-    """Texts and what they become; a change that changes nothing is no case."""
+    """Pairs of a text and its changed form; a change without effect is no case."""
     if test.groups is not None:
         for first, *others in test.groups:
             yield from ((first, other) for other in others)
@@ -160,12 +144,12 @@ def _variants(test: Invariance) -> Iterator[tuple[str, str]]:
 
 
 def _replaced(text: str, old: str, new: str) -> str:
-    """The text with `new` for each `old` that stands as words of its own: no Ann of an Anna."""
+    """The text with `new` for each `old` that is a word of its own: Ann does not match Anna."""
     return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, text)
 
 
 def with_typos(text: str) -> str:
-    """Two neighbouring inner letters swapped in the two longest words; the same every time."""
+    """The text with two inner letters swapped in each of its two longest words, by a fixed seed."""
     letters = list(text)
     generator = random.Random(text)  # noqa: S311 - nothing secret
     spans = sorted(
@@ -180,7 +164,7 @@ def with_typos(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """The end of the text with other punctuation than it had."""
+    """The text without its final punctuation, or with a full stop where it had none."""
     stripped = text.rstrip(".!?… ")
     return stripped if stripped != text else text + "."
 
@@ -194,5 +178,5 @@ CHANGES: dict[Change, Callable[[str], str]] = {
 }
 
 
-def _said(labels: frozenset[str]) -> str:
+def _in_words(labels: frozenset[str]) -> str:
     return ", ".join(sorted(labels)) or "no label"

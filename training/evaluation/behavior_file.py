@@ -1,4 +1,4 @@
-"""The tables of behaviour tests, as a YAML file holds them.
+"""The tables of behavior tests, as a YAML file holds them.
 
     must_have:                     # a text that must get a label
       - name: plain questions
@@ -34,8 +34,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.model_package import Manifest
-from training.errors import DataError
+from service.package.manifest import Manifest
+from training.common.errors import DataError
 
 KINDS = ("must_have", "invariance", "direction")
 
@@ -49,7 +49,7 @@ Words = list[Line]
 
 
 class MustHaveCase(_Strict):
-    """A text and its label, or its labels for a package of several."""
+    """A text and its label, or its labels for a multi-label package."""
 
     text: Line
     text_pair: str | None = None
@@ -71,7 +71,7 @@ class MustHave(_Strict):
 
 
 class Replacement(_Strict):
-    """Each of `from` that a text holds, by each of `to`."""
+    """Each word of `from` in a text is replaced by each word of `to`."""
 
     old: Words = Field(alias="from", min_length=1)
     new: Words = Field(alias="to", min_length=1)
@@ -116,7 +116,7 @@ class Direction(_Strict):
     cases: list[DirectionCase] = Field(min_length=1)
 
 
-class BehaviourTests(_Strict):
+class BehaviorTests(_Strict):
     """A file of tests."""
 
     must_have: list[MustHave] = []
@@ -124,11 +124,33 @@ class BehaviourTests(_Strict):
     direction: list[Direction] = []
 
 
-def read_behaviour(path: Path, manifest: Manifest) -> BehaviourTests:
+def read_behavior(path: Path, manifest: Manifest) -> BehaviorTests:
     """The tests of a file, which must fit the package.
 
     Raises:
         DataError: the file cannot be read, or a test does not fit; one sentence says which.
+    """
+    try:
+        tests = BehaviorTests.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        raise DataError(f"{path}, {_problem(error)}") from None
+    if not (tests.must_have or tests.invariance or tests.direction):
+        raise DataError(f"{path} holds no tests: it should have some of {', '.join(KINDS)}")
+    for test in tests.must_have:
+        for number, case in enumerate(test.cases, start=1):
+            _check_case(case, manifest, f"{path}, {test.name!r}, case {number}")
+    if manifest.has_pairs and (tests.invariance or tests.direction):
+        raise DataError(f"{path}: of a package that reads pairs only must_have can be tested")
+    for direction in tests.direction:
+        _check_labels([direction.label], manifest, f"{path}, {direction.name!r}")
+    return tests
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a file.
+
+    Raises:
+        DataError: there is none.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -140,27 +162,18 @@ def read_behaviour(path: Path, manifest: Manifest) -> BehaviourTests:
         raise DataError(f"{path} is not YAML{where}: {problem}: correct it there") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no tests: it should have some of {', '.join(KINDS)}")
-    try:
-        tests = BehaviourTests.model_validate(content)
-    except ValidationError as error:
-        raise DataError(f"{path}, {_problem(error)}") from None
-    if not (tests.must_have or tests.invariance or tests.direction):
-        raise DataError(f"{path} holds no tests: it should have some of {', '.join(KINDS)}")
-    for test in tests.must_have:
-        for number, case in enumerate(test.cases, start=1):
-            where = f"{path}, {test.name!r}, case {number}"
-            if (case.text_pair is not None) != manifest.has_pairs:
-                wanted = "pairs: add" if manifest.has_pairs else "single texts: leave out"
-                raise DataError(f"{where}: {manifest.name} reads {wanted} text_pair")
-            if case.labels is not None and manifest.task == "single_label":
-                raise DataError(f"{where}: {manifest.name} answers with one label: give label")
-            labels = case.labels if case.label is None else [case.label]
-            _check_labels(labels or [], manifest, where)
-    if manifest.has_pairs and (tests.invariance or tests.direction):
-        raise DataError(f"{path}: of a package that reads pairs only must_have can be tested")
-    for turn in tests.direction:
-        _check_labels([turn.label], manifest, f"{path}, {turn.name!r}")
-    return tests
+    return content
+
+
+def _check_case(case: MustHaveCase, manifest: Manifest, where: str) -> None:
+    """Refuse a case that does not fit the package."""
+    if (case.text_pair is not None) != manifest.has_pairs:
+        wanted = "pairs: add" if manifest.has_pairs else "single texts: leave out"
+        raise DataError(f"{where}: {manifest.name} reads {wanted} text_pair")
+    if case.labels is not None and manifest.task == "single_label":
+        raise DataError(f"{where}: {manifest.name} answers with one label: give label")
+    labels = case.labels if case.label is None else [case.label]
+    _check_labels(labels or [], manifest, where)
 
 
 def _check_labels(labels: Sequence[str], manifest: Manifest, where: str) -> None:
@@ -173,11 +186,11 @@ def _check_labels(labels: Sequence[str], manifest: Manifest, where: str) -> None
 
 
 def _problem(error: ValidationError) -> str:
-    """The first problem in a sentence: where, and what to do; misspelt keys before missing ones."""
-    misspelt = ("extra_forbidden", "invalid_key")
-    first = min(error.errors(), key=lambda found: found["type"] not in misspelt)
+    """The first problem in a sentence: where, and what to do; misspelled keys come first."""
+    misspelled = ("extra_forbidden", "invalid_key")
+    first = min(error.errors(), key=lambda details: details["type"] not in misspelled)
     *above, last = first["loc"] or ("the file",)
-    if first["type"] in misspelt:
+    if first["type"] in misspelled:
         known = _keys(_MODELS[tuple(part for part in above if isinstance(part, str))])
         nearest = difflib.get_close_matches(str(last), known, n=1, cutoff=0.0)[0]
         place = _place(above) or "the file"
@@ -190,13 +203,13 @@ def _place(parts: Sequence[int | str]) -> str:
     return ".".join(str(part + 1) if isinstance(part, int) else part for part in parts)
 
 
-def _remedy(found: Any) -> str:
-    """What to do about one of pydantic's errors."""
-    kind = found["type"]
+def _remedy(error: Any) -> str:
+    """What to do about an error of pydantic."""
+    kind = error["type"]
     if kind == "literal_error":
-        return f"{found['input']!r} is no choice: give {found['ctx']['expected']}"
+        return f"{error['input']!r} is no choice: give {error['ctx']['expected']}"
     if kind.startswith(("float", "greater", "less", "finite")):
-        return f"{found['input']!r} is no step: give a number from 0 to below 1"
+        return f"{error['input']!r} is no step: give a number from 0 to below 1"
     remedies = {
         "missing": "it is missing: add it",
         "string_type": "it is no text: put text in quotes",
@@ -205,12 +218,12 @@ def _remedy(found: Any) -> str:
         "too_short": "it is an empty list: give at least one",
         "model_type": "it is no mapping: write {key: value}",
     }
-    return remedies.get(kind) or str(found["msg"]).removeprefix("Value error, ")
+    return remedies.get(kind) or str(error["msg"]).removeprefix("Value error, ")
 
 
 # Which model reads the mapping below these keys.
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
-    (): BehaviourTests,
+    (): BehaviorTests,
     ("must_have",): MustHave,
     ("must_have", "cases"): MustHaveCase,
     ("invariance",): Invariance,

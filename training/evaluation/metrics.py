@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import Prediction
-from service.decisions import FloatArray
-from service.model_package import Behaviour, Task
+from service.inference.classifier import Prediction
+from service.inference.decisions import FloatArray
+from service.package.manifest import InferenceConfig, Task
 
 # Steps of the coverage-precision table.
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -20,7 +20,7 @@ Labels = Sequence[tuple[str, ...]]
 
 
 def validation_metrics(probs: FloatArray, targets: np.ndarray, task: Task) -> dict[str, float]:
-    """What checkpoints are compared by, before any threshold is chosen.
+    """The metrics by which checkpoints are compared, before any threshold is chosen.
 
     With one label a row: accuracy and macro-F1 over all labels. With several: the share of rows
     with exactly the right labels, micro- and macro-F1, at 0.5; and the mean over labels of the
@@ -61,32 +61,32 @@ def average_precisions(truth: np.ndarray, probs: FloatArray) -> list[float | Non
 
 
 def mean_of(values: Sequence[float | None]) -> float:
-    """The mean of those that are there; 0 where none is."""
+    """The mean of the values that are not None; 0 where there is none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else 0.0
 
 
 def all_metrics(
-    behaviour: Behaviour, truth: Labels, answers: Sequence[Prediction]
+    config: InferenceConfig, truth: Labels, answers: Sequence[Prediction]
 ) -> dict[str, Any]:
     """Every metric of a package's answers, as `metrics.json` holds them."""
-    names = list(behaviour.labels)
+    names = list(config.labels)
     probs = np.stack([answer.probs for answer in answers])
-    calibration = calibration_metrics(probs, label_matrix(truth, names), behaviour.task)
-    if behaviour.task == "multi_label":
-        return multi_label_metrics(behaviour, truth, answers) | {"calibration": calibration}
+    calibration = calibration_metrics(probs, label_matrix(truth, names), config.task)
+    if config.task == "multi_label":
+        return multi_label_metrics(config, truth, answers) | {"calibration": calibration}
     wanted = [labels[0] for labels in truth]
     metrics = single_label_metrics(names, wanted, [answer.label for answer in answers])
     metrics["calibration"] = calibration
-    if behaviour.positive_label is not None:
-        metrics["positive"] = positive_metrics(behaviour, metrics, wanted, answers)
+    if config.positive_label is not None:
+        metrics["positive"] = positive_metrics(config, metrics, wanted, answers)
     right = np.asarray([a.label == label for a, label in zip(answers, wanted, strict=True)])
     scores = np.asarray([answer.score for answer in answers])
     metrics["coverage"] = coverage_table(right, scores)
-    if behaviour.abstain_threshold is not None:
-        # By what each answer says of itself: out-of-fold it has its fold's threshold.
+    if config.abstain_threshold is not None:
+        # As each answer is marked: out-of-fold it has the threshold of its fold.
         kept = np.asarray([not answer.abstained for answer in answers])
-        threshold = behaviour.abstain_threshold
+        threshold = config.abstain_threshold
         metrics["abstention"] = coverage_at(right, kept.astype(float), 1.0)
         metrics["abstention"]["threshold"] = threshold
     return metrics
@@ -95,9 +95,8 @@ def all_metrics(
 def single_label_metrics(labels: list[str], truth: list[str], chosen: list[str]) -> dict[str, Any]:
     """Metrics of single-label answers.
 
-    Macro averages run over the labels that occur in `truth` or `chosen`: a label that the file
-    lacks says nothing. `confusion[i][j]` counts rows of label i answered with label j, in the
-    order of `labels`.
+    Macro averages run over the labels that occur in `truth` or `chosen`: the others have no F1.
+    `confusion[i][j]` counts rows of label i answered with label j, in the order of `labels`.
     """
     from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
@@ -121,27 +120,27 @@ def single_label_metrics(labels: list[str], truth: list[str], chosen: list[str])
 
 
 def positive_metrics(
-    behaviour: Behaviour,
+    config: InferenceConfig,
     metrics: dict[str, Any],
     truth: list[str],
     answers: Sequence[Prediction],
 ) -> dict[str, Any]:
-    """What matters of the positive label of two."""
-    positive = behaviour.positive_label
-    assert positive is not None  # noqa: S101 - the caller asked
-    column = behaviour.labels.index(positive)
+    """The metrics of the positive label of two."""
+    positive = config.positive_label
+    assert positive is not None  # noqa: S101 - the caller checked
+    column = config.labels.index(positive)
     is_positive = np.asarray([[label == positive] for label in truth])
     probs = np.asarray([[answer.probs[column]] for answer in answers], dtype=np.float32)
     return {
         "label": positive,
-        "threshold": behaviour.thresholds[positive],
+        "threshold": config.thresholds[positive],
         **metrics["per_label"][positive],
         "average_precision": average_precisions(is_positive, probs)[0],
     }
 
 
 def multi_label_metrics(
-    behaviour: Behaviour, truth: Labels, answers: Sequence[Prediction]
+    config: InferenceConfig, truth: Labels, answers: Sequence[Prediction]
 ) -> dict[str, Any]:
     """Metrics of multi-label answers at the package's thresholds.
 
@@ -150,7 +149,7 @@ def multi_label_metrics(
     """
     from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-    names = list(behaviour.labels)
+    names = list(config.labels)
     wanted = label_matrix(truth, names)
     chosen = label_matrix([answer.labels or () for answer in answers], names)
     probs = np.stack([answer.probs for answer in answers])
@@ -160,7 +159,7 @@ def multi_label_metrics(
     for label, precision in zip(names, precisions, strict=True):
         per_label[label] |= {
             "average_precision": precision,
-            "threshold": behaviour.thresholds[label],
+            "threshold": config.thresholds[label],
         }
     seen = wanted.any(axis=0) | chosen.any(axis=0)
     with warnings.catch_warnings():

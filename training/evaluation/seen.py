@@ -12,18 +12,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from service.classifier import Prediction
-from service.model_package import Manifest, Text
-from training.data.leakage import overlap
+from service.inference.classifier import Prediction
+from service.package.manifest import Manifest, Text
+from training.data.leakage import find_leakage
 from training.data.near_duplicates import Groups
 from training.data.splits import Split
-from training.metrics import all_metrics, label_matrix
-from training.significance import Metric, interval
+from training.evaluation.metrics import all_metrics, label_matrix
+from training.evaluation.significance import Metric, interval
 
 
 @dataclass(frozen=True)
 class SeenRows:
-    """The 0-based places of rows that training has, among the `looked_at` that could be told."""
+    """The 0-based places of rows that training has, among the `looked_at` that can be looked up."""
 
     rows: tuple[int, ...]
     looked_at: int
@@ -42,9 +42,9 @@ def nearly_seen(groups: Groups) -> SeenRows:
 
 
 def equally_seen(texts: Sequence[Text], manifest: Manifest) -> SeenRows | None:
-    """Rows that are equal to a text a package was made with; None where it does not say."""
-    found = overlap(manifest, texts)
-    return None if found is None else SeenRows(found.rows, found.looked_at, "equal texts")
+    """Rows that are equal to a text of training; None where the package cannot tell."""
+    leakage = find_leakage(manifest, texts)
+    return None if leakage is None else SeenRows(leakage.rows, leakage.looked_at, "equal texts")
 
 
 def unseen_metrics(
@@ -57,12 +57,12 @@ def unseen_metrics(
         each metric `value`, and `low` and `high` of its 95 % interval. `without` is None where
         nothing is left.
     """
-    every = np.arange(len(split))
-    left = np.setdiff1d(every, np.asarray(seen.rows, dtype=int))
-    whole = _scores(manifest, split, answers, every)
-    without = whole
-    if len(seen.rows):
-        without = _scores(manifest, split, answers, left) if len(left) else None
+    all_rows = np.arange(len(split))
+    unseen_rows = np.setdiff1d(all_rows, np.asarray(seen.rows, dtype=int))
+    whole = _scores(manifest, split, answers, all_rows)
+    without: dict[str, Any] | None = whole
+    if seen.rows:
+        without = _scores(manifest, split, answers, unseen_rows) if len(unseen_rows) else None
     return {
         "by": seen.by,
         "seen": len(seen.rows),
@@ -72,13 +72,13 @@ def unseen_metrics(
     }
 
 
-def unseen_sentence(found: dict[str, Any]) -> str | None:
-    """The score without what training has, for the screen; None where it has nothing."""
-    if not found["seen"]:
+def unseen_sentence(unseen: dict[str, Any]) -> str | None:
+    """The score without rows that training has, for the screen; None where it has none."""
+    if not unseen["seen"]:
         return None
-    kind = "near-duplicates of" if found["by"] == "near-duplicates" else "equal to"
-    begin = f"{found['seen']} of {found['looked_at']} rows are {kind} training texts"
-    without = found["without"]
+    kind = "near-duplicates of" if unseen["by"] == "near-duplicates" else "equal to"
+    begin = f"{unseen['seen']} of {unseen['looked_at']} rows are {kind} training texts"
+    without = unseen["without"]
     if without is None:
         return f"{begin}: no row is left to measure without them"
     scores = ", ".join(
@@ -93,15 +93,15 @@ def _scores(
     manifest: Manifest, split: Split, answers: Sequence[Prediction], rows: np.ndarray
 ) -> dict[str, Any]:
     part = split.take(rows)
-    given = [answers[row] for row in rows]
-    found = all_metrics(manifest, part.labels, given)
+    chosen = [answers[row] for row in rows]
+    metrics = all_metrics(manifest, part.labels, chosen)
     truth = label_matrix(part.labels, manifest.labels)
-    answered = label_matrix([tuple(answer.answer) for answer in given], manifest.labels)
+    answered = label_matrix([tuple(answer.answer) for answer in chosen], manifest.labels)
     names: tuple[Metric, ...] = ("accuracy", "macro_f1")
     if manifest.task == "multi_label":
         names = ("micro_f1", "macro_f1")
     scores = {}
     for name in names:
         low, high = interval(truth, answered, name)
-        scores[name] = {"value": found[name], "low": low, "high": high}
+        scores[name] = {"value": metrics[name], "low": low, "high": high}
     return {"rows": len(part), "metrics": scores}

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 RESAMPLES = 2000
-# Resamples at once, of many rows fewer: their weights, of shape (resamples, rows), fit any memory.
+# Resamples at once; fewer of many rows: their weights, of shape (resamples, rows), fit any memory.
 RESAMPLES_AT_ONCE = 100
 WEIGHTS_AT_ONCE = 10_000_000
 CONFIDENCE = 0.95
 # 97.5 % of a normal distribution lie below.
 NORMAL_QUANTILE = 1.959964
-# That nothing was seen in n rows leaves room for a rate of 3/n (see `Difference.unseen`).
+# Nothing seen in n rows still leaves room for a rate of 3/n (see `Difference.unseen`).
 UNSEEN = 3
 
 Metric = Literal["accuracy", "macro_f1", "micro_f1"]
@@ -45,29 +45,29 @@ class Difference:
 
     @property
     def unseen(self) -> float:
-        """What so few rows could have missed.
+        """The difference that so few rows could have missed.
 
-        Where no answer differs a bootstrap knows no spread, however few the rows. That nothing
-        was seen in n rows leaves room for a rate of 3/n (Hanley and Lippman-Hand 1983, "If nothing
+        Where no answer differs a bootstrap has no spread, however few the rows are. Nothing seen
+        in n rows still leaves room for a rate of 3/n (Hanley and Lippman-Hand 1983, "If nothing
         goes wrong, is everything all right?", JAMA 249(13)).
         """
         return min(1.0, UNSEEN / self.rows)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The interval as it is shown: never narrower than what so few rows could have missed."""
+        """The interval as it is shown: never narrower than `unseen` on both sides."""
         if (self.high - self.low) / 2 >= self.unseen:
             return self.low, self.high
         return max(-1.0, self.point - self.unseen), min(1.0, self.point + self.unseen)
 
     @property
     def half_width(self) -> float:
-        """Half of the interval, and never less than what so few rows could have missed."""
+        """Half of the interval, and never less than `unseen`."""
         return max((self.high - self.low) / 2, self.unseen)
 
     @property
     def surely_above(self) -> float:
-        """What the difference is surely not below: the lower end, or what rows could have missed.
+        """A bound that the difference is surely not below: the lower end, or `unseen` below it.
 
         The one-sided confidence of the interval's lower end is 97.5 %.
         """
@@ -79,7 +79,7 @@ class Difference:
         return int(np.ceil(max(by_spread, UNSEEN / half_width)))
 
 
-def wilson(hits: float, rows: int) -> tuple[float, float]:
+def wilson(hits: float, rows: float) -> tuple[float, float]:
     """95 % interval of a share, sound for few rows and near 0 and 1 too.
 
     Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22.
@@ -97,22 +97,24 @@ def interval(truth: np.ndarray, answered: np.ndarray, metric: Metric) -> tuple[f
     """The 95 % interval of a metric: Wilson's of accuracy, a share of rows; else by bootstrap.
 
     Percentiles over resampled rows (Efron and Tibshirani 1993, "An Introduction to the Bootstrap",
-    chapter 13), and at least as far as what the rows could have missed.
+    chapter 13), and at least as wide as what the rows could have missed.
     """
     if metric == "accuracy":
         return wilson(int((truth == answered).all(axis=1).sum()), len(truth))
     measured = _measure(truth, (answered,), metric)
-    low, high = _ends(np.concatenate([measured(one)[0] for one in _resamples(len(truth))]))
+    blocks = [measured(weights)[0] for weights in _resamples(len(truth))]
+    low, high = _ends(np.concatenate(blocks))
     point = float(measured(np.ones((1, len(truth)), dtype=np.float32))[0][0])
     down, up = _missed(truth, answered, metric)
     return max(0.0, min(low, point - down)), min(1.0, max(high, point + up))
 
 
 def _missed(truth: np.ndarray, answered: np.ndarray, metric: Metric) -> tuple[float, float]:
-    """By how much an F1 may be lower or higher through what no row shows, so no bootstrap can.
+    """By how much an F1 may be lower or higher because of what no row shows.
 
-    Of a label without an error a bootstrap sees none, of one without a hit no hit. UNSEEN of them
-    may be there as well, and are taken to be where they weigh most: in the rarest labels.
+    The bootstrap sees no error of a label without an error, and no hit of a label without a hit.
+    UNSEEN of them may occur nevertheless; they are assumed where they weigh most: in the rarest
+    labels.
     """
     hits, wrong = truth & answered, truth != answered
     if metric == "micro_f1":
@@ -123,7 +125,7 @@ def _missed(truth: np.ndarray, answered: np.ndarray, metric: Metric) -> tuple[fl
     occurring = counts > 0
 
     def room(labels: np.ndarray) -> float:
-        """Of labels without a row that shows otherwise, what UNSEEN such rows change at most."""
+        """The largest change of F1 by UNSEEN rows of these labels."""
         left, changed = float(UNSEEN), 0.0
         for count in np.sort(counts[labels & occurring]):
             changed += min(1.0, left / count)
@@ -143,16 +145,16 @@ def paired_difference(
     """
     measured = _measure(truth, (before, after), metric)
     first, second = measured(np.ones((1, len(truth)), dtype=np.float32))
-    values = []
+    differences = []
     for weights in _resamples(len(truth)):
         old, new = measured(weights)
-        values.append(new - old)
-    low, high = _ends(np.concatenate(values))
+        differences.append(new - old)
+    low, high = _ends(np.concatenate(differences))
     return Difference(float(first[0]), float(second[0]), low, high, len(truth))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, adjusted so that any false alarm stays as rare as one.
+    """p-values of a family of tests, adjusted so that any false alarm is as rare as with one test.
 
     Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
     Statistics 6(2).
@@ -167,7 +169,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """How likely rows right before and wrong after, and the reverse, are so unequal by chance.
+    """The p-value that rows right before and wrong after, and the reverse, are equally likely.
 
     The exact two-sided test (McNemar 1947, "Note on the sampling error of the difference between
     correlated proportions or percentages", Psychometrika 12(2); the exact form is the sign test).
@@ -184,10 +186,10 @@ def label_changes(
 
     A row is right for a label when it has the label and gets it, or neither. One-sided exact test
     over the rows that changed (McNemar 1947, "Note on the sampling error of the difference between
-    correlated proportions or percentages", Psychometrika 12(2)). Labels of which so few rows
-    changed that no outcome could be significant at `level` are no part of the family, or they
-    would hide the others (Tarone 1990, "A Modified Bonferroni Method for Discrete Data",
-    Biometrics 46(2)); their p-value is 1.
+    correlated proportions or percentages", Psychometrika 12(2)). Labels with so few changed rows
+    that no outcome could be significant at `level` are no part of the family, as they would hide
+    the others (Tarone 1990, "A Modified Bonferroni Method for Discrete Data", Biometrics 46(2));
+    their p-value is 1.
     """
     from scipy.stats import binom
 
@@ -214,7 +216,7 @@ def label_f1(truth: np.ndarray, answered: np.ndarray) -> np.ndarray:
 
 
 def _resamples(rows: int) -> Iterator[np.ndarray]:
-    """How often each row was drawn, in blocks of shape (resamples, rows); always alike."""
+    """How often each row was drawn, in blocks of shape (resamples, rows); by a fixed seed."""
     random = np.random.default_rng(0)
     at_once = max(1, min(RESAMPLES_AT_ONCE, WEIGHTS_AT_ONCE // rows))
     for first in range(0, RESAMPLES, at_once):
@@ -236,30 +238,35 @@ def _measure(
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of weights, shape (resamples, rows): the metric of each of `answers` in each."""
     if metric == "accuracy":
-        right = [(truth == one).all(axis=1).astype(np.float32) for one in answers]
-        return lambda weights: [weights @ one / weights.sum(axis=1) for one in right]
-    # Most of each matrix is false: the products of sparse ones cost a hundredth.
-    occurring = _columns(truth)
-    found = [_columns(one) for one in answers]
-    hits = [_columns(truth & one) for one in answers]
+        right = [(truth == answered).all(axis=1).astype(np.float32) for answered in answers]
+        return lambda weights: [weights @ rows / weights.sum(axis=1) for rows in right]
+    # Most of each matrix is false: the products of sparse matrices cost a hundredth.
+    true_columns = _columns(truth)
+    columns = [(_columns(answered), _columns(truth & answered)) for answered in answers]
+    f1 = _micro_f1 if metric == "micro_f1" else _macro_f1
 
     def measured(weights: np.ndarray) -> list[np.ndarray]:
-        of_truth = (occurring @ weights.T).T
-        of_found = [(one @ weights.T).T for one in found]
-        of_hits = [(one @ weights.T).T for one in hits]
-        if metric == "micro_f1":
-            return [
-                2 * hit.sum(axis=1) / np.maximum(of_truth.sum(axis=1) + one.sum(axis=1), 1)
-                for hit, one in zip(of_hits, of_found, strict=True)
-            ]
-        # Over the labels that the resample holds or that these answers gave, as everywhere else.
+        true = (true_columns @ weights.T).T
         return [
-            (2 * hit / np.maximum(of_truth + one, 1)).sum(axis=1)
-            / np.maximum(((of_truth + one) > 0).sum(axis=1), 1)
-            for hit, one in zip(of_hits, of_found, strict=True)
+            f1(true + (answered @ weights.T).T, (hits @ weights.T).T) for answered, hits in columns
         ]
 
     return measured
+
+
+def _micro_f1(sums: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """F1 over all labels together; both counts of shape (resamples, labels).
+
+    Args:
+        sums: rows with a label and rows that are answered with it.
+    """
+    return np.asarray(2 * hits.sum(axis=1) / np.maximum(sums.sum(axis=1), 1))
+
+
+def _macro_f1(sums: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """The mean F1 of the labels that a resample holds or that are answered in it."""
+    f1 = 2 * hits / np.maximum(sums, 1)
+    return np.asarray(f1.sum(axis=1) / np.maximum((sums > 0).sum(axis=1), 1))
 
 
 def _columns(matrix: np.ndarray) -> csr_array:

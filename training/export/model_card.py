@@ -5,53 +5,43 @@ https://huggingface.co/docs/hub/model-cards
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from service.model_package import GOLDEN_FILE, Manifest
-from training.digits import measured
-from training.evaluate import summary
-from training.promises import broken_promises
+from service.package.manifest import GOLDEN_FILE, Manifest
+from training.common.digits import measured
+from training.evaluation.evaluate import summary
+from training.export.promises import broken_promises
 
 # Metrics of the manifest under the names that the hub knows.
 HUB_METRICS = (("accuracy", "accuracy"), ("f1", "macro_f1"), ("f1", "micro_f1"))
 
 
 def model_card(manifest: Manifest) -> str:
-    """Markdown for people and for the hub; nothing of ours reads it back."""
+    """Markdown for people and for the hub; no code of ours reads it back."""
     base = manifest.provenance.get("base_model", {}).get("name", "unknown")
     rows = manifest.provenance.get("dataset", {})
-    metrics = "\n".join(
-        f"| {split} | {found['rows']} | {summary(found)} | {_calibration_error(found)} | "
-        f"{found.get('rests_on', '')} |"
-        for split, found in manifest.metrics.items()
-    )
-    labels = "\n".join(
-        f"- `{label}`" + (f", from {t:g} on" if (t := manifest.thresholds.get(label)) else "")
-        for label in manifest.labels
-    )
     return f"""---
 {_front_matter(manifest, base)}---
 
 # {manifest.name} {manifest.version}
 
 A text classifier, fine-tuned from `{base}` and exported to ONNX ({manifest.precision}) on
-{manifest.created_at[:10]}. It reads {_reading(manifest)}.
+{manifest.created_at[:10]}. It reads {_input(manifest)}.
 
 ## Labels
 
 {_answers(manifest)}
 
-{labels}
+{_labels(manifest)}
 
 ## Measured on this package
 
-| split | rows | | calibration error | rests on |
-|---|---|---|---|---|
-{metrics}
+{_metrics_table(manifest)}
 
-{_calibrated(manifest)}{_promised(manifest)}
+{_calibration(manifest)}{_broken_promises(manifest)}
 
 ## What ships, and why
 
@@ -61,23 +51,53 @@ A text classifier, fine-tuned from `{base}` and exported to ONNX ({manifest.prec
 
 {rows.get("train_rows")} training and {rows.get("validation_rows")} validation rows, dataset
 fingerprint `{str(rows.get("fingerprint"))[:16]}`. `manifest.json` has the whole recipe, versions
-and hashes. {_golden(manifest)}
+and hashes. {_on_all_rows(rows)}{_golden(manifest)}
 """
 
 
+def _on_all_rows(rows: Mapping[str, Any]) -> str:
+    """A sentence where the validation rows were trained on in the end; `rows` of the provenance."""
+    if not rows.get("trained_on_all_rows"):
+        return ""
+    return (
+        "The model was trained on all of these rows; a first one, without the validation rows, "
+        "calibrated it and gave the numbers above. "
+    )
+
+
+def _labels(manifest: Manifest) -> str:
+    """A line for each label, with its threshold."""
+    lines = []
+    for label in manifest.labels:
+        threshold = manifest.thresholds.get(label)
+        lines.append(f"- `{label}`" + (f", from {threshold:g} on" if threshold else ""))
+    return "\n".join(lines)
+
+
+def _metrics_table(manifest: Manifest) -> str:
+    """A line for each split that the package was measured on."""
+    head = "| split | rows | | calibration error | rests on |\n|---|---|---|---|---|"
+    lines = [
+        f"| {split} | {metrics['rows']} | {summary(metrics)} | {_calibration_error(metrics)} | "
+        f"{metrics.get('rests_on', '')} |"
+        for split, metrics in manifest.metrics.items()
+    ]
+    return "\n".join([head, *lines])
+
+
 def _front_matter(manifest: Manifest, base: str) -> str:
-    """What the hub reads of a card."""
+    """The part of a card that the hub reads."""
     results = [
         {
             "task": {"type": "text-classification"},
             "dataset": {"name": manifest.name, "type": manifest.name, "split": split},
             "metrics": [
-                {"type": kind, "name": name, "value": round(found[name], 4)}
+                {"type": kind, "name": name, "value": round(metrics[name], 4)}
                 for kind, name in HUB_METRICS
-                if name in found
+                if name in metrics
             ],
         }
-        for split, found in manifest.metrics.items()
+        for split, metrics in manifest.metrics.items()
     ]
     content: dict[str, Any] = {
         "pipeline_tag": "text-classification",
@@ -93,8 +113,8 @@ def _golden(manifest: Manifest) -> str:
     if not manifest.files[GOLDEN_FILE].size:
         return "It has no golden texts."
     return (
-        "`golden.jsonl` holds the texts, with this package's answers, that every copy is tested "
-        "by: by default some of the validation split."
+        "`golden.jsonl` holds texts with this package's answers, by which every copy is tested: by "
+        "default texts of the validation split."
     )
 
 
@@ -102,17 +122,17 @@ def _calibration_error(metrics: dict[str, Any]) -> str:
     return measured(metrics["ece"], metrics["rows"]) if "ece" in metrics else ""
 
 
-def _calibrated(manifest: Manifest) -> str:
-    found = manifest.calibration
-    if not found.get("method"):
-        reason = found.get("reason")
+def _calibration(manifest: Manifest) -> str:
+    evidence = manifest.calibration
+    if not evidence.get("method"):
+        reason = evidence.get("reason")
         return f"Probabilities are not calibrated: {reason}." if reason else ""
     how = {
         "temperature": f"by a temperature of {manifest.temperature:g}",
         "platt": "by Platt scaling of each label",
-    }[found["method"]]
+    }[evidence["method"]]
     before, after = (
-        measured(found[when]["ece"], found.get("rows", 0)) for when in ("before", "after")
+        measured(evidence[when]["ece"], evidence.get("rows", 0)) for when in ("before", "after")
     )
     return (
         f"Probabilities are calibrated {how}: on validation rows held out the expected "
@@ -120,49 +140,49 @@ def _calibrated(manifest: Manifest) -> str:
     )
 
 
-def _promised(manifest: Manifest) -> str:
-    """What precision new rows may have less of than was wanted."""
-    said = broken_promises(manifest)
-    if not said:
+def _broken_promises(manifest: Manifest) -> str:
+    """Where new rows may be answered with less precision than was wanted."""
+    sentences = broken_promises(manifest)
+    if not sentences:
         return ""
-    return "\n\nThe precision that was wanted is not promised of all:\n\n" + "\n".join(
-        f"- {sentence}" for sentence in said
+    return "\n\nThe wanted precision is not promised everywhere:\n\n" + "\n".join(
+        f"- {sentence}" for sentence in sentences
     )
 
 
 def _selection(manifest: Manifest) -> str:
-    found = manifest.selection
-    if not found:
+    selection = manifest.selection
+    if not selection:
         return ""
     lines = [
         "| graph | verdict | macro-F1 | agrees with the checkpoint | probability drift | MB |",
         "|---|---|---|---|---|---|",
     ]
-    for row in found["candidates"]:
+    for row in selection["candidates"]:
         cells = ["", "", "", ""]
         if row["verdict"] != "unavailable":
             cells = [
-                measured(row["macro_f1"], found["rows"]),
-                measured(row["label_agreement"], found["rows"]),
+                measured(row["macro_f1"], selection["rows"]),
+                measured(row["label_agreement"], selection["rows"]),
                 f"{row['mean_probability_drift']:.4f}",
                 f"{row['bytes'] / 1e6:.0f}",
             ]
         lines.append(f"| {row['name']} | {row['verdict']} | {' | '.join(cells)} |")
     reasons = [
         f"- {row['name']}, {row['verdict']}: {reason}"
-        for row in found["candidates"]
+        for row in selection["candidates"]
         for reason in row["reasons"]
     ]
-    ships = f"On the {found['rows']} validation rows. Ships: {found['reason']}."
+    ships = f"On the {selection['rows']} validation rows. Ships: {selection['reason']}."
     return "\n".join([*lines, "", ships, *(["", *reasons] if reasons else [])])
 
 
-def _reading(manifest: Manifest) -> str:
-    what = "a pair of texts" if manifest.has_pairs else "a text"
+def _input(manifest: Manifest) -> str:
+    text = "a pair of texts" if manifest.has_pairs else "a text"
     if manifest.long_text == "truncate":
-        return f"the first {manifest.max_length} tokens of {what}"
+        return f"the first {manifest.max_length} tokens of {text}"
     return (
-        f"all of {what}, in windows of {manifest.max_length} tokens of which neighbours share "
+        f"all of {text}, in windows of {manifest.max_length} tokens of which neighbors share "
         f"{manifest.window_stride}; the {manifest.window_aggregation} over the windows counts"
     )
 

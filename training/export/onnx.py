@@ -1,6 +1,6 @@
 """Checkpoint → ONNX graph: the one module that knows optimum.
 
-Another exporter replaces this one by offering the same four functions.
+Another exporter can replace this one: it offers the same four functions.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.model_package import MODEL_FILE
-from training.errors import BaseModelError, ExportError
+from service.package.manifest import MODEL_FILE
+from training.common.errors import BaseModelError, ExportError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ TASK = "text-classification"
 
 
 def refuse_unexportable_family(name: str, model_type: str) -> None:
-    """Refuse, before training, a kind of model that there is no exporter for.
+    """Refuse, before training, a kind of model that cannot be exported.
 
     Raises:
         BaseModelError: optimum does not export `model_type` for text classification.
@@ -43,18 +43,18 @@ def refuse_unexportable_family(name: str, model_type: str) -> None:
 
 
 def graph_inputs(model: PreTrainedModel) -> list[str]:
-    """What the graph of a model is fed, and so what the model has to be trained on.
+    """The inputs of a model's graph, which are the inputs that the model must be trained on.
 
-    A decoder has no token types: where the tokenizer gives them all the same, GPT-2 would add the
+    A decoder has no token types. Where the tokenizer gives them nevertheless, GPT-2 would add the
     embeddings of the words with these numbers.
     """
     return list(_graph_description(model).inputs)
 
 
 def _graph_description(model: PreTrainedModel) -> Any:
-    """optimum's description of the graph; of one type of tokens it needs none.
+    """optimum's description of the graph, without token types where the model has only one.
 
-    The tracer would be given two types, which such a model cannot tell apart, and pairs as well.
+    The tracer would pass two types and pairs, which such a model cannot tell apart.
     """
     # Importing it registers the exporters.
     import optimum.exporters.onnx.model_configs  # noqa: F401
@@ -78,7 +78,7 @@ def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Pat
     """The checkpoint as an fp32 ONNX graph with free batch and length, in `folder`.
 
     Args:
-        loading: how `from_pretrained` loads the checkpoint.
+        loading: the options of `from_pretrained` for the checkpoint.
 
     Raises:
         ExportError: this model cannot be exported.
@@ -86,12 +86,12 @@ def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Pat
     import onnx
     from optimum.exporters.onnx import onnx_export_from_model
 
-    from training.heads import load_checkpoint
+    from training.finetuning.pooling import load_checkpoint
 
     model = load_checkpoint(checkpoint, **loading)
 
-    # The tracer warns of constants and of its own age; whether the graph is right is for
-    # `training.parity` to say, on real texts, batches and lengths.
+    # The tracer warns of constants and of its own age. `training.export.parity` tells whether the
+    # graph is right, on real texts, batches and lengths.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -112,7 +112,7 @@ def export_graph(checkpoint: Path, folder: Path, loading: dict[str, Any]) -> Pat
     return folder / MODEL_FILE
 
 
-def optimise(graph: Path, target: Path) -> None:
+def optimize(graph: Path, target: Path) -> None:
     """Write the graph of `export_graph` with its attention, GELU and layer norms fused.
 
     Raises:
@@ -121,7 +121,7 @@ def optimise(graph: Path, target: Path) -> None:
     from optimum.onnxruntime import ORTModelForSequenceClassification, ORTOptimizer
     from optimum.onnxruntime.configuration import OptimizationConfig
 
-    folder = graph.parent / "optimised"
+    folder = graph.parent / "optimized"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -130,7 +130,7 @@ def optimise(graph: Path, target: Path) -> None:
                 save_dir=folder, optimization_config=OptimizationConfig(optimization_level=2)
             )
         except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-            raise ExportError(f"optimum cannot optimise this graph: {_first_line(error)}") from None
+            raise ExportError(f"optimum cannot optimize this graph: {_first_line(error)}") from None
     (made,) = folder.glob("*.onnx")
     made.replace(target)
 

@@ -15,29 +15,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.decisions import FloatArray
-from service.model_package import Aggregation
+from service.inference.decisions import FloatArray
+from service.package.manifest import Aggregation
 
 # A slope stays positive: a higher logit is a higher probability.
 LOWEST_SLOPE = 1e-4
 MOST_STEPS, MOST_HALVINGS = 100, 20
-# Newton's error after a step is about the square of it, and coefficients are rounded to 1e-4.
+# The error after a step of Newton's method is about its square; coefficients are rounded to 1e-4.
 SMALL_STEP = 1e-3
-# With the expected curvature it is a share of the step.
+# With the expected curvature the error is a share of the step.
 SMALL_SCORING_STEP = 3e-5
-# Of the descent that the gradient promises, the least that a step must bring.
+# The share of the descent promised by the gradient that a step must bring at least.
 LEAST_DESCENT = 1e-4
-# What losses as sums of float64 may differ by.
+# By how much sums of float64 may differ.
 ROUNDING = 1e-12
 # Values of a block of labels: it stays in a core's cache.
 BLOCK = 32_768
 
 
 class Sums(NamedTuple):
-    """The log loss over rows, its gradient and its curvature, by slope and intercept.
-
-    Each of shape (labels,).
-    """
+    """The log loss over rows, its gradient and its curvature; each of shape (labels,)."""
 
     loss: np.ndarray
     by_slope: np.ndarray
@@ -63,12 +60,12 @@ class Scores:
     starts: np.ndarray | None
 
     def take(self, labels: np.ndarray) -> Scores:
-        """Those of the labels at which the boolean `labels` is true."""
+        """The scores of the labels at which the boolean `labels` is true."""
         return Scores(self.logits[labels], self.windows, self.starts)
 
 
 def scores_of(logits: FloatArray, windows: np.ndarray, how: Aggregation | None) -> Scores:
-    """Logits of shape (windows of all rows, labels) as the fit wants them.
+    """The scores of logits of shape (windows of all rows, labels).
 
     The largest probability of a row's windows is that of its largest logit.
     """
@@ -86,13 +83,14 @@ def fit_platt(
 ) -> np.ndarray:
     """Slopes and intercepts, of shape (2, labels); or (2, 1) for what the labels share.
 
-    Targets are smoothed as by Platt 1999, section 2.2, so that labels which separate perfectly do
-    not run away.
+    Targets are smoothed as by Platt 1999, section 2.2: the coefficients of labels that separate
+    perfectly stay finite.
 
     Args:
         truth: booleans of shape (rows, labels).
-        near: where the search begins, of the shape of the answer: what other rows of the same kind
-            gave. Without, it begins where every row has the label's share as its probability.
+        near: the point where the search begins, of the shape of the result, such as the result of
+            other rows of the same kind. By default every row has the label's share as its
+            probability there.
         shared: one slope and one intercept for all labels together.
     """
     counts = truth.sum(axis=0, dtype=np.float64)
@@ -119,37 +117,37 @@ def fit_platt(
         measures = [measure_block(block) for block in blocks]
 
         def measure_all(point: np.ndarray) -> Sums:
-            columns = [np.stack(one(point)).sum(axis=1, keepdims=True) for one in measures]
+            columns = [np.stack(part(point)).sum(axis=1, keepdims=True) for part in measures]
             return Sums(*np.sum(columns, axis=0))
 
         return _newton(measure_all, near.astype(np.float64), small)
-    found = [_newton(measure_block(block), near[:, block], small) for block in blocks]
-    return np.concatenate([np.empty((2, 0)), *found], axis=1)
+    points = [_newton(measure_block(block), near[:, block], small) for block in blocks]
+    return np.concatenate([np.empty((2, 0)), *points], axis=1)
 
 
 def _newton(measure: Measure, point: np.ndarray, small: float) -> np.ndarray:
     """The point of shape (2, labels) with the lowest loss, each label for itself.
 
     Args:
-        small: after a step smaller than this nothing is measured any more.
+        small: the search ends with a step smaller than this.
     """
     sums = measure(point)
     for _ in range(MOST_STEPS):
         step = _step(point, sums)
         if np.abs(step).max(initial=0) < small:
-            # So near that its loss need not be measured.
+            # So near that the loss need not be measured.
             point = _bounded(point + step)
             break
         length = np.ones(point.shape[1])
         for _ in range(MOST_HALVINGS):
             after = _bounded(point + length * step)
-            found = measure(after)
+            sums_after = measure(after)
             promised = sums.by_slope * (after - point)[0] + sums.by_intercept * (after - point)[1]
             most = sums.loss + LEAST_DESCENT * promised + ROUNDING * np.abs(sums.loss)
-            if (found.loss <= most).all():
+            if (sums_after.loss <= most).all():
                 break
-            length = np.where(found.loss <= most, length, length / 2)
-        point, sums = after, found
+            length = np.where(sums_after.loss <= most, length, length / 2)
+        point, sums = after, sums_after
     return point
 
 
@@ -174,7 +172,7 @@ def _step(point: np.ndarray, sums: Sums) -> np.ndarray:
 
 
 def _one_value(scores: Scores, targets: np.ndarray, point: np.ndarray) -> Sums:
-    """Where a row has one logit; `targets` of shape (labels, rows)."""
+    """The sums where a row has one logit; `targets` of shape (labels, rows)."""
     logits = scores.logits
     shifted = logits * point[0][:, None] + point[1][:, None]
     small = np.exp(-np.abs(shifted))
@@ -196,18 +194,20 @@ def _one_value(scores: Scores, targets: np.ndarray, point: np.ndarray) -> Sums:
 
 
 def _mean_of_windows(scores: Scores, targets: np.ndarray, point: np.ndarray) -> Sums:
-    """Where a row's probability is the mean over windows.
+    """The sums where a row's probability is the mean over windows.
 
-    The loss is no longer convex, so its expected curvature stands in for it (Fisher scoring), which
-    of one window is the same.
+    The loss is no longer convex. Its expected curvature stands in for it (Fisher scoring); with one
+    window the two are equal.
     """
+    starts = scores.starts
+    assert starts is not None  # noqa: S101 - the caller checked
     shifted = scores.logits * point[0][:, None] + point[1][:, None]
     small = np.exp(-np.abs(shifted))
     each = np.where(shifted >= 0, 1.0, small) / (1 + small)
     slopes = small / (1 + small) ** 2
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(values, scores.starts, axis=1) / scores.windows
+        return np.asarray(np.add.reduceat(values, starts, axis=1) / scores.windows)
 
     probs = np.clip(mean(each), ROUNDING, 1 - ROUNDING)
     by_slope, by_intercept = mean(slopes * scores.logits), mean(slopes)

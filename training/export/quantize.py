@@ -7,11 +7,11 @@ Every MatMul with constant weights, on the tokens of the encoder, becomes
     result = (q - 128) · W_int8 · weight_scale / 127 · scale
 
 and every embedding table is kept as int8 with a scale for each of its rows. Activations by row and
-weights by column are the vector-wise quantisation of Dettmers et al. 2022, "LLM.int8()", section
+weights by column are the vector-wise quantization of Dettmers et al. 2022, "LLM.int8()", section
 3.1, and the token-wise one of Yao et al. 2022, "ZeroQuant", section 4.1.
 
 ONNX Runtime's own `quantize_dynamic` takes one activation scale from the whole batch, padding
-included, so that a text's answer depends on its neighbours: probabilities of a fine-tuned MiniLM
+included, so that a text's answer depends on its neighbors: probabilities of a fine-tuned MiniLM
 changed by up to 0.33. Here no number of one text enters another's. The classification head stays in
 fp32: it holds few weights and decides the answer.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,26 +33,29 @@ REDUCED_RANGE = 63
 FULL_RANGE = 127
 ACTIVATION_RANGE = 127
 ACTIVATION_ZERO = 128
-# Names of what every quantised node shares.
+# Names of the constants that all quantized nodes share.
 PREFIX = "whetstone_"
 STEP, ZERO, ONE, LEAST, LAST_AXIS = (
     PREFIX + name for name in ("step", "zero", "one", "least", "last_axis")
 )
 # ReduceMax takes its axes as an input from here on.
 AXES_AS_INPUT = 18
-# Parts of a node's name that say it belongs to the classification head. Most heads are a Gemm, one
-# row a text, which is not quantised anyway; one without a bias is a MatMul.
+# A node with such a part in its name belongs to the classification head. Most heads are a Gemm with
+# one row a text, which is not quantized anyway; a head without a bias is a MatMul.
 HEAD_NAMES = frozenset({"classifier", "head", "pooler", "score"})
 
 
-def quantise(
+def quantize(
     source: Path, target: Path, *, embeddings: bool = True, full_range: bool = False
 ) -> int:
-    """Write the graph `source` to `target` in int8; how many weights were quantised.
+    """Write the graph `source` to `target` in int8.
 
     Args:
-        embeddings: quantise embedding tables, too.
+        embeddings: quantize embedding tables, too.
         full_range: use all 8 bits of a weight, which processors without VNNI may saturate.
+
+    Returns:
+        How many weights were quantized.
     """
     import onnx
 
@@ -68,19 +71,21 @@ def quantise(
             rewriter.keep(node)
     rewriter.finish()
     onnx.save(model, target)
-    return rewriter.quantised
+    return rewriter.quantized
 
 
 class _Rewriter:
-    """The nodes of a graph, taken over one by one in their order."""
+    """Rewrites the nodes of a graph, one by one in their order."""
 
     def __init__(self, model: ModelProto, weight_range: int) -> None:
-        self.quantised = 0
+        self.quantized = 0
         self._model = model
         self._graph: GraphProto = model.graph
-        self._weights: dict[str, TensorProto] = {one.name: one for one in self._graph.initializer}
-        # What a caller may give instead is no constant.
-        self._inputs = {one.name for one in self._graph.input}
+        self._weights: dict[str, TensorProto] = {
+            weight.name: weight for weight in self._graph.initializer
+        }
+        # A weight that a caller may give instead is no constant.
+        self._inputs = {value.name for value in self._graph.input}
         self._range = weight_range
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._nodes: list[NodeProto] = []
@@ -88,7 +93,7 @@ class _Rewriter:
         self._constant(STEP, np.float32(1 / ACTIVATION_RANGE))
         self._constant(ZERO, np.uint8(ACTIVATION_ZERO))
         self._constant(ONE, np.float32(1))
-        # A token of zeros only is divided by this.
+        # The divisor of a token of zeros.
         self._constant(LEAST, np.float32(1e-12))
         self._constant(LAST_AXIS, np.asarray([-1], dtype=np.int64))
 
@@ -106,12 +111,12 @@ class _Rewriter:
         )
 
     def keep(self, node: NodeProto) -> None:
-        """Take a node over as it is."""
+        """Keep a node as it is."""
         self._nodes.append(node)
 
     def matmul(self, node: NodeProto) -> None:
-        """Replace a MatMul by the integer one, its input quantised by row."""
-        rows, row_scale = self._quantised_rows(node.input[0])
+        """Replace a MatMul by the integer one, its input quantized by row."""
+        rows, row_scale = self._quantized_rows(node.input[0])
         weight = self._array(node.input[1])
         scale = _scale(np.abs(weight).max(axis=0), self._range)
         name, product = node.input[1], PREFIX + node.output[0]
@@ -138,17 +143,17 @@ class _Rewriter:
         integers_name, scale_name = self._integers(
             name + "_rows", table, scale, ACTIVATION_RANGE, scale
         )
-        found, scales, floats = (
+        integers, scales, floats = (
             PREFIX + part + output for part in ("found_", "scales_", "floats_")
         )
-        self._add("Gather", [integers_name, node.input[1]], found, axis=0)
+        self._add("Gather", [integers_name, node.input[1]], integers, axis=0)
         self._add("Gather", [scale_name, node.input[1]], scales, axis=0)
-        self._add("Cast", [found], floats, to=1)  # TensorProto.FLOAT
+        self._add("Cast", [integers], floats, to=1)  # TensorProto.FLOAT
         self._add("Mul", [floats, scales], output)
         return None
 
     def finish(self) -> None:
-        """Put the new nodes in place, and drop the weights that nothing reads any more."""
+        """Put the new nodes in place, and drop the weights that no node reads any more."""
         from onnx import helper
 
         graph = self._graph
@@ -158,24 +163,24 @@ class _Rewriter:
         kept = [weight for weight in self._weights.values() if weight.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
-        # Shapes of tensors that are gone would only confuse.
+        # Shapes of removed tensors would only confuse.
         del graph.value_info[:]
         if not any(opset.domain == "com.microsoft" for opset in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
     def _integers(
-        self, name: str, weight: np.ndarray, scale: np.ndarray, steps: int, worth: np.ndarray
+        self, name: str, weight: np.ndarray, scale: np.ndarray, steps: int, step_values: np.ndarray
     ) -> tuple[str, str]:
-        """Constants with the int8 form of `weight` and what its steps are worth; made once."""
+        """Constants with the int8 form of `weight` and the values of its steps; made once."""
         names = (name + "_int8", name + "_scale")
         if names[0] not in self._weights:
             integers = np.clip(np.round(weight / scale), -steps, steps)
             self._constant(names[0], integers.astype(np.int8))
-            self._constant(names[1], worth.astype(np.float32))
-            self.quantised += 1
+            self._constant(names[1], step_values.astype(np.float32))
+            self.quantized += 1
         return names
 
-    def _quantised_rows(self, name: str) -> tuple[str, str]:
+    def _quantized_rows(self, name: str) -> tuple[str, str]:
         """The tensor `name` as uint8 and the scale of each of its rows; made once a tensor."""
         if name not in self._rows:
             size, largest, scale, share, rows = (
@@ -192,7 +197,7 @@ class _Rewriter:
             self._rows[name] = (rows, scale)
         return self._rows[name]
 
-    def _add(self, kind: str, inputs: list[str], output: str, **attributes: object) -> None:
+    def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         from onnx import helper
 
         self._nodes.append(
@@ -211,7 +216,7 @@ class _Rewriter:
 
 
 def _read_names(graph: GraphProto) -> Iterator[str]:
-    """What the nodes of a graph read, those of the graphs inside `If` and `Loop`, too."""
+    """The names that nodes read, also those of the graphs inside `If` and `Loop`."""
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:
@@ -220,5 +225,5 @@ def _read_names(graph: GraphProto) -> Iterator[str]:
 
 
 def _scale(largest: np.ndarray, steps: int) -> np.ndarray:
-    """What one step is worth; a channel of zeros gets any."""
+    """The value of one step; for a channel of zeros any value will do."""
     return np.asarray(np.where(largest > 0, largest, 1) / steps)

@@ -2,7 +2,7 @@
 
     threshold, promise = choose_threshold(truth, probs, 0.9)
 
-Which precision new rows keep from a threshold on is for `training.promises` to say.
+`training.export.promises` says which precision new rows keep from a threshold on.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataclasses import asdict
 
 import numpy as np
 
-from service.classifier import Prediction
-from service.decisions import FloatArray
-from service.model_package import Manifest
-from training.config import ExportArguments
-from training.data.dataset import LabelledData
-from training.errors import ExportError, RecipeError
-from training.metrics import label_matrix
-from training.promises import (
+from service.inference.classifier import Prediction
+from service.inference.decisions import FloatArray
+from service.package.manifest import Manifest
+from training.common.errors import ExportError, RecipeError
+from training.data.dataset import LabeledData
+from training.evaluation.metrics import label_matrix
+from training.export.promises import (
     Promise,
     floored,
+    last_proven_cut,
     most_promised,
-    most_proven,
     promise_of,
-    promising,
     rows_for,
-    surest,
+    safest_cut,
+    with_promises,
 )
+from training.recipe.arguments import ExportArguments
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,12 @@ DEFAULT_THRESHOLD = 0.5
 FEW_POSITIVES = 5
 # F1s that differ by less are equal.
 TIE = 1e-12
-# Decimals of a threshold: finer than any score means anything.
+# Decimals of a threshold, more than any score carries.
 DECIMALS = 6
 
 
-def check_choices(arguments: ExportArguments, data: LabelledData) -> None:
-    """Refuse, before any training, choices that this data cannot be asked for.
+def check_choices(arguments: ExportArguments, data: LabeledData) -> None:
+    """Refuse, before any training, choices that do not fit the data.
 
     Raises:
         RecipeError: a key does not fit the task or the labels.
@@ -76,8 +76,8 @@ def check_choices(arguments: ExportArguments, data: LabelledData) -> None:
         )
 
 
-def warn_of_few_rows(arguments: ExportArguments, data: LabelledData) -> None:
-    """Say before any training which wanted precision so few validation rows cannot prove."""
+def warn_of_few_rows(arguments: ExportArguments, data: LabeledData) -> None:
+    """Warn, before any training, of a wanted precision that the validation rows cannot prove."""
     truth = data.validation.labels
     if (wanted := arguments.abstain_precision) is not None:
         _warn_of_few("abstain_precision", wanted, {"": len(truth)})
@@ -100,7 +100,7 @@ def _warn_of_few(key: str, wanted: float, counts: dict[str, int]) -> None:
     )
 
 
-def with_choices(
+def with_thresholds(
     draft: Manifest,
     arguments: ExportArguments,
     truth: Sequence[tuple[str, ...]],
@@ -108,11 +108,11 @@ def with_choices(
 ) -> Manifest:
     """The manifest with thresholds for its answers on validation; abstention comes after them.
 
-    Of several labels, those with fewer than FEW_POSITIVES rows share one threshold, chosen over
+    Among several labels, those with fewer than FEW_POSITIVES rows share one threshold, chosen over
     all rows and labels together; no precision is promised of them.
 
     Args:
-        draft: the manifest that `answers` were given by, without thresholds of its own choosing.
+        draft: the manifest that gave `answers`, before thresholds are chosen.
         truth: the labels of the validation rows.
     """
     if draft.task == "single_label" and arguments.positive_label is None:
@@ -132,7 +132,7 @@ def with_choices(
         else:
             thresholds[label], promises[label] = choose_threshold(true, scores, wanted)
     manifest = draft.model_copy(update={"thresholds": thresholds})
-    return promising(manifest, {"labels": {n: asdict(p) for n, p in promises.items() if p}})
+    return with_promises(manifest, {"labels": {n: asdict(p) for n, p in promises.items() if p}})
 
 
 def choose_threshold(
@@ -167,8 +167,8 @@ def choose_threshold(
     if precision is None:
         best = _best_f1(hits[cuts], answered, len(truth), above, below)
     else:
-        proven = most_proven(hits[cuts], answered, precision)
-        best = surest(hits[cuts], answered, precision) if proven is None else proven
+        proven = last_proven_cut(hits[cuts], answered, precision)
+        best = safest_cut(hits[cuts], answered, precision) if proven is None else proven
         promise = promise_of(truth, probs >= above[best], precision, promised=proven is not None)
     middle = round((above[best] + below[best]) / 2, DECIMALS)
     # Rounding may step over two that are closer than that.
@@ -178,33 +178,46 @@ def choose_threshold(
 def _best_f1(
     hits: np.ndarray, answered: np.ndarray, rows: int, above: np.ndarray, below: np.ndarray
 ) -> int:
-    """Of the cuts whose F1 is within one standard error of the best, the most plausible one.
+    """The most plausible one of the cuts whose F1 is within one standard error of the best.
 
-    With few rows the best is where two or three of them happen to lie, often at a probability of
-    almost 0 or 1, and worse on others. So rows decide as far as they can tell (the rule of one
-    standard error: Breiman et al. 1984, "Classification and Regression Trees", 3.4.3), and of what
-    they cannot tell apart the cut is taken that is nearest to half of the best F1, which is where
-    it lies if the probabilities are right (Lipton et al. 2014, arXiv:1402.1892).
+    With few rows the best cut is where two or three of them happen to lie, often at a probability
+    of almost 0 or 1, and it is worse on other rows. Rows decide as far as they can tell (the rule
+    of one standard error: Breiman et al. 1984, "Classification and Regression Trees", 3.4.3).
+    Among cuts that they cannot tell apart the one nearest to half of the best F1 is taken, which is
+    where it lies if the probabilities are right (Lipton et al. 2014, arXiv:1402.1892).
 
     Args:
         hits, answered: of all cuts, rightly answered rows and answered rows.
         above, below: the probabilities on both sides of each cut.
     """
     true = int(hits[-1])
-    found = 2 * hits / (answered + true)
-    best = int(np.argmax(found))
-    at = np.arange(len(found))
+    f1 = 2 * hits / (answered + true)
+    best = int(np.argmax(f1))
+    close = np.flatnonzero(f1[best] - f1 <= _standard_errors(hits, answered, rows, best) + TIE)
+    wanted = f1[best] / 2
+    distance = np.maximum(np.maximum(below - wanted, wanted - above), 0.0)
+    return int(close[np.lexsort((-f1[close], distance[close]))[0]])
+
+
+def _standard_errors(hits: np.ndarray, answered: np.ndarray, rows: int, best: int) -> np.ndarray:
+    """The standard error of the difference of F1 between each cut and the best one.
+
+    The variance of the difference is the sum of its squared influences (Hampel 1974, "The
+    Influence Curve and Its Role in Robust Estimation"): of rows that both cuts answer, that
+    neither does, and that only the cut with the lower threshold does.
+    """
+    true = int(hits[-1])
+    f1 = 2 * hits / (answered + true)
+    at = np.arange(len(f1))
     fewer, more = np.minimum(at, best), np.maximum(at, best)
 
     def influence(cut: np.ndarray | int, is_true: int, is_answered: np.ndarray | int) -> np.ndarray:
         """By how much F1 at a cut would change with one more such row, to first order."""
         rightly = 2 * is_true * is_answered
-        return (rightly - found[cut] * (is_true + is_answered)) / (answered[cut] + true)
+        change = (rightly - f1[cut] * (is_true + is_answered)) / (answered[cut] + true)
+        return np.asarray(change)
 
-    # The variance of the difference is the sum of its squared influences (Hampel 1974, "The
-    # Influence Curve and Its Role in Robust Estimation"): of rows that both cuts answer, that
-    # neither does, and that the one with the lower threshold does.
-    variance = np.zeros(len(found))
+    variance = np.zeros(len(f1))
     lower = (at > best).astype(int)
     for is_true, count in ((1, hits), (0, answered - hits)):
         both, either = count[fewer], count[more]
@@ -213,10 +226,7 @@ def _best_f1(
         for number, here, there in kinds:
             change = influence(at, is_true, here) - influence(best, is_true, there)
             variance += number * change**2
-    close = np.flatnonzero(found[best] - found <= np.sqrt(variance) + TIE)
-    wanted = found[best] / 2
-    distance = np.maximum(np.maximum(below - wanted, wanted - above), 0.0)
-    return int(close[np.lexsort((-found[close], distance[close]))[0]])
+    return np.asarray(np.sqrt(variance))
 
 
 def with_abstention(
@@ -227,7 +237,7 @@ def with_abstention(
 ) -> Manifest:
     """The manifest with the lowest abstain threshold that proves the wanted precision.
 
-    Where the rows prove it of none, the one with the best lower bound.
+    Where no threshold is proven, the one with the best lower bound.
 
     Args:
         answers: the package's answers on validation, thresholds applied.
@@ -252,4 +262,4 @@ def with_abstention(
     if (scores >= threshold).all():
         threshold = 0.0
     manifest = manifest.model_copy(update={"abstain_threshold": threshold})
-    return promising(manifest, {"abstention": asdict(promise)})
+    return with_promises(manifest, {"abstention": asdict(promise)})

@@ -1,33 +1,33 @@
-"""Does a base model fit its own tokenizer, the rows and a package? Said before anything is trained.
+"""Checks before any training: a base model has to fit its tokenizer, the rows and a package.
 
-Most of it needs no weights, so that `whetstone check` says it, too.
+Most checks need no weights, so that `whetstone check` makes them, too.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from training.config import Recipe
-from training.errors import BaseModelError
-from training.exporter import graph_inputs, refuse_unexportable_family
+from training.common.errors import BaseModelError
+from training.export.onnx import graph_inputs, refuse_unexportable_family
+from training.recipe.arguments import Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-# What protobuf, and so one ONNX file, can hold.
+# The limit of protobuf, and of one ONNX file with it.
 LARGEST_GRAPH_BYTES = 2**31
-# Of them, so many are named.
+# The number of tokens that a message names.
 NAMED = 3
 
 
 def refuse_misfit(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
 ) -> None:
-    """Refuse a base by its configuration and its tokenizer, without its weights.
+    """Refuse a base model by its configuration and its tokenizer, without its weights.
 
     Raises:
-        BaseModelError: it is an encoder-decoder, cannot be exported or batched, or its tokenizer
-            gives tokens or types of tokens that it has no embeddings for.
+        BaseModelError: it is an encoder-decoder, cannot be exported or batched, or has no
+            embeddings for some tokens or token types of its tokenizer.
     """
     name = recipe.model.model_name_or_path
     if config.is_encoder_decoder:
@@ -43,8 +43,8 @@ def refuse_misfit(
         )
     size = getattr(config, "vocab_size", None)
     if size is not None:
-        given = set(recipe.model.added_tokens or ())
-        refuse_unknown_tokens(name, tokens_beyond(tokenizer, size) - given, size)
+        added = set(recipe.model.added_tokens or ())
+        refuse_unknown_tokens(name, tokens_beyond(tokenizer, size) - added, size)
     _refuse_types(recipe, tokenizer, config)
 
 
@@ -54,10 +54,14 @@ def tokens_beyond(tokenizer: PreTrainedTokenizerFast, size: int) -> set[str]:
 
 
 def refuse_unknown_tokens(name: str, tokens: set[str], size: int) -> None:
-    """Refuse a base with tokens that nobody has asked for and that it has no embeddings for.
+    """Refuse a base model whose tokenizer has tokens beyond its embeddings.
+
+    Args:
+        tokens: those that the recipe does not add.
+        size: the number of embeddings.
 
     Raises:
-        BaseModelError: there are some.
+        BaseModelError: there are such tokens.
     """
     if tokens:
         first = sorted(tokens)[:NAMED]
@@ -73,7 +77,7 @@ def refuse_unknown_tokens(name: str, tokens: set[str], size: int) -> None:
 def _refuse_types(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
 ) -> None:
-    """Refuse more types of tokens than a model has embeddings for; of none or one it reads none.
+    """Refuse token types beyond the model's embeddings; a model with one type or none reads none.
 
     Raises:
         BaseModelError: the tokenizer gives such a type, or pads with it.
@@ -82,20 +86,20 @@ def _refuse_types(
     if types < 2:
         return
     pair = "a" if recipe.data.text_pair_column is not None else None
-    given = max([tokenizer.pad_token_type_id, *tokenizer("a", pair).encodings[0].type_ids])
-    if given >= types:
+    largest = max([tokenizer.pad_token_type_id, *tokenizer("a", pair).encodings[0].type_ids])
+    if largest >= types:
         raise BaseModelError(
-            f"the tokenizer of {recipe.model.model_name_or_path} gives tokens the type {given}, "
+            f"the tokenizer of {recipe.model.model_name_or_path} gives tokens the type {largest}, "
             f"and the model has embeddings for {types} types: choose another base model"
         )
 
 
 def fit_together(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
-    """Let the model be trained on what its graph will be fed, and know what padding is."""
+    """Train the model on the inputs of its graph, and let it know the padding token."""
     fed = graph_inputs(model)
     known = ("input_ids", "token_type_ids", "attention_mask")
     tokenizer.model_input_names = [name for name in known if name in fed]
-    # A decoder answers from a text's last token, which it finds by this number.
+    # A decoder answers from a text's last token, which it finds by the padding token.
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -104,7 +108,7 @@ def refuse_weights(name: str, model: PreTrainedModel) -> None:
     """Refuse weights that cannot be trained, or would not fit into a package.
 
     Raises:
-        BaseModelError: one is not a finite number, or they are too many for an fp32 graph.
+        BaseModelError: a weight is not a finite number, or they are too many for an fp32 graph.
     """
     parameters = model.num_parameters()
     if parameters * 4 >= LARGEST_GRAPH_BYTES:

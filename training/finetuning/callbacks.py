@@ -8,8 +8,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.distributed import any_of_all, is_first
-from training.progress import progress
+from training.common.distributed import any_process, is_main_process
+from training.common.progress import progress
 
 SHOWN = {
     "eval_loss": "validation loss",
@@ -19,7 +19,7 @@ SHOWN = {
     "eval_average_precision": "average precision",
 }
 
-# Between evaluations, and checkpoints.
+# Between two evaluations, and two checkpoints, at the ends of epochs.
 STEPS_BETWEEN = 15
 
 
@@ -32,7 +32,7 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if is_first():
+        if is_main_process():
             self.bar = progress(state.max_steps, "train", "step", initial=state.global_step)
 
     def on_step_end(
@@ -54,8 +54,8 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}")
         if "eval_macro_f1" in logs:
-            found = [f"{text} {logs[key]:.4f}" for key, text in SHOWN.items() if key in logs]
-            self.bar.write(f"epoch {logs['epoch']:g}: {', '.join(found)}", file=sys.stderr)
+            scores = [f"{text} {logs[key]:.4f}" for key, text in SHOWN.items() if key in logs]
+            self.bar.write(f"epoch {logs['epoch']:g}: {', '.join(scores)}", file=sys.stderr)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -68,8 +68,8 @@ class StopEarly(TrainerCallback):
     """Stop after `patience` evaluations without a better score and without a lower loss.
 
     At first a model often answers the most frequent label alone: its score stands still for some
-    epochs while the loss falls. Evaluations are read from the run's state, which a resumed run has
-    too: transformers' own callback counts for itself, and would count anew.
+    epochs while the loss falls. Evaluations are read from the state of the run, which a resumed run
+    has, too. transformers' own callback keeps a count of its own, which would start anew.
     """
 
     def __init__(self, patience: int) -> None:
@@ -94,9 +94,9 @@ class StopEarly(TrainerCallback):
 
 
 class SpareEvaluations(TrainerCallback):
-    """Evaluate and save at the end of an epoch only so many steps after the last time.
+    """Evaluate and save at the end of an epoch only STEPS_BETWEEN steps after the last time.
 
-    Of a dozen rows an epoch is one step, and a checkpoint after each would cost more than they do.
+    With a dozen rows an epoch is one step, and a checkpoint after each would cost more than it.
     """
 
     def on_epoch_end(
@@ -119,16 +119,16 @@ class StopOnRequest(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.requested = any_of_all(self.requested)
+        self.requested = any_process(self.requested)
         if self.requested:
             control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The Trainer comes here from the step that was the last one, and saves once.
+        """Called by the Trainer after the last step as well, which saves once.
 
-        In the middle of an epoch nothing is evaluated: a run that is not stopped would not be.
+        In the middle of an epoch there is no evaluation, as in a run that is not stopped.
         """
         if self.requested:
             control.should_save = True

@@ -29,7 +29,9 @@ def choose_step(
         greater: whether a higher score is better.
         bounded: whether scores lie within 0 and 1; of others (a loss) the best is kept.
     """
-    best = max(evaluations, key=lambda one: one.score if greater else -one.score)
+    best = max(
+        evaluations, key=lambda evaluation: evaluation.score if greater else -evaluation.score
+    )
     last = evaluations[-1]
     if not bounded:
         return best.step

@@ -8,28 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from training.distributed import is_first
-from training.errors import RunError
-from training.layout import LOCK_FILE
+from training.common.distributed import is_main_process
+from training.common.errors import RunError
+from training.common.layout import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
-# Folders that this process works in: what is locked by a step of the chain is so by all of it.
+# The folders that this process works in: the steps of `whetstone run` share one lock.
 _locked: set[Path] = set()
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """No other process works in `folder` meanwhile; the lock ends with its owner.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`; the lock ends with its process.
 
-    Of several processes that train together the first one holds it. A folder that was not there
-    and got nothing else is removed.
+    Of several processes that train together the main process holds it. A folder that was made for
+    the lock and got no other file is removed.
 
     Raises:
-        RunError: another process does.
+        RunError: another process works in the folder.
     """
     place = folder.resolve()
-    if not is_first() or place in _locked:
+    if not is_main_process() or place in _locked:
         yield
         return
     new = not folder.exists()
@@ -37,7 +37,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     lock = folder / LOCK_FILE
     with lock.open("a") as file:
         try:
-            # Not flock: what the data loader forks would inherit it, and outlive a kill.
+            # Not flock: processes that the data loader forks would inherit it, and survive a kill.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise RunError(

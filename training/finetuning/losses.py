@@ -1,4 +1,4 @@
-"""Class weights: rare labels count more in the loss."""
+"""The loss, in which rare labels may count more (class weights)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from service.model_package import Task
-from training.config import parse_class_weights
-from training.data.dataset import LabelledData
-from training.errors import RecipeError
+from service.package.manifest import Task
+from training.common.errors import RecipeError
+from training.data.dataset import LabeledData
+from training.recipe.checks import parse_class_weights
 
 Loss = Callable[..., torch.Tensor]
 
 
-def label_weights(setting: str, data: LabelledData) -> list[float] | None:
-    """The weight of each label, in label order; None where all count alike.
+def label_weights(setting: str, data: LabeledData) -> list[float] | None:
+    """The weight of each label, in label order; None where all labels count alike.
 
     `balanced` is rows / (labels x rows of the label) with one label a row (King and Zeng 2001,
     as in scikit-learn), and rows without the label / rows with it for several (the positive
@@ -44,7 +44,7 @@ def label_weights(setting: str, data: LabelledData) -> list[float] | None:
     return [rows / (len(data.labels) * counts[label]) for label in data.labels]
 
 
-def label_odds(data: LabelledData, weights: list[float] | None) -> list[float]:
+def label_odds(data: LabeledData, weights: list[float] | None) -> list[float]:
     """Rows with each label over rows without it, as the loss weighs them."""
     rows = len(data.train)
     counts = Counter(label for labels in data.train.labels for label in labels)
@@ -56,12 +56,12 @@ def label_odds(data: LabelledData, weights: list[float] | None) -> list[float]:
 def weighted_loss(weights: list[float] | None, task: Task, label_smoothing: float) -> Loss:
     """Cross-entropy, or binary cross-entropy with positive weights, as a mean over rows.
 
-    The function takes logits of shape (rows, labels); targets as
-    `training.data.encoding.make_targets` makes them; and, if wanted, `items`, how many targets the
-    whole step has, of which these may be a part; and `shares` of shape (rows,), what each row
-    counts. Divided is by the number of rows, neither by weights nor by shares: so a step over
-    several batches (gradient accumulation) is the same as one over them all, and a batch of rows
-    that count little moves little.
+    The function takes logits of shape (rows, labels) and targets as
+    `training.data.encoding.make_targets` makes them. It also takes `items`, the number of targets
+    of the whole step, of which these may be a part, and `shares` of shape (rows,), the weight of
+    each row. The sum is divided by the number of rows, neither by class weights nor by shares: a
+    step over several batches (gradient accumulation) equals one over all their rows, and a batch of
+    rows with small weights moves the model little.
     """
 
     def loss(
@@ -70,7 +70,7 @@ def weighted_loss(weights: list[float] | None, task: Task, label_smoothing: floa
         items: torch.Tensor | int | None = None,
         shares: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        # Out of bf16; what is in fp64 stays.
+        # bf16 is too coarse for a sum; fp64 stays.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         scale = None
         if weights is not None:

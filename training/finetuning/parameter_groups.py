@@ -1,4 +1,4 @@
-"""Which layer a parameter belongs to: what is frozen, and how fast each layer learns."""
+"""The layers of a model: which are frozen, and how fast each learns."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from training.errors import RecipeError
+from training.common.errors import RecipeError
 
 
 def depths(model: PreTrainedModel) -> dict[str, int]:
     """Every parameter's depth by its name: 0 for embeddings, n for layer n, the head above all.
 
-    What the encoder has before its layers is embeddings, what it has behind them (a last norm, a
-    pooler) the last layer's. A model that shares one layer's weights among all (ALBERT) has one.
+    The encoder's parameters before its layers are embeddings. Those behind them (a last norm, a
+    pooler) belong to the last layer. A model whose layers share their weights (ALBERT) has one.
     """
     prefixes = _layers(model)
-    found: dict[str, int] = {}
+    depth_of: dict[str, int] = {}
     depth = 0
     for name, _ in model.named_parameters():
         if not name.startswith(f"{model.base_model_prefix}."):
-            found[name] = len(prefixes) + 1
+            depth_of[name] = len(prefixes) + 1
             continue
         layer = next((n for n, prefix in enumerate(prefixes, 1) if name.startswith(prefix)), None)
         depth = layer or (len(prefixes) if depth else 0)
-        found[name] = depth
-    return found
+        depth_of[name] = depth
+    return depth_of
 
 
 def _layers(model: PreTrainedModel) -> list[str]:
     """The prefixes of the parameters of each encoder layer, from the embeddings up.
 
-    The encoder is the first list of modules in the model that is not inside another one.
+    The layers are the first list of modules in the encoder that is not inside another list.
     """
     for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
         if isinstance(module, nn.ModuleList):
@@ -44,10 +44,10 @@ def _layers(model: PreTrainedModel) -> list[str]:
 
 
 def freeze(model: PreTrainedModel, layers: int, *, embeddings: bool) -> None:
-    """Keep the lowest `layers` and, below any, the embeddings as they were pre-trained.
+    """Keep the lowest `layers`, and the embeddings below them, as they were pre-trained.
 
     Raises:
-        RecipeError: there are not so many layers.
+        RecipeError: the model has fewer layers.
     """
     if not layers and not embeddings:
         return
@@ -57,7 +57,7 @@ def freeze(model: PreTrainedModel, layers: int, *, embeddings: bool) -> None:
         raise RecipeError(f"freeze_layers is {layers}, and the model has {most} layers")
     for name, parameter in model.named_parameters():
         if by_name[name] <= layers:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
 
 
 def parameter_groups(
@@ -72,8 +72,8 @@ def parameter_groups(
     """Groups for an optimizer: by layer, and with weight decay or without.
 
     The head learns at `head_lr_factor` times `learning_rate`, the top layer at
-    `layerwise_lr_decay` times `learning_rate`, and each further one at so many times the rate of
-    the one above it (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
+    `layerwise_lr_decay` times `learning_rate`, and each further layer at that multiple of the rate
+    of the layer above it (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
 
     Args:
         decaying: names of the parameters that weight decay is for.
@@ -91,7 +91,7 @@ def parameter_groups(
             * (layerwise_lr_decay ** (top - depth) if depth < top else head_lr_factor),
             "weight_decay": weight_decay if decays else 0.0,
         }
-        # The rate of the first is the one that is shown: the head's, unless it has one of its own.
+        # The rate of the first group is shown: that of the head, unless it has a rate of its own.
         for (depth, decays), parameters in sorted(
             groups.items(),
             key=lambda item: (item[0][0] == top and head_lr_factor != 1, -item[0][0], -item[0][1]),

@@ -1,9 +1,9 @@
 """The classification head: the model family's own, or a linear layer over the mean of all tokens.
 
-Encoders of sentences were trained so that the mean of their tokens' vectors says what a text is
-about (Reimers and Gurevych 2019, arXiv:1908.10084, section 3); the head that transformers gives to
-their family reads the first token alone, which then has to be taught it anew. It is the direction
-of the mean that says it, as they were compared by cosines: its length says how long and how common
+Sentence encoders were trained so that the mean of their tokens' vectors represents a text (Reimers
+and Gurevych 2019, arXiv:1908.10084, section 3). The head that transformers gives to their family
+reads the first token alone, which would have to learn that anew. The direction of the mean carries
+the meaning, as the texts were compared by cosines. Its length depends on how long and how common
 the words are, and misleads a head that has seen few rows.
 """
 
@@ -24,19 +24,19 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from training.errors import BaseModelError
+from training.common.errors import BaseModelError
 
 Pooling = Literal["mean", "model"]
-# In a checkpoint's config.json: how it pools, where that is not its family's way.
+# The key in a checkpoint's config.json for a pooling that is not its family's.
 POOLING_KEY = "whetstone_pooling"
-# Its values: the mean as it is, of older checkpoints, and brought to one length.
+# Its values: the mean as it is, in older checkpoints, and the mean brought to one length.
 PLAIN_MEAN = "mean"
 MEAN_OF_ONE_LENGTH = "mean_of_one_length"
-# About that of all-MiniLM-L6-v2's means, for which the learning rates were chosen.
+# About the length of all-MiniLM-L6-v2's means, for which the learning rates were chosen.
 LENGTH = 5.0
-# Their encoders need the pooler that mean pooling leaves out, or have no vector for each token.
+# Their encoders need the pooler, which mean pooling removes, or have no vector for each token.
 UNPOOLABLE = frozenset({"layoutlm", "perceiver", "squeezebert"})
-# Of what the head reads; as BERT's, for lack of a key that all families have.
+# Dropout of the head's input; BERT's, as there is no key that all families have.
 DROPOUT = 0.1
 
 
@@ -44,7 +44,7 @@ def classifier_class(location: str | Path, pooling: str, **options: Any) -> Any:
     """The class whose `from_pretrained` makes the model in `location` a classifier.
 
     Raises:
-        BaseModelError: mean pooling is wanted of a kind of model that it is not made for.
+        BaseModelError: mean pooling does not suit the family of the model.
     """
     if pooling == "model":
         return AutoModelForSequenceClassification
@@ -67,10 +67,11 @@ def load_checkpoint(folder: Path, **options: Any) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, **options)
     kind = classifier_class(folder, getattr(config, POOLING_KEY, "model"), **options)
     model: PreTrainedModel = kind.from_pretrained(folder, use_safetensors=True, **options)
-    return model.eval()
+    model.eval()
+    return model
 
 
-# One class for a family: what tells classes apart by identity (a compiler's cache) knows it again.
+# One class for each family: a compiler's cache tells classes apart by identity.
 @functools.cache
 def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """`family`, a class for sequence classification, with mean pooling under a linear head.
@@ -84,7 +85,7 @@ def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
             for name, _ in list(self.named_children()):
                 if name != self.base_model_prefix:
                     delattr(self, name)
-            # Of the first token, and read by nothing.
+            # It reads the first token, and nothing reads it.
             if getattr(self.base_model, "pooler", None) is not None:
                 self.base_model.pooler = None
             self.dropout = nn.Dropout(DROPOUT)
@@ -107,7 +108,7 @@ def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
             hidden = self.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, **types
             ).last_hidden_state.float()
-            # In fp32, also where the encoder computes in half of it: a sum of many tokens.
+            # In fp32, also where the encoder computes in half precision: many tokens are added.
             counted = attention_mask.unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * counted).sum(1) / counted.sum(1)
             if self._one_length:
@@ -118,7 +119,7 @@ def mean_pooled(family: type[PreTrainedModel]) -> type[PreTrainedModel]:
                 loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
             return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    # optimum takes the library from it.
+    # optimum takes the name of the library from it.
     MeanPooled.__module__ = family.__module__
     MeanPooled.__name__ = MeanPooled.__qualname__ = f"MeanPooled{family.__name__}"
     return MeanPooled

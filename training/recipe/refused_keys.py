@@ -1,21 +1,22 @@
-"""Keys of `transformers.TrainingArguments` that have no meaning here, or another, and why.
+"""Keys of `transformers.TrainingArguments` that have no meaning here, or another one, and why.
 
-Every other one does what its documentation says; `tests/test_refused_keys.py` knows them all.
+Every other key does what its documentation says; `tests/training/recipe/test_refused_keys.py` lists
+them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from training.errors import RecipeError
+from training.common.errors import RecipeError
 
-_COMMANDS = "the command says what is done: train, evaluate, predict"
+_COMMANDS = "the command decides it: train, evaluate, predict"
 _METRICS = "the checkpoint is chosen by metrics of the logits of all validation rows"
 _PUBLISH = "what ships is the package, by `whetstone run --publish URL`"
 _SHARDED = "models here are below 2 GB, so that each GPU holds a whole one"
 _TPU = "TPUs are not supported"
 _HALF = "bf16: true or fp16: true is PyTorch's own mixed precision, and all there is"
-_GOING_ON = "the same command goes on with a run by itself, from its last whole checkpoint"
+_CONTINUED = "the same command continues a run by itself, from its last whole checkpoint"
 _FEED = "the rows have the columns that the model reads, and their targets"
 
 REFUSED = {
@@ -39,11 +40,11 @@ REFUSED = {
     "label_names": f"{_FEED}; label_column names the labels of a file",
     "remove_unused_columns": _FEED,
     "length_column_name": f"{_FEED}; group_by_length: true needs no other",
-    "past_index": "no model here remembers what it has read before",
-    # Where a run goes on, and what it writes.
-    "resume_from_checkpoint": _GOING_ON,
-    "ignore_data_skip": f"{_GOING_ON}, with the rows that are next",
-    "restore_callback_states_from_checkpoint": _GOING_ON,
+    "past_index": "no model here remembers earlier texts",
+    # How a run is continued, and what it writes.
+    "resume_from_checkpoint": _CONTINUED,
+    "ignore_data_skip": f"{_CONTINUED}, with the rows that are next",
+    "restore_callback_states_from_checkpoint": _CONTINUED,
     "save_on_each_node": "the nodes share one run folder, in which the first one writes",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
     "disable_tqdm": "the environment variable TQDM_DISABLE=1 turns all bars off",
@@ -56,8 +57,8 @@ REFUSED = {
     "push_to_hub_model_id": _PUBLISH,
     "push_to_hub_organization": _PUBLISH,
     # Devices and processes.
-    "local_rank": "torchrun and `accelerate launch` say it to each process",
-    "accelerator_config": "a batch is shared by the processes in one way, which a run goes on with",
+    "local_rank": "torchrun and `accelerate launch` tell each process",
+    "accelerator_config": "the processes share a batch in one way, with which a run is continued",
     "fsdp": _SHARDED,
     "fsdp_config": _SHARDED,
     "fsdp_min_num_params": _SHARDED,

@@ -1,4 +1,4 @@
-"""A recipe's YAML → keys and values; what YAML reads otherwise than people mean is refused."""
+"""A recipe's YAML → keys and values; a name that YAML would misread is refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from training.errors import RecipeError
+from training.common.errors import RecipeError
 
 KINDS = {
     **{"bool": "a truth value", "int": "a number", "float": "a number", "timestamp": "a date"},
     "null": "no value",
 }
-# A recipe has some fifty; few lines can make millions of anchors and aliases.
+# A recipe has about fifty values; anchors and aliases can make millions of a few lines.
 MOST_VALUES = 10_000
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -24,8 +24,8 @@ def read_yaml(path: Path, names: Collection[str]) -> dict[str, Any]:
 
     Args:
         path: a file of UTF-8, or of UTF-16 with a byte order mark.
-        names: keys whose values, or the keys of whose mapping, are text: `yes`, `NO` and `1.10`
-            would not be what stands there.
+        names: keys whose values, or the keys of whose mapping, are text, which YAML would change
+            where they are `yes`, `NO` or `1.10`.
 
     Raises:
         RecipeError: it cannot be read, a key comes twice, or YAML reads a name as something else.
@@ -63,14 +63,14 @@ def read_yaml(path: Path, names: Collection[str]) -> dict[str, Any]:
 
 
 def _refuse_unreadable(root: yaml.Node, path: Path) -> None:
-    """Refuse what has no value, as a date that there is not, and what has no end."""
+    """Refuse values that cannot be read, such as a date that does not exist, and endless ones."""
     seen = 0
     waiting: list[tuple[yaml.Node, tuple[yaml.Node, ...]]] = [(root, ())]
     while waiting:
         node, above = waiting.pop()
         seen += 1
         line = node.start_mark.line + 1
-        if any(node is one for one in above):
+        if any(node is parent for parent in above):
             raise RecipeError(f"{path}, line {line}: what this anchor names holds itself")
         if seen > MOST_VALUES:
             raise RecipeError(f"{path} holds more than {MOST_VALUES:,} values: is it a recipe?")
@@ -89,7 +89,7 @@ def _refuse_unreadable(root: yaml.Node, path: Path) -> None:
 
 
 def _read(node: yaml.Node, path: Path) -> Any:
-    """What YAML makes of a plain value."""
+    """The value that YAML reads from a plain node."""
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (ValueError, KeyError, AttributeError, OverflowError):
@@ -101,7 +101,7 @@ def _read(node: yaml.Node, path: Path) -> Any:
 
 
 def _refuse_doubled(node: yaml.Node, path: Path) -> None:
-    """Of a key that comes twice, YAML would take the last without a word."""
+    """Refuse a key that comes twice: YAML would silently take the last."""
     if isinstance(node, yaml.SequenceNode):
         for part in node.value:
             _refuse_doubled(part, path)
@@ -124,6 +124,7 @@ def _refuse_doubled(node: yaml.Node, path: Path) -> None:
 
 
 def _refuse_misread(key: str, value: yaml.Node, path: Path) -> None:
+    """Refuse a name that YAML reads as something else than its letters."""
     for node in _names_in(value):
         kind = node.tag.rpartition(":")[2]
         read = _read(node, path)

@@ -3,8 +3,8 @@
     whetstone run recipe.yaml --publish s3://models/whetstone
     whetstone register s3://models/whetstone/tickets/3f2a9c1b77d0
 
-A version is what has a manifest. That is written last, when the other files were read back and are
-what they should be: what a killed upload leaves is no version, and the next one completes it.
+A folder with a manifest is a version. The manifest is written last, after the other files were read
+back and compared: a killed upload leaves no version, and the next upload completes it.
 """
 
 from __future__ import annotations
@@ -14,33 +14,23 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from service.model_package import (
-    MANIFEST_FILE,
-    PACKAGE_FILES,
-    FileRecord,
-    Manifest,
-    PackageError,
-    file_record,
-    verify_package,
-    write_text,
-)
-from training.errors import PublishError
-from training.progress import progress
-from training.storage import Place, file_system, one_sentence
-from training.verify import is_url, package_folder
-
-if TYPE_CHECKING:
-    pass
+from service.package.files import FileRecord, PackageError, file_record, write_text
+from service.package.manifest import MANIFEST_FILE, PACKAGE_FILES, Manifest
+from service.package.package import verify_package
+from training.common.errors import PublishError
+from training.common.progress import progress
+from training.common.storage import Place, file_system, one_sentence
+from training.registry.verify import is_url, package_folder
 
 VERDICTS = "verdicts"
-# What is sent at once; the parts of an S3 upload are 5 MiB at least.
+# Bytes that are sent at once; the parts of an S3 upload have at least 5 MiB.
 BLOCK_BYTES = 8 * 2**20
 
 
 def check_place(url: str) -> None:
-    """Refuse before an hour's work the place that nothing could be published to after it.
+    """Refuse, before an hour's work, a place that cannot be published to.
 
     Raises:
         PublishError: it is no address, or cannot be written.
@@ -49,17 +39,20 @@ def check_place(url: str) -> None:
     with one_sentence(place.url, PublishError):
         probe = (place / ".whetstone").path
         place.fs.pipe_file(probe, b"")
-        # Who may write need not be allowed to delete, and another run may have been faster.
+        # A user who may write need not be allowed to delete; another run may have been faster.
         with suppress(PermissionError, FileNotFoundError):
             place.fs.rm_file(probe)
 
 
 def publish(package: Path, url: str) -> tuple[str, bool]:
-    """Put a package under `url`; the version's address, and whether it is new there.
+    """Copy a package to `url`.
+
+    Returns:
+        The version's address, and whether it is new there.
 
     Raises:
         PackageError: the package does not verify.
-        PublishError: it cannot be written, or other content has its place.
+        PublishError: it cannot be written, or another content is published as this version.
     """
     manifest = verify_package(package)
     place = open_place(url) / manifest.name / manifest.version
@@ -69,14 +62,17 @@ def publish(package: Path, url: str) -> tuple[str, bool]:
             return place.url, False
         others = [name for name in PACKAGE_FILES if name != MANIFEST_FILE]
         names = [name for name in others if (package / name).is_file()]
-        _upload(package, place, names)
+        upload(package, place, names)
         _check_upload(package, place, names)
         _write(place / MANIFEST_FILE, (package / MANIFEST_FILE).read_text(encoding="utf-8"))
     return place.url, True
 
 
 def publish_verdict(url: str, challenger: Manifest, name: str, file: Path) -> str:
-    """Put a comparison beside the published challenger; its address. The last of a name stays.
+    """Copy a comparison to the published challenger, in place of an earlier one of that name.
+
+    Returns:
+        Its address.
 
     Raises:
         PublishError: the challenger is not there, or the verdict cannot be written.
@@ -95,9 +91,9 @@ def publish_verdict(url: str, challenger: Manifest, name: str, file: Path) -> st
 
 @contextmanager
 def package_at(target: str) -> Iterator[Path]:
-    """The folder of a package that is named by folder, tag, version, or as a published one.
+    """The folder of a package, which is named by folder, tag, version or published address.
 
-    A published one is fetched and verified, and its copy is gone after the block.
+    A published package is fetched and verified; its copy is deleted after the block.
 
     Raises:
         VerifyError: the model store has no such model, or this is the address of a service.
@@ -145,14 +141,15 @@ def _refuse_other_content(place: Place, manifest: Manifest) -> None:
     with tempfile.TemporaryDirectory(prefix="whetstone-") as folder:
         published = _fetch(place, Path(folder))
     if published.files != manifest.files:
-        # Model, tokenizer and behaviour are in the version; golden texts are not.
+        # The version is a digest of model, tokenizer and inference config, not of golden texts.
         raise PublishError(
             f"{place.url} is published with other golden texts, and is not replaced: publish to "
             "another address, or delete it there first"
         )
 
 
-def _upload(package: Path, place: Place, names: Sequence[str]) -> None:
+def upload(package: Path, place: Place, names: Sequence[str]) -> None:
+    """Copy files of a package to a place."""
     total = sum((package / name).stat().st_size for name in names)
     with progress(total, "publishing", "B") as bar:
         for name in names:
@@ -166,16 +163,16 @@ def _upload(package: Path, place: Place, names: Sequence[str]) -> None:
 
 
 def _check_upload(package: Path, place: Place, names: Sequence[str]) -> None:
-    """Read everything back, and compare."""
-    meant = {name: file_record(package / name) for name in names}
-    with progress(sum(one.size for one in meant.values()), "reading back", "B") as bar:
+    """Read all files back, and compare them with the package."""
+    expected = {name: file_record(package / name) for name in names}
+    with progress(sum(x.size for x in expected.values()), "reading back", "B") as bar:
         for name in names:
             digest, size = hashlib.sha256(), 0
             for block in _blocks(place / name):
                 digest.update(block)
                 size += len(block)
                 bar.update(len(block))
-            if FileRecord(sha256=digest.hexdigest(), size=size) != meant[name]:
+            if FileRecord(sha256=digest.hexdigest(), size=size) != expected[name]:
                 raise PublishError(
                     f"{(place / name).url} is not what was sent, so the version was not published: "
                     "give the same command again"

@@ -10,19 +10,19 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import NotFound
 
-from service.classifier import Classifier
-from service.model_package import (
-    MODEL_STORE_NAME,
-    PACKAGE_FILES,
-    PackageError,
-    verify_package,
-)
+from service.inference.classifier import Classifier
+from service.package.files import PackageError
+from service.package.manifest import MODEL_STORE_NAME, PACKAGE_FILES, Manifest
+from service.package.package import verify_package
 
 logger = logging.getLogger(__name__)
 
 
 def register(package: Path) -> tuple[str, bool]:
-    """Copy a verified package into the store; its tag, and whether it is new there.
+    """Copy a verified package into the store.
+
+    Returns:
+        Its tag, and whether it is new there.
 
     Raises:
         PackageError: the folder does not verify.
@@ -32,19 +32,8 @@ def register(package: Path) -> tuple[str, bool]:
     classifier.check_golden(package)
     manifest = classifier.manifest
     tag = f"{MODEL_STORE_NAME}:{manifest.version}"
-    try:
-        stored = verify_package(Path(bentoml.models.get(tag).path))
-    except NotFound:
-        pass
-    except PackageError:
-        logger.warning("the stored copy of %s is damaged: replacing it", tag)
-        bentoml.models.delete(tag)
-    else:
-        if stored.files == manifest.files:
-            return tag, False
-        # Golden texts are no part of the version, and somebody may have asked for none.
-        logger.warning("the stored copy of %s has other golden texts: replacing it", tag)
-        bentoml.models.delete(tag)
+    if _is_stored(tag, manifest):
+        return tag, False
     with bentoml.models.create(
         tag,
         labels={"name": manifest.name, "precision": manifest.precision, "task": manifest.task},
@@ -52,7 +41,7 @@ def register(package: Path) -> tuple[str, bool]:
             "classes": list(manifest.labels),
             "created_at": manifest.created_at,
             "max_length": manifest.max_length,
-            "metrics": _known(manifest.metrics),
+            "metrics": _without_none(manifest.metrics),
         },
     ) as model:
         for name in PACKAGE_FILES:
@@ -61,13 +50,27 @@ def register(package: Path) -> tuple[str, bool]:
     return tag, True
 
 
-def _known(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Without what could not be measured, such as of a label without a row: BentoML takes no None.
+def _is_stored(tag: str, manifest: Manifest) -> bool:
+    """Whether the store has this very package; a damaged or another copy is deleted there."""
+    try:
+        stored = verify_package(Path(bentoml.models.get(tag).path))
+    except NotFound:
+        return False
+    except PackageError:
+        logger.warning("the stored copy of %s is damaged: replacing it", tag)
+    else:
+        if stored.files == manifest.files:
+            return True
+        # Golden texts are no part of the version.
+        logger.warning("the stored copy of %s has other golden texts: replacing it", tag)
+    bentoml.models.delete(tag)
+    return False
 
-    In the manifest it stays.
-    """
+
+def _without_none(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that could be measured: BentoML takes no None. The manifest keeps all."""
     return {
-        key: _known(value) if isinstance(value, dict) else value
+        key: _without_none(value) if isinstance(value, dict) else value
         for key, value in metrics.items()
         if value is not None
     }

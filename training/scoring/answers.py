@@ -1,4 +1,4 @@
-"""Texts of one part → answers, on all cores; what follows is read while they are computed."""
+"""Texts of one part → answers, on all cores; the next part is read meanwhile."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from functools import partial
 
 import numpy as np
 
-from service.classifier import (
-    Classifier,
-    NotFiniteError,
-    Prediction,
-    length_sorted_batches,
-)
+from service.inference.batches import length_sorted_batches
+from service.inference.classifier import Classifier, Prediction
+from service.inference.errors import NotFiniteError
 from service.inference.tokenizing import EncodedText
-from service.model_package import Text
+from service.package.manifest import Text
 
-# Windows of a batch at most, as everywhere else; texts that are tokenized at once.
+# Windows of a batch at most, as in serving; texts that are tokenized at once.
 BATCH_WINDOWS = 32
 TOKENIZED_AT_ONCE = 512
 
@@ -27,8 +24,8 @@ TOKENIZED_AT_ONCE = 512
 class Answering:
     """A pool of threads, each of which tokenizes some texts or runs one batch.
 
-    Batches are made of windows of like length of one part only: the same part has the same
-    answers whatever came before it.
+    A batch holds windows of one part only, of similar length: the answers of a part do not depend
+    on the parts before it.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -40,7 +37,7 @@ class Answering:
         return PendingAnswers(self._classifier, self._pool, texts)
 
     def close(self) -> None:
-        """Give up what has not begun."""
+        """Cancel the work that has not begun."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -69,7 +66,7 @@ class PendingAnswers:
         """An answer to each text, in order; None where the model computes no finite scores.
 
         Raises:
-            Exception: what tokenizing or inference raised.
+            Exception: the error of tokenizing or inference.
         """
         self._done.result()
         if not self._texts:
@@ -87,7 +84,7 @@ class PendingAnswers:
         ]
 
     def _alone(self, text: Text) -> Prediction | None:
-        """The answer to one text by itself: what stood beside it may have spoiled the batch."""
+        """The answer to one text by itself: another text may have spoiled the batch."""
         with suppress(NotFiniteError):
             return self._classifier.classify([text])[0]
         return None
@@ -96,7 +93,7 @@ class PendingAnswers:
         def guarded() -> None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001 - for whoever waits
+            except BaseException as error:  # noqa: BLE001 - raised in `wait`
                 with self._lock:
                     if not self._done.done():
                         self._done.set_exception(error)
@@ -111,7 +108,7 @@ class PendingAnswers:
     def _start_batches(self) -> None:
         windows = [window for chunk in self._encoded for text in chunk for window in text.windows]
         shape = (len(windows), len(self._classifier.manifest.labels))
-        # What no batch fills stays NaN, and gets no answer.
+        # A window that no batch fills stays NaN, and its text gets no answer.
         self._logits = np.full(shape, np.nan, dtype=np.float32)
         batches = length_sorted_batches([len(window) for window in windows], BATCH_WINDOWS)
         self._left = len(batches)

@@ -1,4 +1,4 @@
-"""Rows of any file → Arrow tables of one schema, of what Parquet and Arrow files can hold."""
+"""Rows of any file → Arrow tables of one schema, as Parquet and Arrow files can hold it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
+from training.common.errors import DataError
 from training.data.blocks import Block, RecordBlock, TableBlock
-from training.errors import DataError
 
 # Rows, and bytes, of a row group: parts are smaller.
 GROUP_ROWS = 1 << 16
@@ -36,7 +36,7 @@ def schema_of(block: Block) -> Any:
 def field_for(field: Any, kind: str) -> Any:
     """A field as a file of a kind can hold it.
 
-    What never holds anything is text. A file of Arrow has one dictionary a column for good, and
+    A column without any value is text. A file of Arrow has one dictionary for each column, and
     another block may have other words: there they are plain values.
     """
     import pyarrow
@@ -74,10 +74,10 @@ def refuse_unwritable(schema: Any, kind: str) -> None:
     import pyarrow
 
     for field in schema:
-        one = pyarrow.schema([field])
+        column = pyarrow.schema([field])
         try:
-            with arrow_writer(kind, io.BytesIO(), one) as writer:
-                writer.write_table(one.empty_table())
+            with arrow_writer(kind, io.BytesIO(), column) as writer:
+                writer.write_table(column.empty_table())
         except pyarrow.ArrowException as error:
             reason = str(error).splitlines()[0]
             raise DataError(
@@ -120,7 +120,7 @@ def refuse_more(block: Block, row: dict[str, Any], columns: Sequence[str]) -> No
 
 
 def differing(block: Block, error: Exception) -> DataError:
-    """What to say of rows that one table cannot hold."""
+    """The error for rows that one table cannot hold."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return DataError(
         f"{block.file}: rows differ too much for one table: {reason}: write .jsonl instead"
@@ -128,7 +128,7 @@ def differing(block: Block, error: Exception) -> DataError:
 
 
 def pack_part(table: Any) -> bytes:
-    """A table as a part: a file of Arrow whatever the result is, as types come back from it."""
+    """A table as a part: a file of Arrow for every kind of result, as it keeps the types."""
     import pyarrow
 
     target = io.BytesIO()
@@ -155,7 +155,7 @@ def assemble_arrow(parts: Iterable[BinaryIO], kind: str, schema: Any, target: Bi
 
 
 def arrow_writer(kind: str, target: BinaryIO, schema: Any) -> Any:
-    """What writes tables into a file of the kind."""
+    """A writer of tables into a file of the kind."""
     import pyarrow
     from pyarrow import parquet
 

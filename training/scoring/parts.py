@@ -1,4 +1,4 @@
-"""Parts of a result: each written whole, so that a killed command goes on from the last one."""
+"""Parts of a result: each is written whole, so a killed command can continue after the last."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from training.errors import DataError
-from training.storage import file_system, one_sentence
+from training.common.errors import DataError
+from training.common.storage import file_system, one_sentence
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 logger = logging.getLogger(__name__)
 
-# Where names can be listed by their beginning.
+# Protocols that can list names by their beginning.
 BUCKETS = ("s3", "s3a", "gs", "gcs")
 PART = re.compile(r"part-(\d{6,})\.(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is written: how many rows it has, and how many of them without an answer."""
+    """A written part: how many rows it has, and how many of them have no answer."""
 
     path: str
     rows: int
@@ -35,8 +35,8 @@ class Part:
 class Parts:
     """The folder of parts beside a result, `.NAME.IDENTITY.parts`.
 
-    The identity is that of the command and everything it reads: another command has another
-    folder, so no part is ever taken for one of something else.
+    The identity is a digest of the command and everything it reads. Another command has another
+    folder, so its parts are never mixed with these.
     """
 
     def __init__(self, target: str, identity: str) -> None:
@@ -47,9 +47,9 @@ class Parts:
         begin = f"{folder}/.{name}." if folder else f".{name}."
         self._folder = f"{begin}{identity}.parts"
         with self._sentence():
-            self._say_others(begin)
+            self._warn_of_others(begin)
             self._fs.makedirs(self._folder, exist_ok=True)
-            # What cannot be written is to be known before any work; a bucket has no empty folders.
+            # Refuse before any work a place that cannot be written. Buckets have no empty folders.
             self._fs.pipe_file(f"{self._folder}/.begun", b"")
             names = self._fs.ls(self._folder, detail=False, refresh=True)
         self.written = {part[0]: part[1] for part in map(_part, names) if part is not None}
@@ -57,7 +57,7 @@ class Parts:
     @property
     def place(self) -> str:
         """The folder, as people name it."""
-        return self._named(self._folder)
+        return self._display_name(self._folder)
 
     def add(self, index: int, content: bytes, rows: int, failures: int) -> None:
         """Write one part, whole or not at all.
@@ -89,10 +89,10 @@ class Parts:
             with suppress(Exception):
                 self._fs.rm(self._folder, recursive=True)
 
-    def _say_others(self, begin: str) -> None:
-        """Say where parts of other commands with the same result lie, which only they go on from.
+    def _warn_of_others(self, begin: str) -> None:
+        """Log where parts of other commands with the same result lie.
 
-        They are not removed: a user may want to go on with what was given before.
+        They are not removed: a user may want to continue the earlier command.
         """
         if _is_local(self._fs):
             names = self._fs.glob(f"{glob.escape(begin)}*.parts")
@@ -102,16 +102,16 @@ class Parts:
             names = self._fs.find(folder, prefix=name)
         else:
             return
-        found = re.compile(f"({re.escape(begin)}[0-9a-f]{{12}}\\.parts)(?:/.*)?")
-        folders = {match[1] for match in map(found.fullmatch, names) if match}
+        pattern = re.compile(f"({re.escape(begin)}[0-9a-f]{{12}}\\.parts)(?:/.*)?")
+        folders = {match[1] for match in map(pattern.fullmatch, names) if match}
         for folder in sorted(folders - {self._folder}):
             logger.warning(
                 "%s: parts of another command for the same result (other files, package or "
                 "options): remove it, unless that command is to go on",
-                self._named(folder),
+                self._display_name(folder),
             )
 
-    def _named(self, path: str) -> str:
+    def _display_name(self, path: str) -> str:
         return path if _is_local(self._fs) else str(self._fs.unstrip_protocol(path))
 
     def _open(self) -> Iterator[BinaryIO]:
@@ -120,7 +120,7 @@ class Parts:
                 yield file
 
     def _write(self, path: str, write: Callable[[BinaryIO], object]) -> None:
-        """By a temporary name, where the place is a folder; elsewhere a file is whole or not."""
+        """Write a file whole or not at all; in a folder by a temporary name."""
         folder, _, name = path.rpartition("/")
         temporary = f"{folder}/.{name}.tmp" if _is_local(self._fs) else path
         file = self._fs.open(temporary, "wb")
@@ -155,7 +155,8 @@ def _protocols(fs: AbstractFileSystem) -> Sequence[str]:
 
 
 def _part(path: str) -> tuple[int, Part] | None:
-    found = PART.fullmatch(path.rpartition("/")[2])
-    if found is None:
+    """The index and the part of a path; None where it is no part."""
+    match = PART.fullmatch(path.rpartition("/")[2])
+    if match is None:
         return None
-    return int(found[1]), Part(path, int(found[2]), int(found[3]))
+    return int(match[1]), Part(path, int(match[2]), int(match[3]))

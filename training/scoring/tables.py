@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from training.common.errors import DataError
 from training.data.blocks import UNDECODABLE, Block
-from training.errors import DataError
 from training.scoring.arrow_tables import (
     assemble_arrow,
     encodable,
@@ -27,7 +27,7 @@ COPIED_BYTES = 1 << 20
 
 
 def _keep(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Bytes that could not be decoded are written as they were; half a pair as an escape."""
+    """Write undecodable bytes as they were, and half of a surrogate pair as an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     bad = error.object[error.start : error.end]
@@ -41,10 +41,12 @@ codecs.register_error("whetstone.keep", _keep)
 
 @dataclass(frozen=True)
 class TableFormat:
-    """How a table is written in parts, and how these become one file.
+    """The format of a table that is written in parts, which make one file.
 
-    `columns` are those of the input; `added` has the types of what comes after them; `schema` is
-    an Arrow schema of all, for Parquet and Arrow.
+    Attributes:
+        columns: those of the input.
+        added: the columns after them.
+        schema: an Arrow schema of all columns, for Parquet and Arrow.
     """
 
     kind: str
@@ -64,7 +66,7 @@ class TableFormat:
         return self.kind not in ("csv", "tsv")
 
     def part(self, block: Block, answers: list[Row], is_first: bool) -> bytes:
-        """Rows of a block, each with its answer.
+        """The bytes of a block's rows, each with its answer.
 
         Raises:
             DataError: a row has a column that the table has not, or a value of another type.
@@ -72,8 +74,8 @@ class TableFormat:
         if self.kind in ("parquet", "arrow"):
             return self._arrow_part(block, answers)
         if self.kind == "json":
-            rows = self._json_lines(block, answers)
-            text = "".join(f",\n{row}" for row in rows)
+            lines = self._json_lines(block, answers)
+            text = "".join(f",\n{line}" for line in lines)
             return self._pack(text.removeprefix(",\n") if is_first else text)
         if self.kind == "jsonl":
             return self._pack("".join(f"{row}\n" for row in self._json_lines(block, answers)))
@@ -85,7 +87,7 @@ class TableFormat:
         return self._pack(self._csv_lines(rows), "whetstone.keep")
 
     def beginning(self) -> bytes:
-        """What stands before all rows."""
+        """The bytes before all rows."""
         if self.kind == "json":
             return self._pack("[\n")
         if self.kind in ("csv", "tsv"):
@@ -93,7 +95,7 @@ class TableFormat:
         return b""
 
     def end(self) -> bytes:
-        """What stands after all rows."""
+        """The bytes after all rows."""
         return self._pack("\n]\n") if self.kind == "json" else b""
 
     def assemble(self, parts: Iterable[BinaryIO], target: BinaryIO) -> None:
@@ -110,7 +112,7 @@ class TableFormat:
     def _csv_lines(self, rows: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO(newline="")
         separator = "\t" if self.kind == "tsv" else ","
-        # A cell is quoted for what ends a line, and a carriage return alone ends one, too.
+        # With this line end the writer quotes a cell with a carriage return alone, too.
         writer = csv.writer(text, delimiter=separator, lineterminator="\r\n")
         lines = []
         for row in rows:
@@ -130,7 +132,7 @@ class TableFormat:
             yield _json({**row, **answer})
 
     def _pack(self, text: str, errors: str = "backslashreplace") -> bytes:
-        """Text as UTF-8, compressed by itself: such pieces one after another are one file."""
+        """Text as UTF-8, compressed by itself: such pieces in a row are one file."""
         data = text.encode("utf-8", errors)
         if self.compression == "gzip":
             return gzip.compress(data, mtime=0)
@@ -156,7 +158,7 @@ class TableFormat:
 
 
 def _cell(value: Any) -> Any:
-    """What CSV has for a value: objects and lists as JSON."""
+    """A value for CSV: objects and lists as JSON."""
     if isinstance(value, dict | list):
         return _json(value)
     return value

@@ -1,27 +1,27 @@
-"""The pods: what they may do, what they read, when they count as ready, and how they end."""
+"""The pods: their permissions, volumes and settings, their probes, and their end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from service.routes import BENTOML_ROUTES, Routes
+from service.http.routes import BENTOML_ROUTES, Routes
 from service.settings import PREFIX, Settings, SettingsError, read_settings
-from tests.manifests.render import Manifests, Resource
+from tests.k8s.manifests.render import Manifests, Resource
 
-# What the image is built with.
+# The user of the image.
 USER = 1034
 # Pod Security Standards, `restricted`:
 # https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC")
-# Of what it allows.
+# The volume types in use, all of which it allows.
 VOLUME_TYPES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
-# What that profile allows in part, and nothing here needs.
+# Fields that the profile restricts, and that nothing here needs.
 UNUSED = ("appArmorProfile", "procMount", "seLinuxOptions", "sysctls", "windowsOptions")
 
 
 def restricted(manifests: Manifests) -> Iterator[str]:
-    """Where the profile `restricted` is broken, or our own rules beyond it."""
+    """Violations of the profile `restricted`, and of our own stricter rules."""
     for _, template in manifests.pods():
         pod = template["spec"]
         security = pod.get("securityContext", {})
@@ -64,7 +64,7 @@ def _container(pod: Resource, container: Resource) -> Iterator[str]:
 
 
 def images(manifests: Manifests) -> Iterator[str]:
-    """Images without a tag, or with one that moves."""
+    """Images without a tag, or with a tag that moves."""
     for _, container in manifests.containers():
         name, _, tag = container["image"].rpartition("/")[2].partition(":")
         if not tag or tag == "latest":
@@ -72,7 +72,7 @@ def images(manifests: Manifests) -> Iterator[str]:
 
 
 def volumes(manifests: Manifests) -> Iterator[str]:
-    """Mounts of what is not there, and volumes that nothing mounts or that have no size."""
+    """Mounts of missing volumes, and volumes that are not mounted or have no size limit."""
     for _, template in manifests.pods():
         pod = template["spec"]
         declared = {volume["name"]: volume for volume in pod.get("volumes", [])}
@@ -92,7 +92,7 @@ def volumes(manifests: Manifests) -> Iterator[str]:
 
 
 def environment(manifests: Manifests, container: Resource) -> dict[str, str]:
-    """The variables of a container, as far as they are known from the manifests."""
+    """The variables of a container that the manifests define."""
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
         config = manifests.find("ConfigMap", source.get("configMapRef", {}).get("name", ""))
@@ -101,7 +101,7 @@ def environment(manifests: Manifests, container: Resource) -> dict[str, str]:
 
 
 def settings(manifests: Manifests) -> Iterator[str]:
-    """Variables that the service refuses, or that do not fit the pod."""
+    """Variables that the service refuses, or that contradict the pod."""
     for pod, container in manifests.containers():
         variables = environment(manifests, container)
         if not any(name.startswith(PREFIX) for name in variables):
@@ -146,7 +146,7 @@ def _fit(read: Settings, pod: Resource, container: Resource) -> Iterator[str]:
 
 
 def _mounts(pod: Resource, container: Resource, kind: str) -> dict[str, Resource]:
-    """The volumes of a kind by the path at which a container has them."""
+    """The volumes of a kind, by their path in a container."""
     declared = {volume["name"]: volume[kind] for volume in pod.get("volumes", []) if kind in volume}
     return {
         mount["mountPath"]: declared[mount["name"]]
@@ -162,7 +162,7 @@ def _pause(container: Resource) -> int:
 
 
 def probes(manifests: Manifests) -> Iterator[str]:
-    """Probes that are not there, ask the wrong thing, or give too little or too much time."""
+    """Probes that are missing, call the wrong path, or allow too little or too much time."""
     wanted = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
     for resource, template in manifests.pods():
         for container in template["spec"]["containers"]:

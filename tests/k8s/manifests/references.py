@@ -1,4 +1,4 @@
-"""What one resource says of another: names, labels, ports, routes."""
+"""What resources say about each other: names, labels, ports, routes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from service.routes import BENTOML_ROUTES, HEALTH_ROUTE, MODEL_ROUTE, ROUTES
-from service.ui import PATH as UI
-from tests.manifests.pods import environment
-from tests.manifests.render import Manifests, Resource, label
+from service.http.routes import BENTOML_ROUTES, HEALTH_ROUTE, MODEL_ROUTE, ROUTES
+from service.page.page import PATH as UI
+from tests.k8s.manifests.pods import environment
+from tests.k8s.manifests.render import Manifests, Resource, label
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-# Not in any manifest: whoever deploys makes them.
+# In no manifest: whoever deploys creates them.
 SECRETS_OF_YOURS = {"text-classifier-api-keys", "text-classifier-tls"}
-# Annotations may have 256 KiB together, and `kubectl apply` keeps a copy of the resource in one.
+# All annotations together may have 256 KiB, and `kubectl apply` keeps the resource in one.
 LARGEST_APPLIED = 256 << 10
 
 
 def names(manifests: Manifests) -> Iterator[str]:
-    """Names that are taken twice or are none, and resources outside the one namespace."""
+    """Duplicate or invalid names, and resources outside the namespace."""
     (namespace,) = (found["metadata"]["name"] for found in manifests.of("Namespace"))
     for name, count in Counter(map(label, manifests)).items():
         if count > 1 or not NAME.fullmatch(name.partition("/")[2]):
-            yield f"{name} stands there {count} times, or is no name"
+            yield f"{name} exists {count} times, or is no valid name"
     for resource in manifests:
         where = resource["metadata"].get("namespace")
         if where != (None if resource["kind"] == "Namespace" else namespace):
@@ -46,7 +46,7 @@ def _chosen(selector: dict[str, str], among: list[Resource]) -> list[Resource]:
 
 
 def selectors(manifests: Manifests) -> Iterator[str]:
-    """Selectors that choose nothing."""
+    """Selectors that match nothing."""
     templates = [template for _, template in manifests.pods()]
     services = list(manifests.of("Service"))
     for resource in manifests:
@@ -69,7 +69,7 @@ def selectors(manifests: Manifests) -> Iterator[str]:
 
 
 def ports(manifests: Manifests) -> Iterator[str]:
-    """Ports, by name or number, that are not there."""
+    """Ports, by name or number, that do not exist."""
     in_pods: set[object] = set()
     for _, container in manifests.containers():
         for port in container.get("ports", []):
@@ -88,7 +88,7 @@ def ports(manifests: Manifests) -> Iterator[str]:
 
 
 def _asked(manifests: Manifests) -> Iterator[tuple[str, object]]:
-    """Services, and the port by which they are asked."""
+    """Services, and the port on which they are called."""
     for ingress in manifests.of("Ingress"):
         for rule in ingress["spec"]["rules"]:
             for path in rule["http"]["paths"]:
@@ -105,7 +105,7 @@ def _asked(manifests: Manifests) -> Iterator[tuple[str, object]]:
 
 
 def references(manifests: Manifests) -> Iterator[str]:
-    """ConfigMaps, Secrets and ServiceAccounts that are not there; ConfigMaps that nobody reads."""
+    """Missing ConfigMaps, Secrets and ServiceAccounts; ConfigMaps that no pod reads."""
     read = set()
     for _, template in manifests.pods():
         pod = template["spec"]
@@ -132,7 +132,7 @@ def references(manifests: Manifests) -> Iterator[str]:
 
 
 def replicas(manifests: Manifests) -> Iterator[str]:
-    """Autoscaling, disruption and rollout that do not fit together."""
+    """Autoscaling, disruption and rollout that contradict each other."""
     scaled = list(manifests.of("HorizontalPodAutoscaler"))
     for scaler in scaled:
         spec = scaler["spec"]
@@ -158,7 +158,7 @@ def replicas(manifests: Manifests) -> Iterator[str]:
 
 
 def network(manifests: Manifests) -> Iterator[str]:
-    """What may come in or go out, and should not; what should, and may not."""
+    """Traffic that is allowed and should not be, and traffic that is needed and not allowed."""
     policies = [policy["spec"] for policy in manifests.of("NetworkPolicy")]
     rules = {
         way: [
@@ -190,8 +190,8 @@ def network(manifests: Manifests) -> Iterator[str]:
         yield f"egress is allowed to {sorted(ends['egress'])}, needed is {sorted(wanted)}"
 
 
-# By path, and how it is matched: what callers need, by its own name. A probe stays inside; the
-# models' cards are below their list.
+# The paths that callers need, and how each is matched. The probe is not for them; the cards of
+# models are below their list.
 OUTSIDE = {
     (path.removeprefix("POST "), "Exact")
     for path in {*ROUTES, UI} - {HEALTH_ROUTE, MODEL_ROUTE, "/v1/models"}
@@ -199,7 +199,7 @@ OUTSIDE = {
 
 
 def exposed(manifests: Manifests) -> Iterator[str]:
-    """Routes that callers outside should reach and do not, or the other way round."""
+    """Routes that callers outside should reach and cannot, and the reverse."""
     for ingress in manifests.of("Ingress"):
         paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
         found = [(path["path"], path["pathType"]) for path in paths]

@@ -1,4 +1,4 @@
-"""The manifests as kustomize renders them: an overlay, with components added to it or without."""
+"""Render the manifests with kustomize: an overlay, with or without added components."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from tests.conftest import ROOT
 
 K8S = ROOT / "k8s"
-# What an overlay is made of; k8s/training is applied by itself.
+# The parts of an overlay; k8s/training is applied separately.
 PARTS = ("base", "components", "overlays")
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
@@ -27,15 +27,15 @@ class Manifests(list[Resource]):
     """Rendered resources."""
 
     def of(self, *kinds: str) -> Iterator[Resource]:
-        """Those of these kinds."""
+        """The resources of these kinds."""
         return (resource for resource in self if resource["kind"] in kinds)
 
     def find(self, kind: str, name: str) -> Resource | None:
-        """The one of this kind and name."""
-        return next((found for found in self.of(kind) if found["metadata"]["name"] == name), None)
+        """The resource of this kind and name."""
+        return next((each for each in self.of(kind) if each["metadata"]["name"] == name), None)
 
     def pods(self) -> Iterator[tuple[Resource, Resource]]:
-        """Each resource that makes pods, and the template of those."""
+        """Each resource that creates pods, and its pod template."""
         return ((resource, resource["spec"]["template"]) for resource in self.of("Deployment"))
 
     def containers(self) -> Iterator[tuple[Resource, Resource]]:
@@ -47,12 +47,12 @@ class Manifests(list[Resource]):
 
 
 def label(resource: Resource) -> str:
-    """What a message calls a resource."""
+    """The name of a resource in messages."""
     return f"{resource['kind']}/{resource['metadata']['name']}"
 
 
 def kustomize(folder: Path) -> Manifests:
-    """What `kubectl kustomize` makes of a folder; a warning fails the test."""
+    """The output of `kubectl kustomize` for a folder; a warning fails the test."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.fail(
@@ -75,16 +75,16 @@ class Renderer:
         self._rendered: dict[tuple[str, tuple[str, ...]], Manifests] = {}
 
     def __call__(self, overlay: str, *components: str) -> Manifests:
-        """`overlay` as if it listed these components too; the caller may change the result."""
+        """`overlay` with these additional components; the caller may change the result."""
         key = overlay, components
         if key not in self._rendered:
             self._rendered[key] = kustomize(self._with(overlay, components))
         return copy.deepcopy(self._rendered[key])
 
     def _with(self, overlay: str, components: tuple[str, ...]) -> Path:
-        """A folder beside the overlay's, so that its relative paths hold."""
-        written = (self.tree / "overlays" / overlay / "kustomization.yaml").read_text("utf-8")
-        content = yaml.safe_load(written)
+        """A new overlay beside the first one, so that relative paths stay valid."""
+        text = (self.tree / "overlays" / overlay / "kustomization.yaml").read_text("utf-8")
+        content = yaml.safe_load(text)
         listed = content.setdefault("components", [])
         for component in components:
             path = f"../../components/{component}"

@@ -1,4 +1,4 @@
-"""Strict validation: Kubernetes' own schemas of three versions, small ones of ours for the rest."""
+"""Strict validation: Kubernetes' schemas of three versions, and our own for custom resources."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import jsonschema
 from kubernetes_validate import utils
 
-from tests.manifests.render import Manifests, label
+from tests.k8s.manifests.render import Manifests, label
 
 HERE = Path(__file__).parent
 VERSIONS = utils.all_versions()[-3:]
-# It reads megabytes of definitions anew for every resource.
+# Without the cache, every resource would read megabytes of definitions anew.
 utils.schema_contents = cache(utils.schema_contents)
-# Custom resources that may be used, and what we know of their `spec`.
+# The custom resources in use, and schemas of their `spec`.
 CUSTOM = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproute.json",
     ("monitoring.coreos.com/v1", "PrometheusRule"): "prometheusrule.json",
@@ -26,7 +26,7 @@ CUSTOM = {
 
 
 def schemas(manifests: Manifests) -> Iterator[str]:
-    """What a schema refuses, and kinds that have none."""
+    """Resources that a schema refuses, and kinds without a schema."""
     for resource in manifests:
         kind = resource["apiVersion"], resource["kind"]
         if kind in CUSTOM:
@@ -40,19 +40,19 @@ def _custom(resource: dict[str, Any], file: str) -> tuple[str, ...]:
     if set(resource) != {"apiVersion", "kind", "metadata", "spec"}:
         return (f"a custom resource with the fields {sorted(resource)}",)
     schema = json.loads((HERE / file).read_text("utf-8"))
-    found = jsonschema.Draft202012Validator(schema).iter_errors(resource["spec"])
-    return tuple(f"{error.json_path}: {error.message}" for error in found)
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(resource["spec"])
+    return tuple(f"{error.json_path}: {error.message}" for error in errors)
 
 
 @cache
 def _refusals(resource: str) -> tuple[str, ...]:
-    """By Kubernetes' schemas; most resources are the same in most overlays, so it is kept."""
-    found = []
+    """Errors by Kubernetes' schemas; cached, because overlays share most resources."""
+    errors = []
     for version in VERSIONS:
         try:
             utils.validate(json.loads(resource), version, strict=True)
         except utils.ValidationError as error:
-            found.append(f"{version}: {error.json_path}: {error.message}")
+            errors.append(f"{version}: {error.json_path}: {error.message}")
         except utils.SchemaNotFoundError as error:
-            found.append(f"{version}: {error.message}")
-    return tuple(found)
+            errors.append(f"{version}: {error.message}")
+    return tuple(errors)

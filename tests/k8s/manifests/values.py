@@ -1,4 +1,4 @@
-"""Quantities and enumerations, which Kubernetes' schemas take as any string."""
+"""Quantities and enumerations, which are plain strings in Kubernetes' schemas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from tests.manifests.render import Manifests, label
+from tests.k8s.manifests.render import Manifests, label
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:(m|k|Ki|[MGTPE]i?)|[eE]([+-]?\d+))?")
@@ -16,7 +16,7 @@ FACTORS = {"m": Decimal("0.001"), "k": Decimal(1000), "Ki": Decimal(1024)} | {
     for power, unit in enumerate("MGTPE", start=2)
     for i, base in (("", 1000), ("i", 1024))
 }
-# Fields of one meaning wherever they stand, and those named `type` by what they stand in.
+# Fields with the same meaning everywhere; then fields named `type`, by their parent.
 ENUMS = {
     "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
     "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
@@ -44,17 +44,17 @@ def quantity(value: object) -> Decimal:
     """A quantity as a number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a quantity.
     """
     match = QUANTITY.fullmatch(str(value))
     if match is None:
-        raise ValueError(f"{value!r} is no quantity")
+        raise ValueError(f"{value!r} is not a quantity")
     number, unit, exponent = match.groups()
     return Decimal(number) * FACTORS.get(unit, 1) * Decimal(10) ** int(exponent or 0)
 
 
 def fields(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every scalar, with the keys that lead to it; list items have their list's."""
+    """Every scalar, with the keys that lead to it; items of a list have the keys of the list."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from fields(inner, (*path, key))
@@ -66,16 +66,16 @@ def fields(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def enumerations(manifests: Manifests) -> Iterator[str]:
-    """Values that are none of those there are."""
+    """Values that an enumeration does not have."""
     for resource in manifests:
         for path, value in fields(resource):
             known = TYPES.get(path[-2]) if path[-1] == "type" else ENUMS.get(path[-1])
             if known is not None and value not in known and "data" not in path:
-                yield f"{label(resource)} {'.'.join(path)}: {value} is none of {sorted(known)}"
+                yield f"{label(resource)} {'.'.join(path)}: {value} is not one of {sorted(known)}"
 
 
 def quantities(manifests: Manifests) -> Iterator[str]:
-    """Amounts that cannot be read, and requests above their limits."""
+    """Invalid quantities, and requests above their limits."""
     for resource in manifests:
         for path, value in fields(resource):
             if path[-1] == "sizeLimit" or path[-2:-1] in (("requests",), ("limits",)):

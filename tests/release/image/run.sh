@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # `make test-image`: an engine and a base image, then the tests that build and run a real image.
 #
-#     bash tests/image/run.sh .venv/bin
+#     bash tests/release/image/run.sh .venv/bin
 #
 # Everything is kept in a folder of its own, which goes afterwards; the machine's images and
 # settings are left alone. With IMAGE_TEST_FOLDER that folder is named, and stays.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 bin=$1
 base=docker.io/library/python:3.11-slim
 
@@ -93,4 +93,4 @@ if ! "$runner" image inspect "$base" >/dev/null 2>&1 &&
     rm "$folder/base.tar"
 fi
 
-IMAGE_TEST_RUNNER=$runner "$bin/pytest" -q -m image tests/test_image.py
+IMAGE_TEST_RUNNER=$runner "$bin/pytest" -q -m image tests/release/image/test_image.py

@@ -1,4 +1,4 @@
-"""The image: engines, refusals, the Dockerfile, and with `-m image` a real one, built and run."""
+"""The image: engines, refusals, the Dockerfile; with `-m image` also a real one that runs."""
 
 from __future__ import annotations
 
@@ -22,39 +22,38 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from benchmarks.load import cpu_seconds
-from service.model_package import MODEL_FILE, read_manifest, seal_package
-from tests.conftest import ROOT
-from tests.servers import BENTOML, free_port, get
-from tests.test_bento import build, empty_the_store
-from tests.test_cli import error_line
-from tests.test_operation import Client
-from tests.test_project import pins
-from training.cli import main
-from training.errors import ImageError, ReleaseError
-from training.image import (
+from release.image.build import (
     Image,
-    Layer,
-    _above_base,
     build_image,
     describe,
-    find_engine,
     revision_of,
     source_url,
 )
-from training.register import register
-from training.release.images import try_image
+from release.image.engine import Layer, find_engine, layers_above_base
+from release.image.trial import try_image
+from service.package.manifest import MODEL_FILE, read_manifest
+from service.package.package import seal_package
+from tests.closed_loop import ClosedLoop
+from tests.conftest import ROOT
+from tests.servers import BENTOML, free_port, get
+from tests.service.test_bento import build, empty_the_store
+from tests.test_project import pins
+from tests.whetstone.test_main import error_line
+from training.common.errors import ImageError, ReleaseError
+from training.registry.register import register
+from whetstone.main import main
 
 Captured = pytest.CaptureFixture[str]
 
 REQUIREMENTS = ROOT / "service" / "requirements.txt"
 HADOLINT = str(Path(sys.executable).with_name("hadolint"))
 SBOM = "sbom.cdx.json"
-# Everything above the base image, with MiniLM in int8: its graph and its tokenizer are 24 MB.
+# The largest size of the layers above the base image with MiniLM in int8, which has 24 MB.
 LARGEST_MB = 350
 MINILM_MB = 24
 START_SECONDS = 60
 
-# Prints its arguments to a file; `build` keeps the context, or fails where a file says so.
+# It writes its arguments to a file; `build` keeps the context, or fails if a file says so.
 FAKE_ENGINE = """#!/bin/sh
 here=$(/usr/bin/dirname "$0")
 case $1 in
@@ -65,7 +64,7 @@ build)
     for context; do :; done
     /bin/cp -r "$context" "$here/context" ;;
 history)
-    # As rootless podman does on machines without systemd.
+    # Rootless podman warns like this on machines without systemd.
     echo 'level=warning msg="/ is not a shared mount"' >&2
     /bin/cat "$here/history" ;;
 esac
@@ -79,7 +78,7 @@ HISTORY = [
 
 
 class Engines:
-    """A folder of pretended engines, the only programs in PATH."""
+    """A folder of stand-ins for engines, the only programs in PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,7 +95,7 @@ class Engines:
 
     @property
     def asked(self) -> list[str]:
-        """The words that the last build was asked with."""
+        """The arguments of the last build."""
         return (self.folder / "asked").read_text("utf-8").splitlines()
 
 
@@ -111,7 +110,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engines:
 
 @pytest.fixture(scope="module")
 def bento(tiny_package: Path) -> Path:
-    """A bento of the tiny package, and nothing else registered; read only."""
+    """A bento of the tiny package, which is the only registered one; read only."""
     empty_the_store()
     register(tiny_package)
     return build()
@@ -119,7 +118,7 @@ def bento(tiny_package: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def gpu_bento(bento: Path, tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bento of a package for a GPU, built where there is none; after `bento`, which empties."""
+    """A bento of a package for a GPU, built without one; after `bento`, which empties the store."""
     package = shutil.copytree(tiny_package, tmp_path_factory.mktemp("gpu") / "package")
     seal_package(package, read_manifest(package).model_copy(update={"target_device": "gpu"}))
     tag, _ = register(package)
@@ -143,7 +142,7 @@ def tag_of(bento: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("installed", "running", "wanted", "found"),
+    ("installed", "running", "wanted", "chosen"),
     [
         (("docker", "podman", "buildah"), True, None, "docker"),
         (("docker", "podman", "buildah"), False, None, "podman"),
@@ -152,16 +151,16 @@ def tag_of(bento: Path) -> str:
     ],
 )
 def test_the_first_engine_that_answers_is_used(
-    installed: tuple[str, ...], running: bool, wanted: str | None, found: str, engines: Engines
+    installed: tuple[str, ...], running: bool, wanted: str | None, chosen: str, engines: Engines
 ) -> None:
     engines.install(*installed)
     if running:
         engines.has("daemon")
-    assert find_engine(wanted) == found
+    assert find_engine(wanted) == chosen
 
 
 @pytest.mark.parametrize(
-    ("installed", "wanted", "said"),
+    ("installed", "wanted", "message"),
     [
         ((), None, "docker is not installed, podman is not installed, buildah is not installed"),
         (("docker",), None, r"daemon does not answer \(Cannot connect to the daemon\)"),
@@ -170,18 +169,18 @@ def test_the_first_engine_that_answers_is_used(
         (("docker",), "kaniko", "kaniko is not one of docker, podman, buildah"),
     ],
 )
-def test_without_an_engine_there_is_one_sentence(
-    installed: tuple[str, ...], wanted: str | None, said: str, engines: Engines
+def test_an_engine_that_does_not_work_is_one_sentence(
+    installed: tuple[str, ...], wanted: str | None, message: str, engines: Engines
 ) -> None:
     engines.install(*installed)
-    with pytest.raises(ImageError, match=said):
+    with pytest.raises(ImageError, match=message):
         find_engine(wanted)
 
 
-# What is asked of them
+# What the engines are asked
 
 
-def test_image_gives_the_engine_bento_model_labels_and_materials(
+def test_the_engine_gets_bento_model_labels_and_materials(
     bento: Path, tiny_package: Path, engines: Engines, capsys: Captured
 ) -> None:
     engines.install("podman")
@@ -209,14 +208,14 @@ def test_image_gives_the_engine_bento_model_labels_and_materials(
     assert re.search(r"^ +310\.0 MB  in all", shown, re.MULTILINE)
 
 
-def test_a_build_that_fails_ends_with_the_engines_last_lines(
+def test_a_failed_build_ends_with_the_engines_last_lines(
     bento: Path, engines: Engines, capsys: Captured
 ) -> None:
     engines.install("buildah")
     engines.has("broken")
     assert main(["image", tag_of(bento)]) == 1
-    said = capsys.readouterr().err
-    assert said == (
+    error = capsys.readouterr().err
+    assert error == (
         f"whetstone: buildah could not build text-classifier:{bento.name} (status 125); it ended "
         "with:\nSTEP 4/9: RUN pip\nNo space left\n"
     )
@@ -224,13 +223,13 @@ def test_a_build_that_fails_ends_with_the_engines_last_lines(
     assert not Path("runs").exists()
 
 
-def test_a_bento_that_is_not_there_is_one_line(engines: Engines, capsys: Captured) -> None:
+def test_a_missing_bento_is_one_line(engines: Engines, capsys: Captured) -> None:
     engines.install("podman")
     assert main(["image", "text-classifier:nowhere"]) == 1
     assert "there is no bento text-classifier:nowhere in the store" in capsys.readouterr().err
 
 
-def test_a_bento_whose_model_is_gone_or_damaged_is_one_line(
+def test_a_bento_whose_model_is_missing_or_damaged_is_one_line(
     bento: Path, tiny_package: Path, engines: Engines, capsys: Captured
 ) -> None:
     engines.install("podman")
@@ -252,7 +251,7 @@ def test_no_engine_is_one_line(bento: Path, engines: Engines, capsys: Captured) 
     assert "there is no container engine" in error_line(capsys, "image", tag_of(bento))
 
 
-def test_layers_are_those_of_our_own_instructions() -> None:
+def test_the_layers_are_those_of_our_own_instructions() -> None:
     layers = [
         Layer("/bin/sh -c #(nop) ADD file:0123456789abcdef in / ", 80_000_000),
         Layer("RUN python", 40_000_000),
@@ -260,13 +259,13 @@ def test_layers_are_those_of_our_own_instructions() -> None:
         Layer("|1 A=b /bin/sh -c groupadd bentoml", 4_000),
         Layer("COPY --from=environment /app/.venv /app/.venv", 150_000_000),
     ]
-    assert _above_base(layers) == [
+    assert layers_above_base(layers) == [
         Layer("groupadd bentoml", 4_000),
         Layer("COPY --from=environment /app/.venv /app/.venv", 150_000_000),
     ]
 
 
-# Where it comes from
+# The source of an image
 
 
 def git(folder: Path, *words: str) -> str:
@@ -324,13 +323,13 @@ def test_the_source_is_where_the_checkout_came_from_without_a_password(
 
 
 def materials(content: str) -> dict[str, dict[str, Any]]:
-    """Components of a bill of materials by name; the whole of it must be valid."""
+    """The components of a bill of materials by name; the bill must be valid."""
     problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(content)
     assert problem is None, problem
     components = json.loads(content)["components"]
-    found = {component["name"]: component for component in components}
-    assert len(found) == len(components)
-    return found
+    by_name = {component["name"]: component for component in components}
+    assert len(by_name) == len(components)
+    return by_name
 
 
 def test_the_materials_are_every_pinned_package_and_the_model(
@@ -338,12 +337,15 @@ def test_the_materials_are_every_pinned_package_and_the_model(
 ) -> None:
     engines.install("podman")
     assert main(["image", tag_of(bento)]) == 0
-    found = materials((engines.folder / "context" / SBOM).read_text("utf-8"))
+    components = materials((engines.folder / "context" / SBOM).read_text("utf-8"))
     manifest = read_manifest(tiny_package)
-    model = found.pop(manifest.name)
+    model = components.pop(manifest.name)
     assert (model["type"], model["version"]) == ("machine-learning-model", manifest.version)
     assert model["hashes"][0]["content"] == manifest.files[MODEL_FILE].sha256
-    listed = {re.sub(r"[-_.]+", "-", name).lower(): c["version"] for name, c in found.items()}
+    listed = {
+        re.sub(r"[-_.]+", "-", name).lower(): component["version"]
+        for name, component in components.items()
+    }
     assert listed == pins(REQUIREMENTS)
 
 
@@ -355,7 +357,7 @@ def dockerfile(bento: Path) -> str:
 
 
 @pytest.mark.parametrize("which", ["bento", "gpu_bento"])
-def test_hadolint_has_nothing_to_say(which: str, request: pytest.FixtureRequest) -> None:
+def test_hadolint_accepts_the_dockerfile(which: str, request: pytest.FixtureRequest) -> None:
     text = dockerfile(request.getfixturevalue(which))
     done = subprocess.run([HADOLINT, "-"], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -369,7 +371,7 @@ def test_the_image_is_python_an_environment_and_the_bento(bento: Path) -> None:
     assert "\nUSER 1034:1034\n" in final
     assert "\nENV BENTOML_DO_NOT_TRACK=True\n" in final
     assert "\nENV ORT_DISABLE_TELEMETRY=1\n" in final
-    # What is needed to build stays in the stages before.
+    # The tools of the build stay in the stages before.
     assert "pip" not in final
     assert "# syntax" not in text
 
@@ -386,14 +388,14 @@ def test_the_gpu_image_is_the_same_on_cuda(gpu_bento: Path) -> None:
     assert "onnxruntime" not in installed
 
 
-def test_the_two_lists_differ_in_onnxruntime_only() -> None:
+def test_the_requirements_for_cpu_and_gpu_differ_in_onnxruntime_only() -> None:
     cpu, gpu = pins(REQUIREMENTS), pins(REQUIREMENTS.with_name("requirements-gpu.txt"))
     assert cpu.pop("onnxruntime")
     assert gpu.pop("onnxruntime-gpu")
     assert gpu == cpu
 
 
-def test_the_two_bentofiles_differ_in_what_a_gpu_needs_only() -> None:
+def test_the_bentofiles_for_cpu_and_gpu_differ_in_what_a_gpu_needs_only() -> None:
     cpu, gpu = (
         yaml.safe_load((ROOT / name).read_text("utf-8"))
         for name in ("bentofile.yaml", "bentofile.gpu.yaml")
@@ -421,19 +423,19 @@ def test_a_bento_for_a_gpu_is_refused_where_onnx_runtime_has_none(gpu_bento: Pat
     assert "Traceback" not in done.stderr
 
 
-# A real one: `make test-image`
+# A real image: `make test-image`
 
 image_test = pytest.mark.image
 
 
 def note(config: pytest.Config, text: str) -> None:
-    """What was measured, on the screen without the rest that pytest keeps to itself."""
+    """Show a measurement on the screen although pytest captures the output."""
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         sys.stdout.write(f"\n{text}\n")
 
 
 def runner() -> str:
-    """podman or docker, as tests/image/run.sh found it."""
+    """podman or docker, as tests/release/image/run.sh found it."""
     return os.environ["IMAGE_TEST_RUNNER"]
 
 
@@ -447,7 +449,7 @@ def engine_says(*words: str) -> str:
 def image(
     bento: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Image:
-    """The image of the tiny bento, by buildah where it is there; podman runs what it builds."""
+    """The image of the tiny bento, built by buildah if it is installed; podman runs it."""
     engine = "buildah" if runner() == "podman" and shutil.which("buildah") else runner()
     folder = tmp_path_factory.mktemp("materials")
     began = time.monotonic()
@@ -458,7 +460,7 @@ def image(
 
 @contextmanager
 def running(image: Image, config: pytest.Config) -> Iterator[tuple[str, str]]:
-    """A container with no more rights than it needs; its address and its name, once it is ready."""
+    """A ready container with no more rights than it needs; its address and its name."""
     port = free_port()
     read_only = ["--read-only", *(["--read-only-tmpfs=false"] if runner() == "podman" else [])]
     name = engine_says(
@@ -493,19 +495,19 @@ def process_of(container: str) -> int:
 
 @pytest.fixture(scope="module")
 def container(image: Image, pytestconfig: pytest.Config) -> Iterator[tuple[str, str]]:
-    with running(image, pytestconfig) as found:
-        yield found
+    with running(image, pytestconfig) as address_and_name:
+        yield address_and_name
 
 
 @image_test
-def test_everything_above_the_base_is_small(image: Image, tiny_package: Path) -> None:
+def test_the_layers_above_the_base_image_are_small(image: Image, tiny_package: Path) -> None:
     own = sum(path.stat().st_size for path in tiny_package.iterdir()) / 1e6
     assert 0 < image.size_above_base / 1e6 - own + MINILM_MB <= LARGEST_MB
     assert image.size > image.size_above_base
 
 
 @image_test
-def test_it_serves_its_package_read_only_without_any_privilege(
+def test_the_image_serves_its_package_read_only_without_privileges(
     container: tuple[str, str], tiny_package: Path, capsys: Captured
 ) -> None:
     address, name = container
@@ -525,7 +527,7 @@ def test_it_serves_its_package_read_only_without_any_privilege(
 
 
 @image_test
-def test_it_holds_nothing_that_serving_does_not_need(container: tuple[str, str]) -> None:
+def test_the_image_holds_nothing_that_serving_does_not_need(container: tuple[str, str]) -> None:
     script = """
 import importlib.util, json, shutil
 packages = "torch transformers datasets optimum sklearn training pip setuptools uv".split()
@@ -536,8 +538,8 @@ print(json.dumps({
 }))
 """
     _, name = container
-    found = json.loads(engine_says("exec", name, "python", "-c", script))
-    assert found == {"packages": [], "programs": []}
+    present = json.loads(engine_says("exec", name, "python", "-c", script))
+    assert present == {"packages": [], "programs": []}
     caches = engine_says("exec", name, "sh", "-c", "ls -d /root/.cache /tmp/pip* 2>&1 || true")
     assert "/root/.cache\n" not in caches
     lists = engine_says("exec", name, "sh", "-c", "du -sk /var/cache/apt | cut -f1")
@@ -545,7 +547,9 @@ print(json.dumps({
 
 
 @image_test
-def test_it_says_what_it_is(image: Image, container: tuple[str, str], tiny_package: Path) -> None:
+def test_the_labels_and_materials_describe_the_image(
+    image: Image, container: tuple[str, str], tiny_package: Path
+) -> None:
     config = json.loads(engine_says("image", "inspect", image.name))[0]["Config"]
     assert config["User"] == "1034:1034"
     labels = config["Labels"]
@@ -562,7 +566,7 @@ def test_it_says_what_it_is(image: Image, container: tuple[str, str], tiny_packa
 
 
 @image_test
-def test_what_it_has_installed_is_what_its_materials_say(
+def test_the_materials_list_exactly_what_is_installed(
     image: Image, container: tuple[str, str]
 ) -> None:
     script = (
@@ -578,10 +582,12 @@ def test_what_it_has_installed_is_what_its_materials_say(
 
 
 @image_test
-def test_nothing_is_lost_when_it_is_told_to_end(image: Image, pytestconfig: pytest.Config) -> None:
+def test_no_request_is_lost_when_the_container_is_stopped(
+    image: Image, pytestconfig: pytest.Config
+) -> None:
     with running(image, pytestconfig) as (address, name):
         signalled: list[float] = []
-        clients = [Client(address, signalled) for _ in range(16)]
+        clients = [ClosedLoop(address, signalled) for _ in range(16)]
         for client in clients:
             client.start()
         time.sleep(2)
@@ -601,7 +607,7 @@ def test_nothing_is_lost_when_it_is_told_to_end(image: Image, pytestconfig: pyte
 
 
 @image_test
-def test_a_release_tries_the_image_before_anybody_gets_it(
+def test_an_image_of_another_package_fails_its_trial(
     image: Image, tiny_package: Path, tmp_path: Path
 ) -> None:
     try_image(runner(), image.name, str(tiny_package))

@@ -1,4 +1,4 @@
-"""Whoever waits to be connected is connected in one turn of the loop, also by uvloop."""
+"""All waiting connections are accepted in one turn of the loop, also with uvloop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 import uvloop
 
-from service.accepting import Accepting
+from service.http.accepting import Accepting
 
 CALLERS = 100
 TURNS = 4
@@ -23,7 +23,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def connected(listener: socket.socket, *, helped: bool) -> int:
-    """How many of those who wait are connected after some turns of the loop; all are answered."""
+    """How many callers are connected after some turns of the loop; all are answered in the end."""
     server = uvicorn.Server(uvicorn.Config(application, http="httptools", lifespan="off"))
     server.config.load()
     server.lifespan = SimpleNamespace(state={})  # type: ignore[assignment]
@@ -58,16 +58,16 @@ def listener() -> Any:
         yield made
 
 
-def test_uvloop_alone_connects_one_in_a_turn(listener: socket.socket) -> None:
-    """Should this fail, uvloop has mended it, and `service.accepting` can go."""
+def test_uvloop_alone_accepts_one_connection_in_a_turn(listener: socket.socket) -> None:
+    """If this fails, uvloop has fixed it, and `service.http.accepting` is no longer needed."""
     assert uvloop.run(connected(listener, helped=False)) <= TURNS
 
 
-def test_all_who_wait_are_connected_at_once(listener: socket.socket) -> None:
+def test_all_waiting_connections_are_accepted_in_one_turn(listener: socket.socket) -> None:
     assert uvloop.run(connected(listener, helped=True)) == CALLERS
 
 
-def test_asyncios_own_loop_needs_no_help(listener: socket.socket) -> None:
+def test_the_loop_of_asyncio_needs_no_help(listener: socket.socket) -> None:
     async def begins() -> bool:
         return Accepting(uvicorn.Server(uvicorn.Config(application))).is_needed
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from service.api_keys import ApiKeys, ApiKeysError, read_hashes
-from service.classifier import Classifier
+from service.http.api_keys import CHECK_SECONDS, ApiKeys, ApiKeysError, read_hashes
+from service.inference.classifier import Classifier
 from tests.servers import routes_of
+from tests.service.clock import Clock
 
 OLD, NEW = "an-old-key-0123456789", "a-new-key-0123456789"
 
@@ -31,19 +32,19 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_key_opens_and_nothing_else_does(path: Path) -> None:
+def test_only_a_listed_key_is_accepted(path: Path) -> None:
     keys = ApiKeys(path)
     assert keys.accept(bearer(OLD))
     assert keys.accept(b"bearer  " + OLD.encode() + b" ")
     digest = line(OLD).partition(":")[2].encode()
     for given in (None, b"", OLD.encode(), bearer(NEW), bearer(OLD[:-1]), b"Basic " + OLD.encode()):
         assert not keys.accept(given)
-    # Whoever reads the file cannot ask with what stands there.
+    # A hash in the file is not a key.
     assert not keys.accept(b"Bearer " + digest)
 
 
-def test_no_key_is_none_of_them(path: Path) -> None:
-    # As `printf %s "$KEY" | sha256sum` writes it where KEY is not set.
+def test_an_empty_key_is_refused(path: Path) -> None:
+    # `printf %s "$KEY" | sha256sum` writes this line where KEY is not set.
     path.write_text(f"{line(OLD)}\n{line('')}\n", "utf-8")
     keys = ApiKeys(path)
     assert keys.accept(bearer(OLD))
@@ -51,87 +52,85 @@ def test_no_key_is_none_of_them(path: Path) -> None:
         assert not keys.accept(given)
 
 
-def test_keys_are_rotated_without_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
-    keys = ApiKeys(path)
+def test_keys_are_rotated_without_a_restart(path: Path) -> None:
+    keys = ApiKeys(path, clock := Clock())
     path.write_text(f"{line(OLD)}\n{line(NEW)}\n", "utf-8")
+    clock.now += CHECK_SECONDS
     assert keys.accept(bearer(OLD)) and keys.accept(bearer(NEW))
     assert len(keys) == 2
     path.write_text(f"{line(NEW)}\n", "utf-8")
+    # A change takes effect at the next check, not at once.
+    assert keys.accept(bearer(OLD))
+    clock.now += CHECK_SECONDS
     assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
 
 
-def test_a_change_while_the_file_is_first_read_is_one(
+def test_a_change_while_the_file_is_first_read_is_noticed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
-
     def read(path: Path) -> tuple[bytes, ...]:
-        found = read_hashes(path)
+        hashes = read_hashes(path)
         path.write_text(f"{line(NEW)}\n", "utf-8")
-        return found
+        return hashes
 
-    monkeypatch.setattr("service.api_keys.read_hashes", read)
-    keys = ApiKeys(path)
-    monkeypatch.undo()
-    monkeypatch.setattr(keys, "_next_look", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr("service.http.api_keys.read_hashes", read)
+        keys = ApiKeys(path, clock := Clock())
+    clock.now += CHECK_SECONDS
     assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
 
 
-def test_a_link_that_is_pointed_elsewhere_is_a_change(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As Kubernetes replaces the files of a mounted Secret.
-    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
+def test_a_link_with_another_target_is_a_change(path: Path, tmp_path: Path) -> None:
+    # Kubernetes replaces the files of a mounted Secret in this way.
     (tmp_path / "other").write_text(line(NEW), "utf-8")
     link = tmp_path / "link"
     link.symlink_to(path)
-    keys = ApiKeys(link)
+    keys = ApiKeys(link, clock := Clock())
     (tmp_path / "next").symlink_to(tmp_path / "other")
     (tmp_path / "next").rename(link)
+    clock.now += CHECK_SECONDS
     assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
 
 
 @pytest.mark.parametrize("content", ["", "not a hash\n", None])
 def test_a_file_that_breaks_changes_nothing(
-    path: Path,
-    content: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
-    keys = ApiKeys(path)
+    keys = ApiKeys(path, clock := Clock())
     if content is None:
         path.unlink()
     else:
         path.write_text(content, "utf-8")
     with caplog.at_level(logging.ERROR, "bentoml.service"):
         logging.getLogger("bentoml.service").addHandler(caplog.handler)
-        assert keys.accept(bearer(OLD)) and keys.accept(bearer(OLD))
+        for _ in range(2):
+            clock.now += CHECK_SECONDS
+            assert keys.accept(bearer(OLD))
         logging.getLogger("bentoml.service").removeHandler(caplog.handler)
-    said = {record.getMessage() for record in caplog.records}
-    assert len(said) == 1 and "stay as they were" in said.pop()
+    messages = {record.getMessage() for record in caplog.records}
+    assert len(messages) == 1 and "the API keys did not change" in messages.pop()
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a new file comes with permissions that are set right a little later."""
-    monkeypatch.setattr("service.api_keys.SECONDS_BETWEEN_LOOKS", 0)
-    keys = ApiKeys(path)
+    """For example, a new file whose permissions are corrected a little later."""
+    keys = ApiKeys(path, clock := Clock())
     path.write_text(f"{line(NEW)}\n", "utf-8")
 
     def refuse(path: Path) -> tuple[bytes, ...]:
         raise ApiKeysError(f"{path} cannot be read")
 
     with monkeypatch.context() as patched:
-        patched.setattr("service.api_keys.read_hashes", refuse)
+        patched.setattr("service.http.api_keys.read_hashes", refuse)
+        clock.now += CHECK_SECONDS
         assert keys.accept(bearer(OLD)) and not keys.accept(bearer(NEW))
+    clock.now += CHECK_SECONDS
     assert keys.accept(bearer(NEW)) and not keys.accept(bearer(OLD))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "holds no API key"),
         (b"# nothing\n", "holds no API key"),
@@ -142,12 +141,12 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(
-    tmp_path: Path, content: bytes | None, said: str
+    tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "keys"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ApiKeysError, match=said) as refused:
+    with pytest.raises(ApiKeysError, match=message) as refused:
         ApiKeys(path)
     assert "a-secret-key" not in str(refused.value)
 

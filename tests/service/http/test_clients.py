@@ -1,4 +1,4 @@
-"""Clients as they come, each unmodified against a real server: the README's table of them."""
+"""Unmodified clients against a real server: those in the documentation's table."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import openai
 import pytest
 import requests
 
-from service.classifier import Classifier, Prediction
-from service.model_package import read_manifest
+from service.inference.classifier import Classifier, Prediction
+from service.package.manifest import read_manifest
 from tests.conftest import ROOT
 from tests.servers import SECONDS, SERVICE, Server, serving
 
@@ -45,19 +45,22 @@ def model_of(package: Path) -> str:
 
 
 def check(answer: dict[str, Any], expected: list[Prediction]) -> None:
-    """An answer of /classify to TEXTS, or to the first of them."""
+    """Check an answer of /classify to TEXTS, or to the first of them."""
     for item, each in zip(answer["data"], expected, strict=False):
         assert item["label"] == each.label
         assert item["probs"] == pytest.approx(each.probs.tolist(), abs=1e-5)
 
 
-def test_the_readmes_table_has_every_client_that_is_tried_here() -> None:
-    table = (ROOT / "README.md").read_text("utf-8").split("| client |")[1].split("\n\n")[0]
+def test_the_guide_lists_every_client_tested_here() -> None:
+    guide = (ROOT / "docs" / "guides" / "clients.md").read_text("utf-8")
+    table = guide.split("| client |")[1].split("\n\n")[0]
     for name in ("vLLM", "openai", "huggingface_hub", "bentoml", "HttpClient", "curl"):
         assert name in table
 
 
-def test_vllms_example(server: Server, expected: list[Prediction], tiny_package: Path) -> None:
+def test_the_example_of_vllm_works(
+    server: Server, expected: list[Prediction], tiny_package: Path
+) -> None:
     # examples/pooling/classify/classification_online.py, and the requests of its documentation.
     with urllib.request.urlopen(f"{server.address}/v1/models", timeout=SECONDS) as answer:
         model = json.load(answer)["data"][0]["id"]
@@ -84,7 +87,7 @@ def test_vllms_example(server: Server, expected: list[Prediction], tiny_package:
     assert (status, answered["id"]) == (200, "classify-0123456789abcdef")
     assert headers["x-request-id"] == "0123456789abcdef"
     check(answered, expected)
-    # None of them counts as ignored.
+    # None of these fields counts as ignored.
     metrics = server.ask("/metrics", method="GET")[1]
     assert re.findall(r"^whetstone_ignored_fields_total (.*)$", metrics, re.M) in ([], ["0.0"])
     assert server.ask("/classify", {"input": "a", "metadata": 1, "top_p": 1})[0] == 200
@@ -92,7 +95,9 @@ def test_vllms_example(server: Server, expected: list[Prediction], tiny_package:
     assert re.findall(r"^whetstone_ignored_fields_total (.*)$", metrics, re.M) == ["2.0"]
 
 
-def test_openai_python(server: Server, expected: list[Prediction], tiny_package: Path) -> None:
+def test_openai_python_works(
+    server: Server, expected: list[Prediction], tiny_package: Path
+) -> None:
     model = model_of(tiny_package)
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client:
         (card,) = client.models.list().data
@@ -115,23 +120,23 @@ def test_openai_python(server: Server, expected: list[Prediction], tiny_package:
 
 @pytest.fixture
 def _online() -> Iterator[None]:
-    """The tests keep the library from the hub; it may ask this server."""
+    """The tests keep the library offline, except for this server."""
     huggingface_hub.configure_http_backend(requests.Session)
     yield
     huggingface_hub.configure_http_backend()
 
 
 @pytest.mark.usefixtures("_online")
-def test_huggingface_hub(server: Server, expected: list[Prediction]) -> None:
+def test_huggingface_hub_works(server: Server, expected: list[Prediction]) -> None:
     for client in (
         huggingface_hub.InferenceClient(base_url=server.address),
         huggingface_hub.InferenceClient(model=server.address),
     ):
         for text, each in zip(TEXTS, expected, strict=True):
-            found = client.text_classification(text)
-            assert len(found) == 3
-            assert found[0].label == each.label
-            assert found[0].score == pytest.approx(each.score, abs=1e-5)
+            scores = client.text_classification(text)
+            assert len(scores) == 3
+            assert scores[0].label == each.label
+            assert scores[0].score == pytest.approx(each.score, abs=1e-5)
         (first,) = client.text_classification(TEXTS[0], top_k=1)
         assert first.label == expected[0].label
         logits = client.text_classification(TEXTS[0], function_to_apply="none")
@@ -144,11 +149,11 @@ def test_huggingface_hub(server: Server, expected: list[Prediction]) -> None:
             client.question_answering(question="a", context="b")
 
 
-def test_bentomls_clients(server: Server, expected: list[Prediction]) -> None:
+def test_the_clients_of_bentoml_work(server: Server, expected: list[Prediction]) -> None:
     with bentoml.SyncHTTPClient(server.address) as client:
         check(client.classify(input=TEXTS), expected)
         check(client.classify(input=TEXTS[0], truncate_prompt_tokens=32), expected)
-        # It leaves that to the garbage collector, with a warning.
+        # The client itself leaves this to the garbage collector, which warns.
         client._temp_dir.cleanup()
 
     async def ask() -> None:
@@ -193,7 +198,9 @@ public class Ask {
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java")
-def test_javas_http_client(server: Server, expected: list[Prediction], tmp_path: Path) -> None:
+def test_the_http_client_of_java_works(
+    server: Server, expected: list[Prediction], tmp_path: Path
+) -> None:
     source = tmp_path / "Ask.java"
     source.write_text(JAVA, "utf-8")
     ran = subprocess.run(
@@ -224,10 +231,10 @@ CURL = [
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("options", CURL)
-def test_curl(server: Server, expected: list[Prediction], options: tuple[str, ...]) -> None:
+def test_curl_works(server: Server, expected: list[Prediction], options: tuple[str, ...]) -> None:
     url = f"{server.address}/classify"
     sending = ["-H", "Content-Type: application/json", "-d", json.dumps({"input": TEXTS})]
-    # Twice, so that the second goes over the first one's connection where that stays open.
+    # Twice, so that the second request uses the first one's connection if that stays open.
     ran = subprocess.run(
         ["curl", "-sS", "--fail", "-v", *options, *sending, url, url],
         capture_output=True,
@@ -247,7 +254,7 @@ def test_curl(server: Server, expected: list[Prediction], options: tuple[str, ..
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-def test_curl_with_a_zipped_file(
+def test_curl_with_a_compressed_file_works(
     server: Server, expected: list[Prediction], tmp_path: Path
 ) -> None:
     zipped = tmp_path / "body.json.gz"

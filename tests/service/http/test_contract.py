@@ -23,9 +23,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from service.classifier import Classifier
-from service.model_package import read_manifest
-from service.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
+from service.http.schemas import ClassifyResponse, ErrorResponse, ModelList, PredictError
+from service.inference.classifier import Classifier
+from service.package.manifest import read_manifest
 from tests.conftest import ROOT
 from tests.servers import SECONDS, SERVICE, Server, serving
 from training.data import leakage
@@ -52,7 +52,7 @@ PROMPTS = [
 ]
 
 
-def test_the_example_client_of_vllm(server: Server) -> None:
+def test_the_example_client_of_vllm_works(server: Server) -> None:
     # docs.vllm.ai/en/latest/examples/pooling/classify: the model list, a list of prompts, one.
     headers = {"accept": "application/json"}
     status, models, _ = server.ask("/v1/models", method="GET", headers=headers)
@@ -68,12 +68,12 @@ def test_the_example_client_of_vllm(server: Server) -> None:
         assert [item["index"] for item in answer["data"]] == list(range(count))
         assert all(len(item["probs"]) == item["num_classes"] == 3 for item in answer["data"])
         assert all(sum(item["probs"]) == pytest.approx(1) for item in answer["data"])
-    # Its token ids belong to its tokenizer, not to this one.
+    # The token ids of the example belong to another tokenizer.
     status, answer, _ = server.ask("/classify", {"model": model, "input": [101, 7592, 102]})
     assert (status, answer["error"]["param"]) == (422, "input[0]")
 
 
-def test_the_documented_request_of_sglang(server: Server) -> None:
+def test_the_documented_request_of_sglang_works(server: Server) -> None:
     # docs.sglang.io, "Classification API".
     body = {"model": "model_name", "input": "text to classify", "user": "u", "rid": "r"}
     status, answer, _ = server.ask("/v1/classify", {**body, "priority": 1})
@@ -85,7 +85,7 @@ def test_the_documented_request_of_sglang(server: Server) -> None:
     ClassifyResponse.model_validate(answer)
 
 
-def test_the_documented_request_of_infinity(server: Server) -> None:
+def test_the_documented_request_of_infinity_works(server: Server) -> None:
     body = {"model": "default/not-specified", "input": ["a sentence"], "raw_scores": False}
     assert server.ask("/classify", body)[0] == 200
 
@@ -100,27 +100,27 @@ def test_the_documented_request_of_infinity(server: Server) -> None:
         ({"inputs": [["I like you."]], "truncation_direction": "Left"}, "batch"),
     ],
 )
-def test_the_documented_requests_of_text_embeddings_inference(
+def test_the_documented_requests_of_text_embeddings_inference_work(
     server: Server, body: Any, shape: str
 ) -> None:
     status, answer, _ = server.ask("/predict", body)
     assert status == 200
     answers = answer if shape == "batch" else [answer]
     assert len(answers) == (len(body["inputs"]) if shape == "batch" else 1)
-    for found in answers:
-        scores = [item["score"] for item in found]
-        assert scores == sorted(scores, reverse=True) and len(found) == 3
-        assert all(set(item) == {"label", "score"} for item in found)
+    for scored in answers:
+        scores = [item["score"] for item in scored]
+        assert scores == sorted(scores, reverse=True) and len(scored) == 3
+        assert all(set(item) == {"label", "score"} for item in scored)
 
 
-def test_bentomls_own_client_knows_the_route(server: Server, tiny_package: Path) -> None:
+def test_the_client_of_bentoml_knows_the_route(server: Server, tiny_package: Path) -> None:
     expected = Classifier.load(tiny_package).classify(PROMPTS)
     with bentoml.SyncHTTPClient(server.address) as client:
         answer = client.classify(input=PROMPTS, top_k=1)
         assert [item["label"] for item in answer["data"]] == [each.label for each in expected]
         assert [len(item["scores"]) for item in answer["data"]] == [1] * 4
         assert len(client.classify(input=PROMPTS[0])["data"]) == 1
-        # It leaves that to the garbage collector, with a warning.
+        # The client itself leaves this to the garbage collector, which warns.
         client._temp_dir.cleanup()
 
 
@@ -149,23 +149,23 @@ def test_what_is_not_json_is_400(server: Server, body: bytes) -> None:
         ("/readyz", {"input": "a"}, {}, 405),
     ],
 )
-def test_refusals_are_in_the_one_schema(
+def test_all_refusals_have_one_schema(
     server: Server, path: str, body: Any, headers: dict[str, str], status: int
 ) -> None:
-    found, answer, _ = server.ask(path, body, headers=headers)
-    assert found == status
+    returned, answer, _ = server.ask(path, body, headers=headers)
+    assert returned == status
     if status != 200:
         ErrorResponse.model_validate(answer)
         assert answer["error"]["code"] == status
 
 
-def test_a_body_that_is_too_large_is_answered_while_it_is_still_sent(server: Server) -> None:
+def test_a_body_that_is_too_large_is_refused_while_it_is_sent(server: Server) -> None:
     for size in ((1 << 20) + 1, 20 << 20):
         status, answer, _ = server.ask("/classify", b" " * size)
         assert (status, answer["error"]["type"]) == (413, "body_too_large")
 
 
-def test_a_body_that_trickles_in_is_given_up_and_delays_nobody(server: Server) -> None:
+def test_a_slow_body_times_out_and_delays_nobody(server: Server) -> None:
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     slow = [server.connect() for _ in range(20)]
     try:
@@ -201,10 +201,10 @@ UNREAD = [
 
 @pytest.mark.parametrize("size", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
 @pytest.mark.parametrize(("call", "header", "status"), UNREAD)
-def test_of_a_body_that_nobody_reads_no_more_is_taken_than_of_another(
+def test_an_unread_body_has_the_same_size_limit(
     server: Server, call: str, header: str, status: int, size: str
 ) -> None:
-    # What the kernel holds for both sides comes on top of the limit.
+    # The kernel's buffers on both sides come on top of the limit.
     chunk, most = b"a" * 65_536, 16 << 20
     line = b"10000\r\n" + chunk + b"\r\n" if "chunked" in size else chunk
     with closing(server.connect()) as connection:
@@ -219,7 +219,7 @@ def test_of_a_body_that_nobody_reads_no_more_is_taken_than_of_another(
 
 
 @pytest.mark.parametrize(("call", "header", "status"), UNREAD[:4])
-def test_a_body_that_nobody_reads_may_not_trickle_in_for_ever(
+def test_an_unread_body_has_the_same_time_limit(
     server: Server, call: str, header: str, status: int
 ) -> None:
     head = f"{call} HTTP/1.1\r\nHost: x\r\n{header}Content-Length: 1000\r\n\r\n"
@@ -232,8 +232,8 @@ def test_a_body_that_nobody_reads_may_not_trickle_in_for_ever(
                 time.sleep(0.1)
 
 
-def test_who_sends_a_body_that_nobody_reads_gets_the_answer(server: Server) -> None:
-    # The client writes the head and the body apart, and reads when it has written both.
+def test_the_sender_of_an_unread_body_gets_the_answer(server: Server) -> None:
+    # The client writes head and body separately, and reads after both.
     for size in (0, 10, 100_000, 1 << 20):
         for _ in range(10):
             status, answer, headers = server.ask("/nowhere", b" " * size)
@@ -253,17 +253,17 @@ def test_a_refusal_without_a_body_keeps_the_connection(server: Server) -> None:
             assert opened.sock is first
 
 
-def test_a_deadline_counts_while_the_body_comes(server: Server) -> None:
+def test_the_deadline_counts_while_the_body_arrives(server: Server) -> None:
     with closing(server.connect()) as connection:
         connection.sendall(
             b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"X-Request-Timeout-Ms: 200\r\nContent-Length: 1000\r\n\r\n{"
         )
-        # The body's own time-out would be a 408.
+        # The time limit of the body itself would be a 408.
         assert connection.recv(4096).startswith(b"HTTP/1.1 504")
 
 
-def test_callers_who_vanish_leave_nothing_behind(server: Server) -> None:
+def test_vanished_callers_leave_nothing_behind(server: Server) -> None:
     body = json.dumps({"input": ["where is my parcel " * 20] * 200}).encode()
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     for cut in (len(body), len(body) // 2, 0):
@@ -285,20 +285,20 @@ def test_a_short_deadline_is_kept(server: Server) -> None:
     assert time.monotonic() - started < SECONDS
 
 
-def test_a_page_of_a_named_origin_may_call_and_another_may_not(server: Server) -> None:
+def test_only_pages_of_named_origins_may_call(server: Server) -> None:
     for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
         headers = {
             "Origin": origin,
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "content-type",
         }
-        status, _, found = server.ask("/classify", method="OPTIONS", headers=headers)
+        status, _, headers_back = server.ask("/classify", method="OPTIONS", headers=headers)
         assert (status == 200) == allowed
-        _, _, found = server.ask("/classify", {"input": "a"}, headers={"Origin": origin})
-        assert (found.get("access-control-allow-origin") == origin) == allowed
+        _, _, headers_back = server.ask("/classify", {"input": "a"}, headers={"Origin": origin})
+        assert (headers_back.get("access-control-allow-origin") == origin) == allowed
 
 
-def test_the_log_has_every_request_and_no_text(server: Server) -> None:
+def test_the_access_log_has_every_request_and_no_text(server: Server) -> None:
     text_of_customer = "the secret of this customer"
     headers = {"X-Request-Id": "log-me"}
     assert server.ask("/classify", {"input": text_of_customer}, headers=headers)[0] == 200
@@ -315,7 +315,7 @@ def test_the_log_has_every_request_and_no_text(server: Server) -> None:
     assert "secret" not in text and "customer" not in text
 
 
-def test_a_stranger_makes_no_series(server: Server) -> None:
+def test_unknown_paths_create_no_series(server: Server) -> None:
     assert server.ask("/classify", {"input": "a"})[0] == 200
     for index in range(20):
         assert server.ask(f"/nowhere/{index}", {})[0] == 404
@@ -330,10 +330,10 @@ def test_a_stranger_makes_no_series(server: Server) -> None:
     assert 'whetstone_requests_total{route="/classify",status="200"}' in metrics
 
 
-def test_bentomls_page_asks_nobody_else(server: Server) -> None:
+def test_the_page_of_bentoml_loads_nothing_from_elsewhere(server: Server) -> None:
     status, page, headers = server.ask("/", method="GET")
     assert status == 200 and "swagger" in page
-    # Its inline script would fetch one from elsewhere.
+    # Its inline script would load another one from elsewhere.
     policy = headers["content-security-policy"]
     assert policy.startswith("default-src 'self';") and "script-src" not in policy
 
@@ -341,23 +341,23 @@ def test_bentomls_page_asks_nobody_else(server: Server) -> None:
 def test_info_names_the_version(server: Server, tiny_package: Path) -> None:
     status, answer, _ = server.ask("/info", method="GET")
     assert (status, answer["version"]) == (200, read_manifest(tiny_package).version)
-    # Hashes of training texts would let any caller find out what was trained on.
+    # Hashes of training texts would let callers test which texts were trained on.
     assert read_manifest(tiny_package).provenance[leakage.KEY]["hashes"]
     assert leakage.KEY not in answer["provenance"]
     assert "hashes" not in json.dumps(answer)
 
 
 def is_surely_short(body: dict[str, Any]) -> bool:
-    """Whether no text can have more tokens than the server's model reads, which are 32."""
+    """Whether no text can have more than 32 tokens, which is what the server's model reads."""
     asked = [body.get("input"), body.get("text_pair")]
     longest = sum(max(map(len, [x] if isinstance(x, str) else x or [""])) for x in asked)
     return longest <= 24 and not body.get("truncate_prompt_tokens")
 
 
-def test_the_served_document_is_kept_to(server: Server) -> None:
+def test_answers_conform_to_the_served_document(server: Server) -> None:
     """Schemathesis generates valid and invalid requests; answers must be as documented."""
     schema = schemathesis.openapi.from_url(f"{server.address}/docs.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [each.ok() for each in schema.get_all_operations()]
     assert len(operations) >= 12
     for operation in operations:
 
@@ -428,7 +428,7 @@ bodies = (
 
 
 def fuzz(server: Server, examples: int) -> None:
-    """Any body: an answer in the schema, no fault of ours, no hang."""
+    """Any body gets an answer in the schema, without a fault of the server and in time."""
     connection = http.client.HTTPConnection(server.host, server.port, timeout=SECONDS)
 
     @settings(
@@ -470,10 +470,10 @@ def test_a_hundred_thousand_bodies_are_answered(server: Server) -> None:
         fuzz(server, 1000)
 
 
-def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: Path) -> None:
-    # As the README makes one.
-    readme = (ROOT / "README.md").read_text("utf-8")
-    making = re.findall(r"^(?:KEY=|echo \"sha256:).*$", readme, re.MULTILINE)
+def test_only_owners_of_api_keys_are_answered(tiny_package: Path, tmp_path: Path) -> None:
+    # As the guide to operating makes one.
+    guide = (ROOT / "docs" / "guides" / "operating.md").read_text("utf-8")
+    making = re.findall(r"^(?:KEY=|echo \"sha256:).*$", guide, re.MULTILINE)
     assert len(making) == 2
     key = subprocess.run(
         ["bash", "-ec", "\n".join([*making, 'printf %s "$KEY"'])],
@@ -495,9 +495,9 @@ def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: 
         assert server.ask("/metrics", method="GET")[0] == 200
         for path in ("/info", "/docs.json", "/", "/schema.json"):
             assert server.ask(path, method="GET")[0] == 401
-        status, _, found = server.ask("/classify", {"input": "a"})
-        # A stranger's body is not read.
-        assert (status, found["connection"]) == (401, "close")
+        status, _, headers_back = server.ask("/classify", {"input": "a"})
+        # A body without a valid key is not read.
+        assert (status, headers_back["connection"]) == (401, "close")
         headers = {"Authorization": f"Bearer {key}"}
         assert server.ask("/classify", {"input": "a"}, headers=headers)[0] == 200
         assert server.ask("/schema.json", method="GET", headers=headers)[0] == 200
@@ -511,7 +511,7 @@ def test_with_keys_only_their_owners_are_answered(tiny_package: Path, tmp_path: 
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Keeps what an OTLP exporter sends."""
+    """Keeps the spans that an OTLP exporter sends."""
 
     received: ClassVar[list[bytes]] = []
 
@@ -526,7 +526,7 @@ class Collector(BaseHTTPRequestHandler):
         pass
 
 
-def test_traced_requests_are_answered_alike_and_seen(tiny_package: Path, tmp_path: Path) -> None:
+def test_traced_requests_get_the_same_answers(tiny_package: Path, tmp_path: Path) -> None:
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     environment = {
@@ -552,7 +552,7 @@ def test_traced_requests_are_answered_alike_and_seen(tiny_package: Path, tmp_pat
         collector.server_close()
 
 
-def test_callers_side_by_side_get_what_they_get_alone(server: Server, tiny_package: Path) -> None:
+def test_concurrent_callers_get_their_own_answers(server: Server, tiny_package: Path) -> None:
     classifier = Classifier.load(tiny_package)
 
     @settings(max_examples=15, suppress_health_check=list(HealthCheck), database=None)

@@ -1,4 +1,4 @@
-"""Probes on a port of their own: they are answered whatever else there is to do."""
+"""Probes on a port of their own are answered however busy the server is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from service.probes import MOST_BYTES, MOST_CONNECTIONS, Probes, ProbesError, listen
+from service.http.probes import MAX_BYTES, MAX_CONNECTIONS, Probes, ProbesError, listen
 from tests.servers import free_port
 
 SECONDS = 30
@@ -25,7 +25,7 @@ def status(port: int, path: str, method: str = "GET") -> int:
         connection.close()
 
 
-def test_each_path_is_answered_by_what_it_asks() -> None:
+def test_each_path_has_its_own_check() -> None:
     state = {"alive": True}
     port = free_port()
     Probes(port, {"/livez": lambda: state["alive"], "/readyz": lambda: False})
@@ -36,7 +36,7 @@ def test_each_path_is_answered_by_what_it_asks() -> None:
     assert status(port, "/livez", "POST") == 404
 
 
-def test_an_answer_that_fails_is_no_yes() -> None:
+def test_a_check_that_raises_is_not_a_success() -> None:
     def broken() -> bool:
         raise RuntimeError
 
@@ -47,18 +47,18 @@ def test_an_answer_that_fails_is_no_yes() -> None:
     assert status(port, "/readyz") == 200
 
 
-def test_strangers_who_connect_and_say_nothing_or_too_much_keep_nobody_out() -> None:
+def test_silent_and_talkative_connections_do_not_block_probes() -> None:
     port = free_port()
     Probes(port, {"/livez": lambda: True})
     silent = []
-    for _ in range(3 * MOST_CONNECTIONS):
+    for _ in range(3 * MAX_CONNECTIONS):
         silent.append(socket.create_connection(("127.0.0.1", port), timeout=SECONDS))
     try:
         assert status(port, "/livez") == 200
         talker = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
         # Closed, with or without a reset.
         with talker, suppress(ConnectionError):
-            talker.sendall(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 4 * MOST_BYTES)
+            talker.sendall(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 4 * MAX_BYTES)
             assert talker.recv(100) == b""
         assert status(port, "/livez") == 200
     finally:
@@ -66,7 +66,7 @@ def test_strangers_who_connect_and_say_nothing_or_too_much_keep_nobody_out() -> 
             connection.close()
 
 
-def test_a_port_that_somebody_has_is_said() -> None:
+def test_a_port_in_use_is_refused_with_a_sentence() -> None:
     with socket.create_server(("", 0)) as taken, pytest.raises(ProbesError, match="choose another"):
         listen(taken.getsockname()[1])
 

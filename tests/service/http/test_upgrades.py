@@ -1,4 +1,4 @@
-"""`Upgrade` headers over raw sockets: ignored, the body read, and never taken for a request."""
+"""`Upgrade` headers over raw sockets: they are ignored, and a body is never taken for a request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from service.upgrades import MOST_PIPELINED
+from service.http.upgrades import MAX_PIPELINED
 from tests.servers import SERVICE, Server, serving
 
 BODY = b'{"input": "where is my parcel"}'
@@ -40,7 +40,7 @@ def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def post(headers: Sequence[str], body: bytes = BODY, *, chunked: bool = False) -> bytes:
-    """A request to /classify as it goes over the wire."""
+    """The bytes of a request to /classify."""
     size = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
     sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
     lines = ("POST /classify HTTP/1.1", "Host: x", "Content-Type: application/json", *headers, size)
@@ -48,40 +48,40 @@ def post(headers: Sequence[str], body: bytes = BODY, *, chunked: bool = False) -
 
 
 def answers(stream: BinaryIO, count: int) -> list[tuple[int, bytes]]:
-    """Status and body of the next answers."""
-    found = []
+    """The statuses and bodies of the next answers."""
+    results = []
     for _ in range(count):
         status = int(stream.readline().split()[1])
         size = 0
         while (line := stream.readline().strip()) != b"":
             if line.lower().startswith(b"content-length:"):
                 size = int(line.split(b":")[1])
-        found.append((status, stream.read(size)))
-    return found
+        results.append((status, stream.read(size)))
+    return results
 
 
 @contextmanager
 def connected(server: Server) -> Iterator[tuple[socket.socket, BinaryIO]]:
-    """A connection that sends at once, and what is read from it."""
+    """A connection without Nagle's delay, and a reader of its answers."""
     with closing(server.connect()) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # One reader: a second one would not see what the first holds back.
+        # One reader for all answers: a second one would miss the bytes in the first one's buffer.
         with closing(connection.makefile("rb")) as stream:
             yield connection, stream
 
 
 def talk(server: Server, parts: Sequence[bytes], count: int) -> list[tuple[int, bytes]]:
-    """Send parts in packets of their own; then there are so many answers, and no other."""
+    """Send each part in a packet of its own; expect exactly so many answers."""
     with connected(server) as (connection, stream):
         for part in parts:
             connection.sendall(part)
             if len(parts) > 1:
                 time.sleep(0.002)
-        found = answers(stream, count)
+        results = answers(stream, count)
         connection.settimeout(0.3)
         with suppress(TimeoutError):
             assert stream.read(1) == b""
-    return found
+    return results
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -92,10 +92,10 @@ def test_an_upgrade_is_ignored_and_the_body_read(
     whole = post(headers, chunked=chunked)
     end = whole.index(b"\r\n\r\n") + 4
     for parts in ((whole,), (whole[:end], whole[end:]), (whole[: end + 5], whole[end + 5 :])):
-        # On one connection with another request behind it, which has no such header.
-        found = talk(server, [*parts, post(())], 2)
-        assert [status for status, _ in found] == [200, 200]
-        first, second = (json.loads(body)["data"] for _, body in found)
+        # Followed, on the same connection, by a request without such a header.
+        results = talk(server, [*parts, post(())], 2)
+        assert [status for status, _ in results] == [200, 200]
+        first, second = (json.loads(body)["data"] for _, body in results)
         assert first == second
 
 
@@ -107,8 +107,8 @@ def test_a_request_may_be_cut_anywhere(server: Server) -> None:
             time.sleep(0.001)
             connection.sendall(whole[cut:])
             assert [status for status, _ in answers(stream, 1)] == [200], cut
-    found = talk(server, [bytes([byte]) for byte in whole], 1)
-    assert [status for status, _ in found] == [200]
+    results = talk(server, [bytes([byte]) for byte in whole], 1)
+    assert [status for status, _ in results] == [200]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -123,39 +123,39 @@ def test_a_body_is_never_a_request(server: Server, headers: Sequence[str], chunk
 
 
 @pytest.mark.parametrize("headers", [(), JAVA])
-def test_what_comes_behind_a_body_is_no_header(server: Server, headers: Sequence[str]) -> None:
+def test_a_trailer_is_not_a_header(server: Server, headers: Sequence[str]) -> None:
     whole = post(headers, chunked=True)
     trailed = whole.removesuffix(b"\r\n") + b"X-Request-Timeout-Ms: none\r\n\r\n"
-    found = talk(server, [trailed + post(())], 2)
-    assert [status for status, _ in found] == [200, 200]
+    results = talk(server, [trailed + post(())], 2)
+    assert [status for status, _ in results] == [200, 200]
 
 
-def test_many_may_come_at_once(server: Server) -> None:
+def test_pipelined_requests_are_answered(server: Server) -> None:
     parts = [post(headers, chunked=number % 2 == 0) for number, headers in enumerate(UPGRADES)]
     get = b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-    found = talk(server, [b"".join([*parts, get, *parts])], 13)
-    assert [status for status, _ in found] == [200] * 13
-    assert b'"labels"' in found[6][1]
+    results = talk(server, [b"".join([*parts, get, *parts])], 13)
+    assert [status for status, _ in results] == [200] * 13
+    assert b'"labels"' in results[6][1]
 
 
-def test_a_connection_on_which_too_many_wait_is_closed(server: Server) -> None:
+def test_a_connection_with_too_many_pipelined_requests_is_closed(server: Server) -> None:
     get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     assert len(talk(server, [get * 200], 200)) == 200
-    many = 40 * MOST_PIPELINED
-    found = b""
+    many = 40 * MAX_PIPELINED
+    received = b""
     with connected(server) as (connection, stream), suppress(ConnectionError):
         connection.sendall(get * many)
         while part := stream.read1():
-            found += part
-            # Who is not closed would wait here for ever.
-            assert found.count(b"HTTP/1.1 200") < many
+            received += part
+            # An open connection would wait here for ever.
+            assert received.count(b"HTTP/1.1 200") < many
 
 
 @pytest.mark.parametrize(
     "head",
     [
         "CONNECT x:443 HTTP/1.1\r\nHost: x\r\n",
-        # What two readers could read differently.
+        # Requests that two parsers could read differently.
         "POST /classify HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n",
         "POST /classify HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n",
         "POST /classify HTTP/1.1\r\nX: a\r\n Content-Length: 9\r\nContent-Length: 3\r\n",
@@ -164,7 +164,7 @@ def test_a_connection_on_which_too_many_wait_is_closed(server: Server) -> None:
         "PRI * HTTP/2.0\r\n",
     ],
 )
-def test_what_is_no_request_stays_none(server: Server, head: str) -> None:
+def test_an_invalid_request_stays_invalid(server: Server, head: str) -> None:
     for more in ("", "Connection: Upgrade\r\nUpgrade: h2c\r\n"):
         lines = head.split("\r\n", 1)
         whole = f"{lines[0]}\r\n{more}{lines[1]}\r\nabc"
@@ -176,7 +176,7 @@ def test_what_is_no_request_stays_none(server: Server, head: str) -> None:
             assert connection.recv(1) == b""
 
 
-def test_the_client_is_told_to_go_on_before_it_sends_the_body(server: Server) -> None:
+def test_a_client_that_expects_100_continue_gets_it(server: Server) -> None:
     whole = post((*JAVA, "Expect: 100-continue"))
     end = whole.index(b"\r\n\r\n") + 4
     with connected(server) as (connection, stream):

@@ -14,23 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from service.classifier import (
-    BATCH_TOKENS,
-    Classifier,
-    GoldenMismatchError,
-    NotFiniteError,
-    length_sorted_batches,
-)
-from service.decisions import softmax
+from service.inference.batches import MAX_BATCH_TOKENS, length_sorted_batches
+from service.inference.classifier import Classifier
 from service.inference.cores import available_cores
+from service.inference.decisions import softmax
 from service.inference.device import DeviceError
+from service.inference.errors import NotFiniteError
 from service.inference.tokenizing import TokenizationOptions
-from service.model_package import (
+from service.package.files import PackageFileError, file_record
+from service.package.golden import GoldenMismatchError
+from service.package.manifest import (
     GOLDEN_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
-    PackageFileError,
-    file_record,
     package_version,
     read_manifest,
     write_manifest,
@@ -49,7 +45,7 @@ def classifier(tiny_package: Path) -> Classifier:
 
 
 def spoil(package: Path, name: str, content: str) -> None:
-    """Give a file other content and a manifest that agrees with it."""
+    """Change the content of a file, and the manifest with it."""
     (package / name).write_text(content, "utf-8")
     manifest = read_manifest(package)
     files = {**manifest.files, name: file_record(package / name)}
@@ -82,7 +78,7 @@ def test_an_answer_is_its_most_probable_label(classifier: Classifier) -> None:
         assert answer.label == classifier.manifest.labels[answer.probs.argmax()]
 
 
-def test_only_what_was_cut_off_counts_as_truncated(classifier: Classifier) -> None:
+def test_only_a_text_that_was_cut_off_counts_as_truncated(classifier: Classifier) -> None:
     short, long = classifier.classify(["a b", "word " * 500])
     assert (short.truncated, long.truncated) == (False, True)
     assert long.tokens == classifier.manifest.max_length
@@ -92,7 +88,7 @@ def test_many_texts_are_answered_part_by_part(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = classifier.classify(TEXTS)
-    monkeypatch.setattr("service.classifier.TEXTS_AT_ONCE", 8)
+    monkeypatch.setattr("service.inference.classifier.TEXTS_AT_ONCE", 8)
     sizes: list[int] = []
     encode = classifier.encode
     monkeypatch.setattr(
@@ -105,7 +101,7 @@ def test_many_texts_are_answered_part_by_part(
         np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
 
 
-def test_no_texts_no_answers(classifier: Classifier) -> None:
+def test_no_texts_get_no_answers(classifier: Classifier) -> None:
     assert classifier.classify([]) == []
 
 
@@ -126,13 +122,13 @@ def test_left_padding_and_multiples_follow_the_package(package: Path) -> None:
     tokenizer["padding"]["direction"] = "Left"
     spoil(package, TOKENIZER_FILE, json.dumps(tokenizer))
     left = Classifier.load(package)
-    # BERT counts positions from the left, so left padding must show.
+    # BERT counts positions from the left, so left padding changes the answer.
     changed = left.classify(["a b", TEXTS[0]], batch_size=2)[0]
     assert np.abs(changed.probs - plain[0].probs).max() > 0
 
 
 @pytest.mark.parametrize("missing", ["padding", "truncation"])
-def test_a_tokenizer_that_leaves_something_open_is_refused(package: Path, missing: str) -> None:
+def test_a_tokenizer_without_padding_or_truncation_is_refused(package: Path, missing: str) -> None:
     tokenizer = json.loads((package / TOKENIZER_FILE).read_text("utf-8"))
     tokenizer[missing] = None
     spoil(package, TOKENIZER_FILE, json.dumps(tokenizer))
@@ -141,17 +137,17 @@ def test_a_tokenizer_that_leaves_something_open_is_refused(package: Path, missin
 
 
 @pytest.mark.parametrize("name", [TOKENIZER_FILE, MODEL_FILE])
-def test_a_file_that_is_not_what_its_name_says_is_refused(package: Path, name: str) -> None:
+def test_a_file_of_the_wrong_kind_is_refused(package: Path, name: str) -> None:
     spoil(package, name, "nonsense")
     with pytest.raises(PackageFileError, match=f"{name} cannot be loaded"):
         Classifier.load(package)
 
 
-def test_golden_answers_hold_on_a_true_copy(package: Path) -> None:
+def test_a_true_copy_gives_the_golden_answers(package: Path) -> None:
     assert Classifier.load(package).check_golden(package) > 0
 
 
-def test_a_copy_that_answers_otherwise_is_refused(package: Path) -> None:
+def test_a_copy_that_answers_differently_is_refused(package: Path) -> None:
     lines = [json.loads(line) for line in (package / GOLDEN_FILE).read_text("utf-8").splitlines()]
     lines[1]["probs"] = [1.0, *[0.0] * (len(lines[1]["probs"]) - 1)]
     spoil(package, GOLDEN_FILE, "".join(json.dumps(line) + "\n" for line in lines))
@@ -163,7 +159,7 @@ def test_a_copy_that_answers_otherwise_is_refused(package: Path) -> None:
     lengths=st.lists(st.integers(1, 512), max_size=200),
     batch_size=st.integers(1, 64),
 )
-def test_batches_hold_each_text_once_and_stay_within_their_bounds(
+def test_batches_hold_each_text_once_within_their_limits(
     lengths: list[int], batch_size: int
 ) -> None:
     batches = length_sorted_batches(lengths, batch_size)
@@ -171,10 +167,10 @@ def test_batches_hold_each_text_once_and_stay_within_their_bounds(
     for batch in batches:
         padded = max(lengths[index] for index in batch) * len(batch)
         assert len(batch) <= batch_size
-        assert padded <= BATCH_TOKENS or len(batch) == 1
+        assert padded <= MAX_BATCH_TOKENS or len(batch) == 1
 
 
-def test_softmax_survives_large_logits() -> None:
+def test_softmax_is_stable_for_large_logits() -> None:
     probs = softmax(np.array([[1e4, 0.0], [0.0, 0.0]], dtype=np.float32))
     np.testing.assert_allclose(probs, [[1, 0], [0.5, 0.5]])
 
@@ -183,7 +179,7 @@ def test_there_is_at_least_one_core() -> None:
     assert available_cores() >= 1
 
 
-def test_a_device_that_is_not_there_is_refused_before_and_after_loading(
+def test_an_unavailable_device_is_refused_before_and_after_loading(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DeviceError, match="has no CUDAExecutionProvider here"):
@@ -199,13 +195,13 @@ def test_a_device_that_is_not_there_is_refused_before_and_after_loading(
         Classifier.load(tiny_package, device="cuda")
 
 
-def test_of_a_long_text_only_what_is_read_is_kept(classifier: Classifier) -> None:
+def test_only_the_tokens_that_are_read_are_kept(classifier: Classifier) -> None:
     texts = ["word " * 20_000, "parcel " * 20_000]
     left = TokenizationOptions(keep_end=True)
     for encoded in classifier.encode(texts) + classifier.encode(texts, left):
         assert encoded.truncated
         (window,) = encoded.windows
-        # As an `Encoding` it would weigh two megabytes.
+        # An `Encoding` of it would take two megabytes.
         assert len(pickle.dumps(window)) < 100 * len(window)
 
 
@@ -222,7 +218,7 @@ def test_texts_without_finite_logits_are_named_and_get_no_answer(tiny_package: P
     texts = ["word"] * 40
     assert len(classifier.classify(texts)) == 40
     texts[7] = texts[31] = "word " * 20
-    with pytest.raises(NotFiniteError, match="text 8 the first") as caught:
+    with pytest.raises(NotFiniteError, match="first for text 8") as caught:
         classifier.classify(texts, batch_size=4)
     assert caught.value.texts == (7, 31)
 
@@ -232,14 +228,14 @@ def test_golden_texts_without_finite_logits_refuse_the_copy(tiny_package: Path) 
         def logits(self, encodings: Any) -> Any:
             return np.full_like(super().logits(encodings), np.nan)
 
-    with pytest.raises(GoldenMismatchError, match="no finite numbers"):
+    with pytest.raises(GoldenMismatchError, match="that are not finite"):
         Nothing.load(tiny_package).check_golden(tiny_package)
 
 
 @pytest.mark.parametrize(
     "text", ["word " * 20_000, "w" * 50_000, "中 " * 20_000, "a" + " " * 9_000]
 )
-def test_a_beginning_is_read_as_the_whole_text_is(
+def test_a_beginning_gives_the_same_tokens_as_the_whole_text(
     classifier: Classifier, tiny_package: Path, text: str
 ) -> None:
     (encoded,) = classifier.encode([text])

@@ -1,4 +1,4 @@
-"""Processes take the cores that they may use, not the host's."""
+"""Processes use the cores that they may use, not all cores of the host."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from service.inference.cores import available_cores
 from tests.conftest import ROOT
-from training.cli import main
-from training.threads import own_cores
+from training.common.threads import own_cores
+from whetstone.main import main
 
 
 @pytest.fixture
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host of 64, all of which this process may be scheduled on."""
+    """A host with 64 cores, on all of which this process may be scheduled."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
 
 
@@ -38,13 +38,13 @@ V1 = "5:cpuacct:/\n4:cpu,cpuacct:/docker/4f\n1:name=systemd:/docker/4f\n"
     [
         ({}, 64),
         ({"proc/self/cgroup": "0::/\n"}, 64),
-        # A container with cgroup v2 sees its own as the topmost.
+        # In a container with cgroup v2, its own group is the topmost.
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
-        # Part of a core is a core.
+        # A fraction of a core counts as one core.
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
-        # Outside of containers the path leads to it; the quota may be a group's further up.
+        # Outside containers, the path leads to the group, and a parent group may have the quota.
         (
             {
                 "proc/self/cgroup": "0::/a.slice/b.scope\n",
@@ -80,7 +80,7 @@ V1 = "5:cpuacct:/\n4:cpu,cpuacct:/docker/4f\n1:name=systemd:/docker/4f\n"
         ),
     ],
 )
-def test_a_quota_counts_whichever_group_has_it(
+def test_the_quota_of_every_parent_group_counts(
     tmp_path: Path, files: dict[str, str], cores: int
 ) -> None:
     assert available_cores(write(tmp_path, files)) == cores
@@ -88,17 +88,17 @@ def test_a_quota_counts_whichever_group_has_it(
 
 @pytest.mark.usefixtures("many_cores")
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.threads.available_cores", lambda: 6)
+    monkeypatch.setattr("training.common.threads.available_cores", lambda: 6)
     for together, cores in (("1", 6), ("4", 1), ("8", 1), ("2", 3)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", together)
         assert own_cores() == cores
 
 
 @pytest.mark.parametrize(("given", "threads"), [(None, "3"), ("2", "2")])
-def test_a_number_of_threads_of_ones_own_wins(
+def test_an_explicit_number_of_threads_wins(
     monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
 ) -> None:
-    monkeypatch.setattr("training.threads.available_cores", lambda: 3)
+    monkeypatch.setattr("training.common.threads.available_cores", lambda: 3)
     monkeypatch.setenv("OMP_NUM_THREADS", given or "")
     if given is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
@@ -106,12 +106,12 @@ def test_a_number_of_threads_of_ones_own_wins(
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
-# The command in a process of its own, which may use one core, and what torch makes of it.
+# Runs the command in a process that may use one core, and prints torch's threads.
 THREADS = """
 import sys
-import training.threads
-training.threads.available_cores = lambda: 1
-from training.cli import main
+import training.common.threads
+training.common.threads.available_cores = lambda: 1
+from whetstone.main import main
 assert not {"torch", "numpy"} & set(sys.modules), "imported before the threads are set"
 main(["check", "missing.yaml"])
 import torch

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - letters that look like others are what is tried
-"""A prefix has exactly the tokens that the whole text begins with, for every kind of tokenizer."""
+"""A prefix has exactly the first tokens of the whole text, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.inference.prefixes import CHARACTERS_PER_TOKEN, Prefixes
 from tests.conftest import example_rows
 
 MAX_LENGTH = 8
-# What joins, splits, changes its length or its case, stands for itself, or is cut at: many times.
+# Characters that join, split, change length or case, form words, or are cut at.
 NASTY = [
     *"aAzß0٣,.'<>[]#▁\u2581Ġ",
     *" \t\n\r\u00a0\u2003\u2028\u200b\u200d\u00ad\ufeff\u0000\ufffd",
@@ -33,7 +33,7 @@ def bert(**options: Any) -> tuple[Any, Any]:
 
 
 def unigram_normalizer() -> Any:
-    """As XLM-R and T5 have it, with SentencePiece's own compiled map of characters."""
+    """The normalizer of XLM-R and T5, with SentencePiece's compiled map of characters."""
     from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
     written = io.BytesIO()
@@ -98,7 +98,7 @@ KINDS: dict[str, tuple[str, Any, Any]] = {
 
 
 def make(kind: str, *added: AddedToken) -> Tokenizer:
-    """A tokenizer that learned from the example's texts and the nasty ones."""
+    """A tokenizer trained on the example's texts and on difficult ones."""
     name, normalizer, pre_tokenizer = KINDS[kind]
     unknown = {} if name == "Unigram" else {"unk_token": "?"}
     backend = Tokenizer(getattr(models, name)(**unknown))
@@ -120,7 +120,7 @@ def tokenizers() -> Iterator[dict[str, Tokenizer]]:
 
 
 def parts(plain: list[str]) -> st.SearchStrategy[str]:
-    """A text that has a cut after what is read at least, at what is drawn, or nowhere."""
+    """A text with a cut after the shortest beginning, at a drawn place, or nowhere."""
     return st.lists(st.sampled_from(plain), min_size=0, max_size=60).map("".join)
 
 
@@ -134,7 +134,7 @@ def parts(plain: list[str]) -> st.SearchStrategy[str]:
 )
 @example("parcel " * 8, "", "word " * 60, MAX_LENGTH)
 @example("中国" * 30, "", "中国" * 60, MAX_LENGTH)
-def test_a_beginning_has_the_tokens_that_the_whole_begins_with(
+def test_a_beginning_has_the_first_tokens_of_the_whole_text(
     tokenizers: dict[str, Tokenizer], kind: str, before: str, near: str, after: str, tokens: int
 ) -> None:
     tokenizer = tokenizers[kind]
@@ -150,7 +150,7 @@ def test_a_beginning_has_the_tokens_that_the_whole_begins_with(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_a_long_text_only_the_beginning_is_read(
+def test_only_the_beginning_of_a_long_text_is_read(
     tokenizers: dict[str, Tokenizer], kind: str
 ) -> None:
     tokenizers[kind].enable_truncation(MAX_LENGTH)
@@ -160,7 +160,7 @@ def test_of_a_long_text_only_the_beginning_is_read(
     assert not beginning.is_whole
 
 
-def test_ideographs_are_cut_between_only_where_they_are_words() -> None:
+def test_a_text_is_cut_between_ideographs_only_where_they_are_words() -> None:
     text = "中国" * 1000
     assert not Prefixes(make("WordPiece")).of(text, MAX_LENGTH).is_whole
     assert Prefixes(make("WordPiece, ideographs in words")).of(text, MAX_LENGTH).is_whole
@@ -169,7 +169,7 @@ def test_ideographs_are_cut_between_only_where_they_are_words() -> None:
 
 
 def uncertain() -> dict[str, Tokenizer]:
-    """Tokenizers of which what comes after a word may change what is before it."""
+    """Tokenizers for which the text after a word can change the tokens before it."""
     found = {
         "a token of two words": make("WordPiece", AddedToken("my parcel")),
         "a pattern with a space": make("WordPiece"),
@@ -192,7 +192,7 @@ def uncertain() -> dict[str, Tokenizer]:
     return found
 
 
-def test_where_it_is_not_certain_a_text_is_read_whole() -> None:
+def test_a_text_is_read_whole_for_an_uncertain_tokenizer() -> None:
     for name, tokenizer in uncertain().items():
         beginning = Prefixes(tokenizer).of("where is my parcel " * 1000, MAX_LENGTH)
         assert beginning.is_whole, name

@@ -1,4 +1,4 @@
-"""Token ids of texts that a request wants read otherwise: those of the tokenizer set so."""
+"""The tokenization options of a request give the same token ids as `tokenizers` itself."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from service.classifier import Classifier
-from service.inference.tokenizing import (
-    AS_PACKAGED,
-    EncodedText,
-    TokenizationOptions,
-    TokenizerError,
-)
+from service.inference.classifier import Classifier
+from service.inference.errors import TokenizerError
+from service.inference.tokenizing import AS_PACKAGED, EncodedText, TokenizationOptions
 from tests.conftest import example_rows
-from tests.test_families import FAMILIES, Family, train_tokenizer
+from tests.training.finetuning.test_families import FAMILIES, Family, train_tokenizer
 
 MAX_LENGTH = 24
 STRIDE = 4
@@ -50,7 +46,7 @@ PROCESSORS: dict[str, Callable[..., Any]] = {"bert": bert, "roberta": roberta, "
 
 @cache
 def packaged(kind: str, processor: str = "", side: str = "right") -> str:
-    """A tokenizer as a package has it, as JSON."""
+    """The JSON of a tokenizer, as in a package."""
     family = KINDS[kind]
     tokenizer = train_tokenizer(family, [row["text"] for row in example_rows("train")])
     if processor:
@@ -75,7 +71,7 @@ def ids(encoded: EncodedText) -> list[tuple[list[int], list[int]]]:
 def expected(
     package: str, item: Any, options: TokenizationOptions
 ) -> tuple[list[int], list[int], bool]:
-    """What the tokenizer itself makes of a text, its truncation set to the options."""
+    """The token ids of `tokenizers` itself, with its truncation set to the options."""
     tokenizer = Tokenizer.from_str(package)
     tokenizer.no_padding()
     side = tokenizer.truncation["direction"]
@@ -97,7 +93,7 @@ sides = st.sampled_from([None, True, False])
 
 @pytest.mark.parametrize("processor", ["", *PROCESSORS])
 @pytest.mark.parametrize("kind", KINDS)
-def test_token_ids_are_those_of_the_tokenizer_set_so(kind: str, processor: str) -> None:
+def test_token_ids_match_those_of_tokenizers(kind: str, processor: str) -> None:
     @given(
         st.sampled_from(["left", "right"]),
         texts | st.tuples(texts, texts),
@@ -105,7 +101,7 @@ def test_token_ids_are_those_of_the_tokenizer_set_so(kind: str, processor: str) 
         st.none() | st.integers(1, MAX_LENGTH),
         st.booleans(),
     )
-    # The longer first text of a pair keeps the odd token.
+    # In a pair, the longer first text keeps the odd token.
     @example("right", ("parcel " * 9, "parcel " * 8), False, 12, True)
     @example("right", ("parcel " * 90, "parcel " * 80), False, 11, True)
     @example("left", ("parcel " * 80, "parcel " * 90), None, 11, False)
@@ -123,7 +119,7 @@ def test_token_ids_are_those_of_the_tokenizer_set_so(kind: str, processor: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_read_by_windows_is_read_once_where_a_limit_is_given(kind: str) -> None:
+def test_with_a_limit_a_text_is_read_in_one_window(kind: str) -> None:
     package = packaged(kind)
     text = " ".join(row["text"] for row in example_rows("test")[:5])
     classifier = classifier_of(package, pairs=False, long_text="window")
@@ -136,7 +132,7 @@ def test_a_text_read_by_windows_is_read_once_where_a_limit_is_given(kind: str) -
         found_ids, type_ids, _ = expected(package, text, options)
         assert ids(encoded) == [(found_ids, type_ids)]
         assert encoded.truncated
-    # Without a limit all of it is read, on whichever side it would be cut off otherwise.
+    # Without a limit the whole text is read, whatever the truncation side is.
     (whole,) = classifier.encode([text])
     assert len(whole.windows) > 3
     assert ids(classifier.encode([text], TokenizationOptions(keep_end=True))[0]) == ids(whole)
@@ -145,7 +141,7 @@ def test_a_text_read_by_windows_is_read_once_where_a_limit_is_given(kind: str) -
     assert max(map(len, bare.windows)) == MAX_LENGTH
 
 
-def test_the_tokenizer_is_copied_once_and_only_for_what_needs_it(
+def test_the_tokenizer_is_copied_once_and_only_when_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copies = []
@@ -177,12 +173,12 @@ def test_the_tokenizer_is_copied_once_and_only_for_what_needs_it(
 
 
 @pytest.mark.parametrize("options", [AS_PACKAGED, TokenizationOptions(max_length=8)])
-def test_a_tokenizer_that_panics_is_a_fault_that_can_be_caught(
+def test_a_panic_of_the_tokenizer_can_be_caught(
     options: TokenizationOptions,
 ) -> None:
-    """A panic of Rust is no `Exception`: it would end the thread that has the text."""
+    """A panic of Rust is not an `Exception` and would end the thread."""
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
-    # A pattern that is tried anew for each way to share the letters out.
+    # A pattern that backtracks for every way to divide the letters.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?:a|a)+b"), "isolated")
     tokenizer.enable_truncation(MAX_LENGTH)
     tokenizer.enable_padding()

@@ -1,4 +1,4 @@
-"""The package: refused when anything in it is missing, altered or of another format."""
+"""A package is refused when a file is missing, altered or of another format."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 
 import pytest
 
-from service.model_package import (
+from service.package.files import (
+    PackageError,
+    PackageFileError,
+    PackageFormatError,
+    replacing_folder,
+    write_text,
+)
+from service.package.manifest import (
     FORMAT_VERSION,
     HASHED_FILES,
     MANIFEST_FILE,
     READABLE_FORMATS,
-    PackageError,
-    PackageFileError,
-    PackageFormatError,
     package_version,
     read_manifest,
-    replacing_folder,
-    verify_package,
     write_manifest,
-    write_text,
 )
+from service.package.package import verify_package
 
 
 def change_manifest(package: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -55,14 +57,14 @@ def test_one_flipped_byte_is_refused_by_name(package: Path, name: str) -> None:
         verify_package(package)
 
 
-def test_another_format_version_says_what_to_do(package: Path) -> None:
+def test_an_unknown_format_version_is_refused_with_advice(package: Path) -> None:
     change_manifest(package, lambda content: content.update(format_version=99))
     with pytest.raises(PackageFormatError, match=r"format_version 99.*reads 1 and 2"):
         verify_package(package)
 
 
-def test_a_package_of_the_format_before_is_read(package: Path) -> None:
-    """With the version it was given then: what came since stands at its default."""
+def test_a_package_of_the_previous_format_is_read(package: Path) -> None:
+    """Its version is still valid, because fields added since then have their defaults."""
     version = verify_package(package).version
 
     def as_before(content: dict[str, Any]) -> None:
@@ -73,24 +75,26 @@ def test_a_package_of_the_format_before_is_read(package: Path) -> None:
     change_manifest(package, as_before)
     manifest = verify_package(package)
     assert (manifest.version, manifest.temperature, manifest.platt) == (version, 1, {})
-    # Whoever writes it again writes fields that a reader of that format refuses, and says so.
+    # Written again, it states the new format, because readers of the old one refuse new fields.
     write_manifest(package, manifest)
     assert json.loads((package / MANIFEST_FILE).read_text())["format_version"] == FORMAT_VERSION
     assert verify_package(package).version == version
 
 
-def test_a_server_of_the_format_before_refuses_a_new_package_in_a_sentence(
+def test_a_server_of_the_previous_format_refuses_a_new_package(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It looks at the format before anything that it could not know."""
+    """It checks the format before the fields, some of which it cannot know."""
     change_manifest(package, lambda content: content.update(of_the_next_format=1))
-    monkeypatch.setattr("service.model_package.READABLE_FORMATS", READABLE_FORMATS[:-1])
-    with pytest.raises(PackageFormatError, match="format_version 2, this Whetstone reads 1: use"):
+    monkeypatch.setattr("service.package.manifest.READABLE_FORMATS", READABLE_FORMATS[:-1])
+    with pytest.raises(
+        PackageFormatError, match="format_version 3, this Whetstone reads 1 and 2: use"
+    ):
         verify_package(package)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"temperature": 0}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
@@ -99,22 +103,22 @@ def test_a_server_of_the_format_before_refuses_a_new_package_in_a_sentence(
     ],
 )
 def test_an_impossible_calibration_is_refused(
-    package: Path, fields: dict[str, Any], said: str
+    package: Path, fields: dict[str, Any], message: str
 ) -> None:
     change_manifest(package, lambda content: content.update(fields))
-    with pytest.raises(PackageFormatError, match=said):
+    with pytest.raises(PackageFormatError, match=message):
         verify_package(package)
 
 
 def test_calibration_is_part_of_the_version(package: Path) -> None:
-    """Another temperature is another answer."""
+    """Another temperature gives another answer."""
     manifest = verify_package(package)
     other = manifest.model_copy(update={"temperature": 1.5})
     assert package_version(manifest.files, other) != manifest.version
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda content: content["labels"].reverse(), "version"),
         (lambda content: content.update(max_length=16), "version"),
@@ -129,10 +133,10 @@ def test_calibration_is_part_of_the_version(package: Path) -> None:
     ],
 )
 def test_an_altered_manifest_is_refused(
-    package: Path, change: Callable[[dict[str, Any]], object], said: str
+    package: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     change_manifest(package, change)
-    with pytest.raises(PackageFormatError, match=said):
+    with pytest.raises(PackageFormatError, match=message):
         verify_package(package)
 
 
@@ -186,7 +190,7 @@ def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
     assert path.read_text("utf-8") == "old"
 
 
-def test_a_rename_that_fails_puts_the_old_folder_back(
+def test_a_failed_rename_restores_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "package"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.digits import decimals, difference_decimals, measured
+from training.common.digits import decimals, difference_decimals, measured
 
 
 @pytest.mark.parametrize(

@@ -7,24 +7,28 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sklearn.metrics import f1_score
 
-from service.classifier import Classifier
-from service.model_package import read_manifest, seal_package
+from service.inference.classifier import Classifier
+from service.package.manifest import read_manifest
+from service.package.package import seal_package
 from tests.browsers import browsing
 from tests.conftest import TINY_LABELS, example_rows, write_csv
-from tests.test_report import ATTACK, WIDTHS, Page
-from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
-from training.compare import Comparison, compare
-from training.compare_output import as_json, changed_most, write_comparison
+from tests.training.evaluation.test_report import ATTACK, WIDTHS, Page
+from training.common.errors import CompareError
+from training.common.exit_status import EXIT_ERROR, EXIT_OF_VERDICT
+from training.comparison.compare import compare
+from training.comparison.output import as_json, changed_most, write_comparison
+from training.comparison.page import write_comparison_page
+from training.comparison.result import Comparison
 from training.data.leakage import fingerprint
 from training.data.readers import read_blocks
-from training.errors import CompareError
-from training.report.comparison import write_comparison_page
+from whetstone.main import main
 
 Captured = pytest.CaptureFixture[str]
 
@@ -89,13 +93,15 @@ def test_a_challenger_that_answers_wrongly_is_refused(
     assert found.champion is not None
     assert difference.before == pytest.approx(found.champion.metrics["accuracy"])
     assert difference.after == pytest.approx(found.challenger.metrics["accuracy"])
-    lost = (found.paired.gained - found.paired.lost) / len(found.split)
+    lost = (found.paired.gained - found.paired.lost) / len(found.rows.split)
     assert difference.point == pytest.approx(lost)
     assert found.paired.p_value < 1e-6
     assert {one.label for one in found.paired.per_label if one.worse < 0.05} == set(TINY_LABELS)
 
 
-def test_the_other_way_round_it_is_promoted(tiny_package: Path, confused: Path, data: Path) -> None:
+def test_a_challenger_that_answers_better_is_promoted(
+    tiny_package: Path, confused: Path, data: Path
+) -> None:
     found = compare(str(confused), str(tiny_package), data)
     assert found.outcome == "promote"
     assert found.paired is not None
@@ -105,7 +111,7 @@ def test_the_other_way_round_it_is_promoted(tiny_package: Path, confused: Path, 
 
 def test_too_few_rows_are_inconclusive(tiny_package: Path, warmer: Path, data: Path) -> None:
     found = compare(str(tiny_package), str(warmer), data)
-    assert len(found.split) < 150
+    assert len(found.rows.split) < 150
     assert found.outcome == "inconclusive"
     assert "about 150 rows" in found.sentence
     wide = compare(str(tiny_package), str(warmer), data, bounds={"max_half_width": "0.2"})
@@ -117,10 +123,10 @@ def test_without_a_champion_floors_decide(tiny_package: Path, confused: Path, da
     assert (found.outcome, found.champion, found.paired) == ("promote", None, None)
     assert any("nothing is asked" in warning for warning in found.warnings)
     good = compare("none", str(tiny_package), data)
-    measured = [side.floors_measured_on for side in (found, good)]
+    measured = [comparison.measurement.floors for comparison in (found, good)]
     floors = {
-        "min_macro_f1": sum(one["macro_f1"] for one in measured) / 2,
-        "max_ece": sum(one["ece"] for one in measured) / 2,
+        "min_macro_f1": sum(one.macro_f1 for one in measured) / 2,
+        "max_ece": sum(one.ece for one in measured) / 2,
     }
     refused = compare("none", str(confused), data, bounds=floors)
     assert refused.outcome == "refuse"
@@ -135,7 +141,7 @@ def test_floors_are_asked_with_a_champion_too(tiny_package: Path, data: Path) ->
     assert (found.outcome, set(found.reasons)) == ("refuse", {"min_macro_f1"})
 
 
-def test_the_challengers_manifest_carries_the_bounds_and_what_is_given_wins(
+def test_the_recipe_of_the_challenger_has_the_bounds_and_options_win(
     tiny_package: Path, data: Path, tmp_path: Path
 ) -> None:
     provenance = read_manifest(tiny_package).provenance
@@ -147,20 +153,20 @@ def test_the_challengers_manifest_carries_the_bounds_and_what_is_given_wins(
     assert (loose.bounds.min_macro_f1, loose.bounds.max_ece) == (0.1, 0.9)
 
 
-def test_other_labels_are_refused_and_with_leave_the_shared_rows_are_compared(
+def test_changed_labels_are_refused_and_if_allowed_the_shared_rows_are_compared(
     tiny_package: Path, data: Path, tmp_path: Path
 ) -> None:
     old, *others = read_manifest(tiny_package).labels
     renamed = variant(tiny_package, tmp_path / "renamed", labels=("renamed", *others))
     found = compare(str(tiny_package), str(renamed), data)
     assert found.outcome == "refuse"
-    assert (found.gone, found.come) == ([old], ["renamed"])
+    assert (found.removed_labels, found.added_labels) == ([old], ["renamed"])
     assert f"without {old!r} and with new 'renamed'" in found.sentence
     rows = example_rows("test")
     allowed = compare(str(tiny_package), str(renamed), data, allow_label_change=True)
     assert "labels" not in allowed.reasons
-    assert allowed.left_out == sum(row["label"] == old for row in rows)
-    assert len(allowed.split) == len(rows) - allowed.left_out
+    assert allowed.rows.left_out == sum(row["label"] == old for row in rows)
+    assert len(allowed.rows.split) == len(rows) - allowed.rows.left_out
     # Wherever the champion said the label that goes, both are wrong: nothing is lost or gained.
     assert allowed.paired is not None
     assert (allowed.paired.lost, allowed.paired.gained) == (0, 0)
@@ -173,9 +179,9 @@ def test_other_labels_are_refused_and_with_leave_the_shared_rows_are_compared(
     same = compare(str(tiny_package), str(tiny_package), data)
     own = write_comparison(whole, tmp_path / "whole")
     content = json.loads(own[0].read_text(encoding="utf-8"))
-    assert content["floors_measured_on"] == same.floors_measured_on
-    assert same.floors_measured_on["rows"] == len(rows)
-    assert same.floors_measured_on["macro_f1"] == same.challenger.metrics["macro_f1"]
+    assert content["floors_measured_on"] == asdict(same.measurement.floors)
+    assert same.measurement.floors.rows == len(rows)
+    assert same.measurement.floors.macro_f1 == same.challenger.metrics["macro_f1"]
 
 
 def test_no_shared_row_is_an_error(tiny_package: Path, data: Path, tmp_path: Path) -> None:
@@ -250,7 +256,9 @@ def test_flips_are_all_there_and_the_worst_come_first(
         flips = list(csv.DictReader(handle))
     assert found.paired is not None
     rows = example_rows("test")
-    assert len(flips) == (found.paired.before != found.paired.after).any(axis=1).sum()
+    assert (
+        len(flips) == (found.paired.answers.before != found.paired.answers.after).any(axis=1).sum()
+    )
     kinds = [flip["change"] for flip in flips]
     assert kinds == sorted(kinds, key=["lost", "still wrong", "gained"].index)
     assert kinds.count("lost") == found.paired.lost
@@ -272,8 +280,8 @@ def test_the_json_holds_numbers_and_no_text(tiny_package: Path, confused: Path, 
     assert content["challenger"]["cpu_ms_per_text"].keys() == {"16", "32"}
     assert content["challenger"]["model_bytes"] == (confused / "model.onnx").stat().st_size
     assert content["mcnemar"]["only_champion_right"] == found.paired.lost if found.paired else 0
-    assert content["data"]["rows"] == len(found.split)
-    assert not [text for text in found.split.texts if str(text) in json.dumps(content)]
+    assert content["data"]["rows"] == len(found.rows.split)
+    assert not [text for text in found.rows.split.texts if str(text) in json.dumps(content)]
 
 
 def main_of(*words: str | Path) -> int:
@@ -324,7 +332,7 @@ def test_the_command_says_shows_and_returns_the_verdict(
         (("--output_dir", "taken"), "cannot use"),
     ],
 )
-def test_what_is_impossible_is_an_error_in_a_sentence(
+def test_impossible_options_are_refused_in_one_sentence(
     words: tuple[str, str],
     said: str,
     tiny_package: Path,
@@ -354,7 +362,7 @@ def cells_of(content: str, section: str) -> dict[str, list[str]]:
     return found
 
 
-def test_who_is_who_in_every_output(
+def test_no_output_mixes_up_champion_and_challenger(
     tiny_package: Path, data: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     """Two that differ in everything: labels, answers, abstention, size, cost; and odd rows."""
@@ -441,7 +449,7 @@ def _macro_f1(package: Path, rows: list[dict[str, str]], labels: list[str]) -> f
     return float(f1_score(truth, given, labels=labels, average="macro"))
 
 
-def test_each_costs_what_it_costs(
+def test_each_side_has_its_own_latency(
     tiny_package: Path, warmer: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def costs(classifiers: dict[str, Classifier]) -> dict[str, dict[str, float]]:
@@ -450,7 +458,7 @@ def test_each_costs_what_it_costs(
             for name, classifier in classifiers.items()
         }
 
-    monkeypatch.setattr("training.compare.cpu_milliseconds", costs)
+    monkeypatch.setattr("training.comparison.compare.cpu_milliseconds", costs)
     content = as_json(compare(str(tiny_package), str(warmer), data))
     for side, package in (("champion", tiny_package), ("challenger", warmer)):
         assert content[side]["cpu_ms_per_text"] == {"16": read_manifest(package).temperature}
@@ -460,7 +468,7 @@ def test_each_costs_what_it_costs(
 @pytest.mark.parametrize(
     "recipe", [None, "text", [], {"compare": 5}, {"compare": "{max_ece: 7}"}, {"text_column": 3}]
 )
-def test_a_recipe_that_is_none_is_no_traceback(
+def test_a_manifest_with_an_odd_recipe_is_no_traceback(
     recipe: object, tiny_package: Path, data: Path, tmp_path: Path
 ) -> None:
     """No hash vouches for a manifest's provenance."""
@@ -470,12 +478,12 @@ def test_a_recipe_that_is_none_is_no_traceback(
     assert status == EXIT_ERROR or not isinstance(recipe, dict)
 
 
-def test_the_same_package_under_two_names_is_said(tiny_package: Path, data: Path) -> None:
+def test_the_same_package_under_two_names_is_warned_of(tiny_package: Path, data: Path) -> None:
     (warning,) = compare(str(tiny_package), str(tiny_package), data).warnings
     assert "nothing was compared" in warning
 
 
-def test_what_cannot_be_looked_up_is_said(
+def test_rows_that_cannot_be_looked_up_are_warned_of(
     tiny_package: Path, warmer: Path, data: Path, tmp_path: Path
 ) -> None:
     texts = fingerprint([f"text {number}" for number in range(5000)], most=50)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from benchmarks.promotion import simulate
-from training.errors import RecipeError
-from training.promotion import (
-    Bounds,
-    against_champion,
+from training.common.errors import RecipeError
+from training.comparison.paired import PairedAnswers
+from training.comparison.promotion import (
     changed_labels,
     decide,
     missed_floors,
-    parse_compare,
+    reasons_against,
 )
+from training.evaluation.significance import Difference
+from training.recipe.bounds import PromotionBounds, parse_compare
 
-DEFAULTS = Bounds()
+DEFAULTS = PromotionBounds()
 LABELS = ("a", "b", "c", "d")
 TRUTH = np.arange(2000) % 4
 # Wrong in a tenth of the rows.
@@ -27,12 +30,26 @@ def one_hot(labels: np.ndarray) -> np.ndarray:
     return np.eye(len(LABELS), dtype=bool)[labels]
 
 
+def paired(*matrices: np.ndarray, labels: Sequence[str], shared: int) -> PairedAnswers:
+    """Truth, the champion's and the challenger's answers; the first labels are shared."""
+    return PairedAnswers(tuple(labels), *matrices, shared=np.arange(len(labels)) < shared)
+
+
+def difference_and_reasons(
+    answers: PairedAnswers, bounds: PromotionBounds
+) -> tuple[Difference, dict[str, str]]:
+    difference = answers.of_shared_labels().difference("macro_f1")
+    reasons = reasons_against(answers, difference, bounds)
+    return difference, {str(rule): reason for rule, reason in reasons.items()}
+
+
 def judged(
-    after: np.ndarray, rows: int = 2000, bounds: Bounds = DEFAULTS
+    after: np.ndarray, rows: int = 2000, bounds: PromotionBounds = DEFAULTS
 ) -> tuple[str, dict[str, str]]:
     """Verdict and reasons of answers `after`, of the first rows."""
     matrices = [one_hot(labels[:rows]) for labels in (TRUTH, BEFORE, after)]
-    _, reasons = against_champion(*matrices, LABELS, bounds)
+    answers = paired(*matrices, labels=LABELS, shared=len(LABELS))
+    reasons = reasons_against(answers, answers.difference("macro_f1"), bounds)
     return decide(reasons), {str(rule): reason for rule, reason in reasons.items()}
 
 
@@ -48,7 +65,7 @@ def changed(lost: int, gained: int) -> np.ndarray:
     return after
 
 
-def test_as_good_is_promoted() -> None:
+def test_an_equally_good_challenger_is_promoted() -> None:
     assert judged(changed(30, 30)) == ("promote", {})
 
 
@@ -63,7 +80,7 @@ def test_a_drop_beyond_the_bound_is_refused() -> None:
     verdict, reasons = judged(changed(70, 40))
     assert verdict == "refuse"
     assert "more than 0.01" in reasons["drop"]
-    loose = Bounds(max_macro_f1_drop=0.5)
+    loose = PromotionBounds(max_macro_f1_drop=0.5)
     assert "drop" not in judged(changed(70, 40), bounds=loose)[1]
 
 
@@ -96,14 +113,14 @@ def test_few_rows_are_inconclusive_and_say_how_many_would_do() -> None:
     assert judged(BEFORE, rows=400)[0] == "promote"
 
 
-def test_what_is_surely_better_needs_no_narrow_interval() -> None:
+def test_a_surely_better_challenger_needs_no_narrow_interval() -> None:
     """60 rows: the champion is right in 12 of them, the challenger in all."""
     truth, before = TRUTH[:60], np.where(np.arange(60) % 5 == 0, TRUTH[:60], (TRUTH[:60] + 1) % 4)
-    difference, reasons = against_champion(
-        one_hot(truth), one_hot(before), one_hot(truth), LABELS, Bounds()
-    )
+    matrices = one_hot(truth), one_hot(before), one_hot(truth)
+    answers = paired(*matrices, labels=LABELS, shared=len(LABELS))
+    difference = answers.difference("macro_f1")
     assert difference.half_width > 0.02
-    assert decide(reasons) == "promote"
+    assert decide(reasons_against(answers, difference, PromotionBounds())) == "promote"
 
 
 def test_labels_that_only_one_side_knows_do_not_dilute() -> None:
@@ -113,17 +130,16 @@ def test_labels_that_only_one_side_knows_do_not_dilute() -> None:
     # Some of the answers that the challenger has wrong are new labels.
     wrong = np.flatnonzero((wide[2] & ~wide[0]).any(axis=1))[:24]
     wide[2][wrong] = np.eye(16, dtype=bool)[4 + np.arange(24) % 12]
-    counted = np.arange(16) < 4
-    known, reasons = against_champion(*wide, labels, DEFAULTS, counted)
-    diluted, _ = against_champion(*wide, labels, DEFAULTS)
+    known, reasons = difference_and_reasons(paired(*wide, labels=labels, shared=4), DEFAULTS)
+    diluted, _ = difference_and_reasons(paired(*wide, labels=labels, shared=16), DEFAULTS)
     assert known.after > 0.85 > diluted.after
     # A label that the champion could not answer did not become worse.
     assert "new" not in reasons.get("label", "")
 
 
 def test_floors_are_asked_of_the_challenger_alone() -> None:
-    assert missed_floors(0.1, 0.9, Bounds()) == {}
-    floors = Bounds(min_macro_f1=0.8, max_ece=0.05)
+    assert missed_floors(0.1, 0.9, PromotionBounds()) == {}
+    floors = PromotionBounds(min_macro_f1=0.8, max_ece=0.05)
     assert missed_floors(0.8, 0.05, floors) == {}
     missed = missed_floors(0.79, 0.06, floors)
     assert missed == {
@@ -142,8 +158,8 @@ def test_other_labels_are_named() -> None:
 
 
 def test_bounds_come_from_a_mapping() -> None:
-    assert parse_compare(None) == Bounds()
-    assert parse_compare("{min_macro_f1: 0.9}") == Bounds(min_macro_f1=0.9)
+    assert parse_compare(None) == PromotionBounds()
+    assert parse_compare("{min_macro_f1: 0.9}") == PromotionBounds(min_macro_f1=0.9)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +179,12 @@ def test_impossible_bounds_are_refused(value: str, said: str) -> None:
 
 def test_how_often_the_verdicts_err() -> None:
     """60 challengers a case; `benchmarks/promotion.py` is the long table."""
-    same, rules = simulate(1000, 0.0, 60, Bounds())
+    same, rules = simulate(1000, 0.0, 60, PromotionBounds())
     assert same["promote"] >= 0.75
     assert rules["significance"] <= 0.1
-    assert simulate(1000, -0.03, 60, Bounds())[0]["promote"] <= 0.02
-    assert simulate(1000, 0.02, 60, Bounds())[0]["promote"] >= 0.95
-    few = {points: simulate(200, points, 60, Bounds())[0] for points in (-0.03, 0.0, 0.02)}
+    assert simulate(1000, -0.03, 60, PromotionBounds())[0]["promote"] <= 0.02
+    assert simulate(1000, 0.02, 60, PromotionBounds())[0]["promote"] >= 0.95
+    few = {points: simulate(200, points, 60, PromotionBounds())[0] for points in (-0.03, 0.0, 0.02)}
     assert few[-0.03]["promote"] <= 0.02
     assert few[0.0]["promote"] <= 0.2
     assert few[0.02]["refuse"] <= 0.05

@@ -16,17 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import write_csv
-from training.config import DataArguments
-from training.data.dataset import (
-    LabelledData,
-    load_data,
-    read_labelled,
-    usable_rows,
-)
+from training.common.errors import DataError
+from training.data.dataset import LabeledData, load_data, read_labeled, usable_rows
 from training.data.findings import Rows, find_errors
 from training.data.rows import read_dataset, read_files
 from training.data.splits import Split, stratified_split
-from training.errors import DataError
+from training.recipe.arguments import DataArguments
 
 Table = list[dict[str, Any]]
 
@@ -114,7 +109,7 @@ def refusal(function: Callable[..., object], *arguments: Any) -> str:
     return str(caught.value)
 
 
-def load(folder: Path, train: Table, **keys: Any) -> LabelledData:
+def load(folder: Path, train: Table, **keys: Any) -> LabeledData:
     """The data of a recipe with these rows; `validation=` and `test=` are rows, too."""
     files: dict[str, list[str]] = {}
     for name, rows in (("train", train), *keys.items()):
@@ -181,7 +176,7 @@ def test_a_very_long_cell_is_read_whole(tmp_path: Path) -> None:
     assert read_text(tmp_path, f"text,label\n{text},x\n").texts == [text]
 
 
-def test_columns_may_have_other_names_and_neighbours(tmp_path: Path) -> None:
+def test_columns_may_have_other_names_and_stand_beside_others(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"id": "1", "body": "a", "kind": "x"}])
     assert read(path, text_column="body", label_column="kind") == single(["a"], ["x"])
 
@@ -363,7 +358,7 @@ def test_a_label_that_the_package_does_not_know_names_the_row_in_the_file(tmp_pa
 
     def read_known(drop_invalid: bool) -> Any:
         arguments = DataArguments(drop_invalid=drop_invalid)
-        found = read_labelled(path, arguments, known, "single_label")
+        found = read_labeled(path, arguments, known, "single_label")
         return found.split, found.rows.tolist(), found.dropped
 
     assert "mine.csv, row 2 (line 3): the text is empty" in refusal(read_known, False)
@@ -414,9 +409,9 @@ def test_separated_labels_are_stripped_and_said_once(tmp_path: Path) -> None:
 
 def test_a_file_of_several_labels_is_refused_for_a_package_of_one(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": ["x", "y"]}])
-    said = refusal(read_labelled, path, DataArguments(), ["x", "y"], "single_label")
+    said = refusal(read_labeled, path, DataArguments(), ["x", "y"], "single_label")
     assert "several labels a row" in said
-    split, *_ = read_labelled(path, DataArguments(), ["x", "y"], "multi_label")
+    split, *_ = read_labeled(path, DataArguments(), ["x", "y"], "multi_label")
     assert split.labels == [("x", "y")]
 
 
@@ -428,10 +423,10 @@ def test_columns_to_slice_by_come_with_the_rows_that_are_used(tmp_path: Path) ->
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     arguments = DataArguments(drop_invalid=True)
-    found = read_labelled(path, arguments, ["x", "y"], "single_label", ["channel"])
+    found = read_labeled(path, arguments, ["x", "y"], "single_label", ["channel"])
     assert (found.rows.tolist(), found.dropped) == ([0, 2], 1)
     assert found.columns == {"channel": ["mail", ""]}
-    said = refusal(read_labelled, path, arguments, ["x", "y"], "single_label", ["chanel"])
+    said = refusal(read_labeled, path, arguments, ["x", "y"], "single_label", ["chanel"])
     assert "has no column 'chanel', it has text, label, channel: slice by one of these" in said
 
 
@@ -482,14 +477,14 @@ def test_a_pair_without_its_second_text_is_named(tmp_path: Path) -> None:
         ("parquet", datetime(2024, 1, 31), "a datetime"),
     ],
 )
-def test_text_that_is_something_else_is_named(
+def test_a_text_of_another_type_is_refused_by_name(
     tmp_path: Path, ending: str, text: object, kind: str
 ) -> None:
     path = WRITERS[ending](tmp_path / f"rows.{ending}", [{"text": text, "label": "x"}])
     assert f"row 1: the text is {kind}" in refusal(read, path)
 
 
-def test_strings_that_parquet_holds_as_bytes_are_text(tmp_path: Path) -> None:
+def test_bytes_in_parquet_are_read_as_text(tmp_path: Path) -> None:
     rows = [{"text": "café".encode(), "label": b"x"}, {"text": b"caf\xe9", "label": b"y"}]
     path = write_parquet(tmp_path / "rows.parquet", rows[:1])
     assert read(path) == single(["café"], ["x"])
@@ -520,7 +515,7 @@ def test_labels_that_look_like_dates_stay_text_and_dates_are_refused(tmp_path: P
 
 @pytest.mark.parametrize("before", ["\ufeff", "\n  ", "\ufeff\r\n"])
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
-def test_what_stands_before_the_first_row_is_passed_over(
+def test_white_space_before_the_first_row_is_skipped(
     tmp_path: Path, before: str, name: str
 ) -> None:
     content = json.dumps(ROWS if name == "rows.json" else ROWS[0])
@@ -568,7 +563,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, **splits: list[int]) -> None:
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
 
 
-def load_hub(**keys: Any) -> LabelledData:
+def load_hub(**keys: Any) -> LabeledData:
     arguments = DataArguments(
         dataset_name="owner/messages",
         dataset_config_name="plain",
@@ -720,7 +715,7 @@ def test_equal_data_of_another_format_has_the_same_fingerprint(tmp_path: Path) -
 
 def test_any_changed_row_changes_the_fingerprint() -> None:
     def fingerprint(train: Split, validation: Split, test: Split | None) -> str:
-        return LabelledData(
+        return LabeledData(
             train, validation, test, ["a", "b"], "single_label", has_pairs=False, dropped=0
         ).fingerprint()
 

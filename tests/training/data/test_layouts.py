@@ -1,4 +1,4 @@
-"""Exports of the tools that people label with: read as what was labelled."""
+"""Exports of the tools that people label with: read as what was labeled."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from training.config import DataArguments
+from training.common.errors import DataError
 from training.data.dataset import load_data, read_rows
 from training.data.findings import Rows, find_errors
 from training.data.preflight import preflight
 from training.data.rows import read_files
-from training.errors import DataError
+from training.data.text_warnings import WholeTextTokenizer
+from training.recipe.arguments import DataArguments
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -150,7 +151,7 @@ def test_a_label_that_is_no_list_makes_all_of_them_text(tmp_path: Path) -> None:
     assert found.labels == [("['x']",), ("y",)]
 
 
-def test_a_column_for_each_label(tmp_path: Path) -> None:
+def test_a_column_for_each_label_gives_several_labels_a_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,x,y\na,1,0\nb,0,0.0\nc,True,1\nd,-1,0\n", encoding="utf-8")
     found = read(str(path), label_columns=["x", "y"])
@@ -215,7 +216,7 @@ def test_a_column_called_answer_may_be_the_label(tmp_path: Path) -> None:
     assert (found.labels, found.left_out) == ([("accept",), ("reject",)], frozenset())
 
 
-def test_a_list_as_numpy_writes_it(tmp_path: Path) -> None:
+def test_a_list_as_numpy_writes_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\na,['x' 'y z']\nb,['x']\n", encoding="utf-8")
     assert read(str(path)).labels == [("x", "y z"), ("x",)]
@@ -252,9 +253,8 @@ def test_labels_that_look_alike_are_found(tmp_path: Path, usual: str, other: str
     found = preflight(
         splits,
         find_errors(splits),
-        tokenizer=Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")),
-        unknown_id=0,
-        max_length=8,
+        tokenizer=WholeTextTokenizer(Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")), 0),
+        cut_after=8,
     )
     variants = [finding for finding in found.findings if finding.code == "label_variants"]
     # 1e1 is a number to a program, and a name to a person.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from service.model_package import Manifest, read_manifest
+from service.package.manifest import Manifest, read_manifest
 from tests.conftest import example_rows
-from training.data.leakage import HASH_BYTES, KEY, MOST_HASHES, fingerprint, overlap
+from training.data.leakage import HASH_BYTES, KEY, MOST_HASHES, find_leakage, fingerprint
 
 
 def with_texts(manifest: Manifest, kept: object) -> Manifest:
@@ -19,11 +19,11 @@ def test_a_package_knows_its_training_and_validation_texts(tiny_package: Path) -
     manifest = read_manifest(tiny_package)
     seen = [row["text"] for row in example_rows("train")]
     unseen = [row["text"] for row in example_rows("test")]
-    found = overlap(manifest, [unseen[0], *seen, unseen[1]])
+    found = find_leakage(manifest, [unseen[0], *seen, unseen[1]])
     assert found is not None
     assert found.rows == tuple(range(1, len(seen) + 1))
     assert found.looked_at == len(seen) + 2
-    untouched = overlap(manifest, unseen)
+    untouched = find_leakage(manifest, unseen)
     assert untouched is not None
     assert untouched.rows == ()
 
@@ -43,7 +43,7 @@ def test_of_many_texts_a_sample_is_kept_that_finds_as_large_a_share(tiny_package
     assert kept["different"] == 20_000
     manifest = with_texts(read_manifest(tiny_package), kept)
     # Half of these rows were there.
-    found = overlap(manifest, texts[:2000] + [f"other {number}" for number in range(2000)])
+    found = find_leakage(manifest, texts[:2000] + [f"other {number}" for number in range(2000)])
     assert found is not None
     # About a twentieth of the rows can be looked up.
     assert 130 < found.looked_at < 280
@@ -58,7 +58,7 @@ def test_a_million_rows_fit_into_a_manifest() -> None:
 
 def test_a_pair_is_another_text_than_its_parts(tiny_package: Path) -> None:
     manifest = with_texts(read_manifest(tiny_package), fingerprint([("a", "b")]))
-    found = overlap(manifest, [("a", "b"), ("b", "a"), "a", "ab"])
+    found = find_leakage(manifest, [("a", "b"), ("b", "a"), "a", "ab"])
     assert found is not None
     assert found.rows == (0,)
 
@@ -73,26 +73,26 @@ def test_a_pair_is_another_text_than_its_parts(tiny_package: Path) -> None:
         {"different": "9"},
     ],
 )
-def test_what_fingerprint_does_not_write_says_nothing(
+def test_hashes_that_fingerprint_does_not_write_are_ignored(
     tiny_package: Path, change: dict[str, object]
 ) -> None:
     """No hash vouches for a manifest's provenance."""
     manifest = read_manifest(tiny_package)
     kept = fingerprint(["a", "b"])
-    assert overlap(with_texts(manifest, kept), ["a"]) is not None
-    assert overlap(with_texts(manifest, kept | change), ["a"]) is None
+    assert find_leakage(with_texts(manifest, kept), ["a"]) is not None
+    assert find_leakage(with_texts(manifest, kept | change), ["a"]) is None
     for odd in ("text", ["list"], 5, {}):
-        assert overlap(with_texts(manifest, odd), ["a"]) is None
+        assert find_leakage(with_texts(manifest, odd), ["a"]) is None
 
 
 def test_the_last_hash_of_a_sample_is_looked_up(tiny_package: Path) -> None:
     texts = [f"text number {number}" for number in range(100)]
     manifest = with_texts(read_manifest(tiny_package), fingerprint(texts, most=10))
-    found = overlap(manifest, texts)
+    found = find_leakage(manifest, texts)
     assert found is not None
     assert (len(found.rows), found.looked_at) == (10, 10)
 
 
 def test_an_older_package_does_not_say(tiny_package: Path) -> None:
     manifest = read_manifest(tiny_package).model_copy(update={"provenance": {}})
-    assert overlap(manifest, ["a"]) is None
+    assert find_leakage(manifest, ["a"]) is None

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from training.config import DataArguments
+from training.common.errors import DataError
 from training.data.blocks import SHOWN_CHARACTERS
 from training.data.dataset import read_rows
 from training.data.findings import Rows
 from training.data.readers import ReadingKeys, read_blocks
 from training.data.rows import read_files
 from training.data.sources import find_sources
-from training.errors import DataError
+from training.recipe.arguments import DataArguments
 
 SCRIPTS = {
     "hiragana": "おはようございますきのうはとてもたのしかったです",
@@ -116,7 +116,7 @@ def test_lines_may_end_with_carriage_returns_only(tmp_path: Path, ending: str) -
         b'<body class="login">',
     ],
 )
-def test_web_pages_are_said_to_be_ones(tmp_path: Path, content: bytes) -> None:
+def test_web_pages_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(content + b"<p>Sign in, please</p>\n")
     assert "is a web page, not a table" in refusal(path)

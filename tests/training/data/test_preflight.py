@@ -20,18 +20,19 @@ from tokenizers import Tokenizer
 
 from tests.conftest import ROOT, write_csv
 from tests.languages import TEXTS
-from training.base_models import embedded_folder
-from training.cli import main
 from training.data.findings import Rows, find_errors
 from training.data.near_duplicates import (
     SIMILARITY,
     find_near_duplicates,
-    normalised,
+    normalized,
     shingles,
     similar_groups,
 )
+from training.data.output import draw_data, write_findings
 from training.data.preflight import Preflight, preflight
-from training.data.preflight_report import draw_data, write_findings
+from training.data.text_warnings import WholeTextTokenizer
+from training.finetuning.base_models import embedded_folder
+from whetstone.main import main
 
 DATA = ROOT.parent / "shared" / "data"
 WARNINGS = {
@@ -62,14 +63,12 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(embedded_folder() / "tokenizer.json"))
 
 
-def look(max_length: int = 256, long_text: str = "truncate", **splits: Rows) -> Preflight:
+def look(cut_after: int | None = 256, **splits: Rows) -> Preflight:
     return preflight(
         splits,
         find_errors(splits),
-        tokenizer=tokenizer(),
-        unknown_id=tokenizer().token_to_id("[UNK]"),
-        max_length=max_length,
-        long_text=long_text,
+        tokenizer=WholeTextTokenizer.of(tokenizer(), tokenizer().token_to_id("[UNK]")),
+        cut_after=cut_after,
     )
 
 
@@ -98,7 +97,7 @@ def test_sound_data_gives_nothing() -> None:
     assert len(found.token_lengths["train"]) == 40
 
 
-def test_labels_that_differ_by_case_or_white_space() -> None:
+def test_labels_that_differ_only_by_case_or_white_space_are_warned_of() -> None:
     train = [*topics(30), *((f"more {n} {n * n}", " A ") for n in range(3))]
     found = look(train=rows_of(train), test=rows_of([("new", "a"), ("newer", "b")]))
     assert counts(found, "label_variants") == {"train": 3}
@@ -190,7 +189,7 @@ def test_a_test_row_near_a_training_row_is_found_and_an_exact_repetition_is_not_
         (("where is it now, please", "on the way"), ("Where is it now please", "on the way"), True),
     ],
 )
-def test_what_is_nearly_the_same(one: Any, other: Any, alike: bool) -> None:
+def test_texts_are_nearly_equal_where_few_words_differ(one: Any, other: Any, alike: bool) -> None:
     assert similar_groups([one, other]).tolist() == [0, 0 if alike else 1]
 
 
@@ -215,7 +214,7 @@ def test_groups_are_those_of_comparing_every_text_with_every_other() -> None:
             kept[int(random.integers(14))] = str(random.choice(words))
             texts.append(" ".join(kept))
     parents = list(range(len(texts)))
-    pieces = [shingles(normalised(text)) for text in texts]
+    pieces = [shingles(normalized(text)) for text in texts]
     for one in range(len(texts)):
         for other in range(one):
             common = len(pieces[one] & pieces[other])
@@ -226,7 +225,7 @@ def test_groups_are_those_of_comparing_every_text_with_every_other() -> None:
     assert similar_groups(texts).tolist() == parents
 
 
-def test_a_heap_of_look_alikes_is_one_group() -> None:
+def test_many_similar_texts_are_one_group() -> None:
     texts = [f"{LONG} {chr(97 + n % 26)}{chr(97 + n // 26 % 26)}" for n in range(3000)]
     assert set(similar_groups(texts).tolist()) == {0}
 
@@ -239,7 +238,7 @@ def test_a_group_that_training_has_is_found_in_later_splits() -> None:
     assert counts(found, "group_overlap") == {"test": 1}
 
 
-def test_rare_labels_and_imbalance() -> None:
+def test_rare_labels_and_imbalance_are_warned_of() -> None:
     train = [*topics(120), *((f"rare {n} {n * 31}", "c") for n in range(9))]
     found = look(train=rows_of(train))
     assert counts(found, "rare_labels") == {"train": 9}
@@ -253,15 +252,15 @@ def test_rare_labels_and_imbalance() -> None:
 def test_truncation_names_the_length_that_would_do() -> None:
     long = [(f"{n} " + "parcel " * 30, "ab"[n % 2]) for n in range(4)]
     train = rows_of([*topics(36), *long])
-    found = look(max_length=16, train=train)
+    found = look(cut_after=16, train=train)
     assert counts(found, "truncation") == {"train": 4}
     (finding,) = [f for f in found.findings if f.code == "truncation"]
     # The number, thirty words, [CLS] and [SEP].
     assert "10.0% of the texts" in finding.message
     assert "33 tokens cover 99%" in finding.message
     assert finding.rows == (37, 38, 39, 40)
-    assert counts(look(max_length=16, long_text="window", train=train), "truncation") == {}
-    assert counts(look(max_length=33, train=train), "truncation") == {}
+    assert counts(look(cut_after=None, train=train), "truncation") == {}
+    assert counts(look(cut_after=33, train=train), "truncation") == {}
 
 
 def test_unknown_tokens_ask_about_the_language() -> None:
@@ -281,12 +280,12 @@ def test_unknown_tokens_ask_about_the_language() -> None:
         "a\x07b",
     ],
 )
-def test_markup(text: str) -> None:
+def test_markup_is_found_in_texts(text: str) -> None:
     assert counts(look(train=rows_of([*topics(20), (text, "a")])), "markup") == {"train": 1}
 
 
 @pytest.mark.parametrize("text", ["a < b and c > d", "AT&T; fine", "I <3 you", "tab\tand\nline"])
-def test_no_markup(text: str) -> None:
+def test_text_without_markup_gives_no_warning(text: str) -> None:
     assert counts(look(train=rows_of([*topics(20), (text, "a")])), "markup") == {}
 
 
@@ -300,12 +299,12 @@ def test_no_markup(text: str) -> None:
         ("??", "?", False),
     ],
 )
-def test_the_labels_name_in_its_text(text: str, label: str, there: bool) -> None:
+def test_a_label_named_in_its_text_is_warned_of(text: str, label: str, there: bool) -> None:
     train = [*((f"x{n}", "zz") for n in range(4)), (text, label), (f"y{text[:1]}", label)]
     assert counts(look(train=rows_of(train)), "label_in_text") == ({"train": 1} if there else {})
 
 
-def test_rows_with_errors_are_not_looked_at_again() -> None:
+def test_rows_with_errors_get_no_warnings() -> None:
     train = [*topics(20), ("<b>x</b>", ""), ("", "a"), ("<i>y</i>", "a")]
     found = look(train=rows_of(train))
     codes = {(f.code, f.severity): (f.count, f.rows) for f in found.findings}
@@ -403,7 +402,7 @@ def test_check_names_what_it_cannot_read(
     assert "names no data" in capsys.readouterr().err
 
 
-def test_training_looks_first_and_keeps_what_it_found(tiny_run_folder: Path) -> None:
+def test_training_checks_the_data_first_and_keeps_the_findings(tiny_run_folder: Path) -> None:
     found = json.loads((tiny_run_folder / "report" / "findings.json").read_text("utf-8"))
     assert {f["severity"] for f in found["findings"]} <= {"warning"}
     assert (tiny_run_folder / "report" / "data.png").read_bytes().startswith(b"\x89PNG")
@@ -418,7 +417,7 @@ def test_findings_are_written_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
+def test_the_benchmark_writes_its_measurements(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     command = [sys.executable, "benchmarks/check_data.py", "--rows", "3000", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -456,7 +455,7 @@ def real(name: str, column: str = "label") -> dict[str, Rows]:
         ("cuad_clauses", "label", "conflicting_labels", {"train": 997, "test": 273}),
     ],
 )
-def test_known_warts_of_real_sets_are_found(
+def test_known_faults_of_real_data_sets_are_found(
     name: str, column: str, code: str, expected: dict[str, int]
 ) -> None:
     assert counts(look(**real(name, column)), code) == expected

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
+from training.common.errors import DataError
 from training.data import arrow_files, csv_files, readers
-from training.data.csv_files import Layout, read_csv
+from training.data.csv_files import CsvFormat, read_csv
 from training.data.readers import ReadingKeys, read_blocks
 from training.data.sources import find_sources
-from training.errors import DataError
 
 ROWS = [
     {"text": "my parcel is late", "label": "delivery"},
@@ -138,7 +138,7 @@ def test_tables_of_arrow_are_read(tmp_path: Path, ending: str) -> None:
     assert read(path) == ROWS
 
 
-def test_a_key_says_what_cannot_be_seen(tmp_path: Path) -> None:
+def test_keys_name_the_delimiter_and_encoding_that_cannot_be_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text^label\n荷物^配達\n".encode("shift_jis"))
     found = read(path, keys=ReadingKeys("^", "shift_jis"))
@@ -163,7 +163,7 @@ def test_a_key_says_what_cannot_be_seen(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a", "label": "b"}, {"te', "row 2: from here on it is not JSON"),
     ],
 )
-def test_other_things_are_said_to_be_what_they_are(
+def test_files_of_other_formats_are_refused_by_name(
     tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
     path = tmp_path / name
@@ -256,7 +256,9 @@ def test_a_file_of_open_quotes_is_no_csv(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(csv_files, "ROW_CHARACTERS", 200)
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + '"a,x\nb,x\n' * 101, encoding="utf-8")
-    found = read_csv(iter(path.read_text("utf-8").splitlines(keepends=True)), Layout(","), "a.csv")
+    found = read_csv(
+        iter(path.read_text("utf-8").splitlines(keepends=True)), CsvFormat(","), "a.csv"
+    )
     rows = sum(len(block) for block in found)
     # Quotes that happen to close one another are cells; the last one closes with nothing.
     assert rows > 50
@@ -323,7 +325,7 @@ def test_an_address_without_a_driver_says_which(tmp_path: Path) -> None:
     assert "secret" not in said
 
 
-def test_what_is_read_from_the_web_needs_no_name(tmp_path: Path) -> None:
+def test_a_file_from_the_web_needs_no_ending(tmp_path: Path) -> None:
     (tmp_path / "export").write_text(csv_of(";"), encoding="utf-8")
     words = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     server = subprocess.Popen(
@@ -380,7 +382,7 @@ def test_whatever_csv_holds_comes_back_and_a_bad_row_spoils_no_other(
         lines.append(text.getvalue()[before:])
     lines.insert(min(where, len(lines)), "one,two,three\n")
     content = io.StringIO("text,label\n" + "".join(lines), newline="")
-    blocks = [block for block in read_csv(content, Layout(","), "a.csv") if len(block)]
+    blocks = [block for block in read_csv(content, CsvFormat(","), "a.csv") if len(block)]
     found = [
         tuple(row)
         for block in blocks

@@ -8,11 +8,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from tests.languages import TEXTS
-from training.base_models import embedded_folder
 from training.data import shredding
 from training.data.findings import Rows, find_errors
-from training.data.preflight import MULTILINGUAL_BASE, SHREDDED_SHARE, preflight
+from training.data.preflight import preflight
 from training.data.shredding import count_shreds
+from training.data.text_warnings import MULTILINGUAL_BASE, SHREDDED_SHARE, WholeTextTokenizer
+from training.finetuning.base_models import embedded_folder
 
 
 @cache
@@ -101,7 +102,7 @@ def test_a_character_in_several_tokens_is_shredded() -> None:
     assert count_shreds(trained("byte-level BPE", TEXTS["Chinese"]), TEXTS["Chinese"]).share < 0.1
 
 
-def test_pairs_and_empty_texts() -> None:
+def test_pairs_are_counted_whole_and_empty_texts_have_no_tokens() -> None:
     found = count_shreds(embedded(), [("a parcel", "Zurückschicken"), "", ("", "")])
     assert found.tokens.tolist()[1:] == [0, 0]
     assert 0 < found.continuations[0] < found.tokens[0]
@@ -114,9 +115,8 @@ def look(texts: list[str]) -> list[str]:
     found = preflight(
         splits,
         find_errors(splits),
-        tokenizer=embedded(),
-        unknown_id=embedded().token_to_id("[UNK]"),
-        max_length=256,
+        tokenizer=WholeTextTokenizer.of(embedded(), embedded().token_to_id("[UNK]")),
+        cut_after=256,
     )
     return [
         f"{finding.count} {finding.message}"

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import EXAMPLE, write_csv
-from training.calibrate import FOLDS, with_calibration
-from training.cli import main
-from training.config import DataArguments, load_recipe
-from training.data.dataset import LabelledData, load_data
+from training.common.errors import DataError, RecipeError
+from training.data.dataset import LabeledData, load_data
 from training.data.splits import Split, find_groups, stratified_split, time_split
 from training.data.times import parse_times
-from training.errors import DataError, RecipeError
-from training.train import run_identity
+from training.export.calibration import FOLDS, with_calibration
+from training.finetuning.record import run_identity
+from training.recipe.arguments import DataArguments
+from training.recipe.load import load_recipe
+from whetstone.main import main
 
 WORDS = ("river", "engine", "garden", "window", "copper", "letter", "bridge", "violin")
 SENTENCES = [
@@ -83,7 +84,7 @@ def divided(
 
 
 @given(rows=ROWS, share=SHARES, seed=SEEDS, by_time=st.booleans())
-def test_nothing_that_hangs_together_is_parted(
+def test_rows_of_one_group_are_never_parted(
     rows: Drawn, share: float, seed: int, by_time: bool
 ) -> None:
     whole, customers = drawn(rows)
@@ -194,7 +195,7 @@ def test_no_validation_row_has_a_twin_in_training() -> None:
 # Files
 
 
-def load(folder: Path, rows: list[dict[str, str]], **keys: Any) -> LabelledData:
+def load(folder: Path, rows: list[dict[str, str]], **keys: Any) -> LabeledData:
     path = write_csv(folder / "rows.csv", rows)
     return load_data(DataArguments(train_file=[str(path)], **keys), seed=0)
 
@@ -233,7 +234,7 @@ def test_a_row_without_a_group_is_its_own(tmp_path: Path) -> None:
     assert data.dropped == 0
 
 
-def test_a_label_of_one_group_is_said(tmp_path: Path) -> None:
+def test_a_label_whose_rows_are_one_group_is_warned_of(tmp_path: Path) -> None:
     rows = customers()
     lone = [{**rows[0], "text": f"z{n}", "label": "lone", "customer": "new"} for n in range(6)]
     data = load(tmp_path, rows + lone, group_column="customer")
@@ -351,7 +352,7 @@ def test_times_of_every_kind_have_their_order(values: list[Any], order: list[int
 @pytest.mark.parametrize(
     "value", [None, "", " ", "nan", "inf", "soon", "31/01/2026", True, [1], "25:00"]
 )
-def test_what_is_no_time_is_not_read_as_one(value: Any) -> None:
+def test_a_value_that_is_no_time_is_not_read_as_one(value: Any) -> None:
     assert np.isnan(parse_times([value, "2026-01-31"])).tolist() == [True, False]
 
 
@@ -398,11 +399,11 @@ def test_another_split_is_another_run(tmp_path: Path) -> None:
 
 def test_calibration_is_tried_on_rows_of_other_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twins in the other folds would make it look better than it is on rows of their own."""
-    from tests.test_calibrate import single
-    from training import calibrate
+    from tests.training.export.test_calibration import single
+    from training.export import calibration as calibrate
 
     seen: list[tuple[set[int], set[int]]] = []
-    original = calibrate._Rows.take
+    original = calibrate.ValidationRows.take
     random = np.random.default_rng(0)
     groups = random.integers(0, 40, 400)
     logits = random.normal(size=(400, 3)).astype(np.float32)
@@ -411,7 +412,7 @@ def test_calibration_is_tried_on_rows_of_other_groups(monkeypatch: pytest.Monkey
         seen.append((set(groups[chosen]), set(groups[~chosen])))
         return original(self, chosen)
 
-    monkeypatch.setattr(calibrate._Rows, "take", take)
+    monkeypatch.setattr(calibrate.ValidationRows, "take", take)
     truth = [("abc"[n % 3],) for n in range(400)]
     with_calibration(single(), truth, [1] * 400, logits, groups)
     assert len(seen) == 2 * FOLDS

@@ -1,4 +1,4 @@
-"""Behaviour tests: each kind passes and fails as it should, and a bad table is one sentence."""
+"""Behavior tests: each kind passes and fails as it should, and a bad table is one sentence."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.classifier import Classifier, Prediction
-from service.model_package import Behaviour, Text
+from service.inference.classifier import Classifier, Prediction
+from service.package.manifest import InferenceConfig, Text
 from tests.conftest import EXAMPLE
 from tests.test_project import words
-from training.behaviour import CHANGES, print_behaviour, run_behaviour, with_typos
-from training.behaviour_file import BehaviourTests, read_behaviour
-from training.cli import main
-from training.errors import DataError
+from training.common.errors import DataError
+from training.evaluation.behavior import CHANGES, run_behavior, with_typos
+from training.evaluation.behavior_file import BehaviorTests, read_behavior
+from training.evaluation.output import print_behavior
+from whetstone.main import main
 
 LABELS = ("fault", "praise")
 
@@ -26,8 +27,8 @@ LABELS = ("fault", "praise")
 class Stub:
     """A classifier whose probability of praise is a function of the text."""
 
-    def __init__(self, praise: Callable[[Text], float], **behaviour: Any) -> None:
-        fields = Behaviour(labels=LABELS, max_length=8, **behaviour).model_dump()
+    def __init__(self, praise: Callable[[Text], float], **config: Any) -> None:
+        fields = InferenceConfig(labels=LABELS, max_length=8, **config).model_dump()
         self.manifest = SimpleNamespace(
             **fields, name="stub", has_pairs=len(fields["text_columns"]) == 2
         )
@@ -48,10 +49,10 @@ class Stub:
         return answers
 
 
-def run(tmp_path: Path, content: str, praise: Callable[[Any], float], **behaviour: Any) -> Any:
+def run(tmp_path: Path, content: str, praise: Callable[[Any], float], **config: Any) -> Any:
     path = tmp_path / "behaviour.yaml"
     path.write_text(content, encoding="utf-8")
-    return run_behaviour(path, Stub(praise, **behaviour))  # type: ignore[arg-type]
+    return run_behavior(path, Stub(praise, **config))  # type: ignore[arg-type]
 
 
 def by_word(text: Any) -> float:
@@ -112,7 +113,7 @@ invariance:
     assert (found["passed"], found["failed"]) == (0, 1)
 
 
-def test_direction_wants_a_move_of_at_least_so_much(tmp_path: Path) -> None:
+def test_direction_needs_a_move_of_at_least_its_step(tmp_path: Path) -> None:
     content = """
 direction:
   - name: much
@@ -144,7 +145,7 @@ direction:
     ]
 
 
-def test_several_labels_and_pairs(tmp_path: Path) -> None:
+def test_must_have_takes_several_labels_and_pairs(tmp_path: Path) -> None:
     both = """
 must_have:
   - name: sets
@@ -271,7 +272,7 @@ def test_the_screen_shows_counts_and_failures_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = "must_have: [{name: '[b]x', cases: [{text: '[/b] :smile:', label: praise}]}]"
-    print_behaviour(run(tmp_path, content, by_word))
+    print_behavior(run(tmp_path, content, by_word))
     shown = capsys.readouterr().out
     assert "[b]x: '[/b] :smile:' expected praise, got fault" in shown
     assert "0 passed, 1 failed" in shown
@@ -282,7 +283,7 @@ def _letters(text: str) -> str:
     return "".join(letter for letter in text.lower() if letter.isalnum())
 
 
-def _written(tests: BehaviourTests) -> list[str]:
+def _written(tests: BehaviorTests) -> list[str]:
     """Every text of a file of tests."""
     return [
         *(case.text for test in tests.must_have for case in test.cases),
@@ -307,7 +308,7 @@ def test_the_example_fits_the_examples_labels_and_copies_no_message() -> None:
     manifest = SimpleNamespace(
         labels=labels, has_pairs=False, task="single_label", name="support_tickets"
     )
-    tests = read_behaviour(EXAMPLE / "behaviour.yaml", manifest)  # type: ignore[arg-type]
+    tests = read_behavior(EXAMPLE / "behaviour.yaml", manifest)  # type: ignore[arg-type]
     named = {case.label for test in tests.must_have for case in test.cases}
     assert named == set(labels)
     written = {_letters(text) for text in _written(tests)}
@@ -320,7 +321,7 @@ def test_the_example_fits_the_examples_labels_and_copies_no_message() -> None:
     assert tests.direction
 
 
-def test_evaluate_runs_them_and_the_report_shows_them(
+def test_evaluate_runs_behavior_tests_and_the_report_shows_them(
     tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.csv"
@@ -332,9 +333,9 @@ def test_evaluate_runs_them_and_the_report_shows_them(
     out = tmp_path / "out"
     words = ["evaluate", str(tiny_package), str(rows), "--behaviour", str(behaviour)]
     assert main([*words, "--slices", "channel", "--output_dir", str(out)]) == 0
-    asked = run_behaviour(behaviour, Classifier.load(tiny_package))
+    asked = run_behavior(behaviour, Classifier.load(tiny_package))
     shown = capsys.readouterr().out
     assert f"{asked['passed']} passed, {asked['failed']} failed" in shown
     page = (out / "report" / "index.html").read_text("utf-8")
-    assert "Behaviour tests" in page
+    assert "Behavior tests" in page
     assert "By channel" in page

@@ -9,22 +9,14 @@ from typing import Any
 
 import pytest
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 from tests.conftest import example_rows
-from training.config import ExportArguments
-from training.data.leakage import overlap
+from training.data.leakage import find_leakage
 from training.data.splits import Split
-from training.evaluate import (
-    draw_confusion,
-    evaluate,
-    evaluate_validation,
-    headline,
-    print_metrics,
-    write_metrics,
-)
-from training.metrics import single_label_metrics
-
-PNG = b"\x89PNG\r\n\x1a\n"
+from training.evaluation.evaluate import evaluate, evaluate_validation, headline, write_metrics
+from training.evaluation.metrics import single_label_metrics
+from training.evaluation.output import print_metrics
+from training.recipe.arguments import ExportArguments
 
 
 @pytest.fixture(scope="module")
@@ -152,47 +144,6 @@ def test_the_table_shows_a_label_as_it_is(label: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count(label) == 3
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        ["a", "b"],
-        ["cost_$5_$6", "$x^2$", "100%", "a_b_c", "\\frac{", "#1 & {more}"],
-        [f"intent_{number}_with_a_long_name" for number in range(77)],
-    ],
-    ids=["two", "signs", "77"],
-)
-def test_confusion_is_drawn_for_any_labels(tmp_path: Path, labels: list[str]) -> None:
-    path = tmp_path / "made" / "confusion.png"
-    draw_confusion(all_right(labels), path)
-    assert path.read_bytes().startswith(PNG)
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_confusion_is_drawn_with_labels_that_have_no_rows(tmp_path: Path) -> None:
-    path = tmp_path / "confusion.png"
-    path.write_bytes(b"old")
-    draw_confusion(single_label_metrics(["a", "b", "c"], ["a"], ["b"]), path)
-    assert path.read_bytes().startswith(PNG)
-
-
-def test_a_failing_picture_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.figure import Figure
-
-    def savefig(_figure: Figure, path: Path, **_: Any) -> None:
-        path.write_bytes(PNG)
-        raise OSError("disk full")
-
-    path = tmp_path / "confusion.png"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    with pytest.raises(OSError, match="disk full"):
-        draw_confusion(all_right(["a", "b"]), path)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_the_screen_shows_the_confusions(capsys: pytest.CaptureFixture[str]) -> None:
     print_metrics(single_label_metrics(["a", "b"], ["a", "b", "b"], ["a", "a", "b"]), "few")
     shown = capsys.readouterr().out
@@ -212,7 +163,7 @@ def test_metrics_say_on_which_rows_they_rest(classifier: Classifier, rows: Split
     seen = Split([row["text"] for row in found], [(row["label"],) for row in found])
     mixed = Split([*rows.texts[:12], *seen.texts], [*rows.labels[:12], *seen.labels])
     flattered, _ = evaluate(classifier, mixed, "mixed.csv")
-    looked = overlap(classifier.manifest, mixed.texts)
+    looked = find_leakage(classifier.manifest, mixed.texts)
     assert looked is not None
     assert 0 < len(looked.rows) <= 8
     assert f"rows of which {len(looked.rows)} were there" in flattered["rests_on"]

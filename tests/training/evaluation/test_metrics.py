@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service.classifier import Prediction
-from service.decisions import decide
-from service.model_package import Behaviour
-from training.evaluate import draw_metrics, headline, print_metrics, summary
-from training.metrics import (
+from service.inference.classifier import Prediction
+from service.inference.decisions import decide
+from service.package.manifest import InferenceConfig
+from training.evaluation.evaluate import headline, summary
+from training.evaluation.metrics import (
     all_metrics,
     calibration_metrics,
     coverage_table,
     validation_metrics,
 )
+from training.evaluation.output import print_metrics
 
-SEVERAL = Behaviour(
+SEVERAL = InferenceConfig(
     task="multi_label",
     labels=("a", "b", "c"),
     max_length=8,
     thresholds={"a": 0.5, "b": 0.5, "c": 0.5},
 )
-BINARY = Behaviour(
+BINARY = InferenceConfig(
     labels=("ham", "spam"), max_length=8, thresholds={"spam": 0.3}, abstain_threshold=0.6
 )
 TRUTH = [("a",), ("a", "b"), (), ("b",), ()]
 PROBS = [[0.9, 0.1, 0.1], [0.8, 0.4, 0.1], [0.2, 0.1, 0.1], [0.6, 0.7, 0.1], [0.1, 0.1, 0.1]]
 
 
-def answers(behaviour: Behaviour, probs: list[list[float]]) -> list[Prediction]:
+def answers(behaviour: InferenceConfig, probs: list[list[float]]) -> list[Prediction]:
     decisions = decide(np.asarray(probs, dtype=np.float32), behaviour)
     return [
         Prediction(d.label, d.score, d.probs, d.labels, d.abstained, 3, 1, False) for d in decisions
@@ -93,16 +93,13 @@ def test_the_coverage_table_takes_the_most_confident_first() -> None:
     assert by_coverage == {1.0: 0.75, 0.75: 1.0, 0.5: 1.0, 0.25: 1.0}
 
 
-def test_several_labels_are_shown_and_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_screen_shows_average_precision_and_thresholds_of_several_labels(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     metrics = all_metrics(SEVERAL, TRUTH, answers(SEVERAL, PROBS))
     print_metrics(metrics, "tiny")
     shown = capsys.readouterr().out
     assert "average" in shown and "threshold" in shown
-    picture = draw_metrics(metrics, tmp_path)
-    assert picture.name == "labels.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_calibration_is_weighted_by_rows_and_computed_by_hand() -> None:

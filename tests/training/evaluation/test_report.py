@@ -16,28 +16,29 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
-from service.classifier import Prediction
-from service.decisions import decide, sigmoid, softmax
-from service.model_package import HASHED_FILES, FileRecord, Manifest, Profile, Text
+from service.inference.classifier import Prediction
+from service.inference.decisions import decide, sigmoid, softmax
+from service.package.files import FileRecord
+from service.package.manifest import HASHED_FILES, Manifest, Profile, Text
 from tests.browsers import Browser, browsing
 from training.data.splits import Split
-from training.metrics import all_metrics
-from training.report import write_report
-from training.report.page import Html, element, escape, score, signed, span
-from training.report.rows import (
+from training.evaluation.metrics import all_metrics
+from training.evaluation.report.formats import breakable, score, signed, span
+from training.evaluation.report.report import write_report
+from training.evaluation.report.rows import (
     CURVE_POINTS,
     SLICE_VALUES,
     Measured,
     by_label_frequency,
     by_length,
     by_value,
+    confident_errors,
     confusions,
     least_certain,
     measure,
-    mistakes,
     precision_recall,
-    wilson,
 )
+from training.evaluation.significance import wilson
 
 VOID = {"meta", "wbr"}
 ATTACK = """<script>alert("1")</script>&'"""
@@ -67,7 +68,7 @@ SELECTION: dict[str, Any] = {
             "reasons": ["agrees with the checkpoint in 0.962 of the rows"],
             "macro_f1_difference": {"point": -0.025, "low": -0.047, "high": -0.004},
         },
-        {"name": "optimised", "verdict": "unavailable", "reasons": ["no attention was found"]},
+        {"name": "optimized", "verdict": "unavailable", "reasons": ["no attention was found"]},
     ],
 }
 CALIBRATION = {
@@ -256,7 +257,8 @@ def test_a_page_of_every_shape_is_well_formed_and_loads_nothing(name: str, tmp_p
     assert "url(" not in style and "@import" not in style
     assert not any(attribute.startswith("on") for _, attribute, _ in page.attributes)
     assert "nan" not in "".join(text for tag, text in page.texts if tag in ("td", "p"))
-    expected = {"headline", "labels", "slices", "calibration", "scores", "mistakes", "doubts"}
+    expected = {"headline", "labels", "slices", "calibration", "scores"}
+    expected |= {"confident-errors", "least-certain"}
     assert expected <= set(page.values("id"))
     assert ("errors" if case.manifest.task == "multi_label" else "confusions") in page.values("id")
 
@@ -287,13 +289,9 @@ def test_what_the_user_wrote_is_never_markup(tmp_path: Path) -> None:
     assert any(value.startswith(f"{ATTACK} answered other") for value in page.values("title"))
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("<b>", "&lt;b&gt;"), ('"', "&quot;"), ("\udc00", "?"), (Html("<b>"), "<b>"), (3, "3")],
-)
-def test_only_markup_is_left_as_it_is(value: object, expected: str) -> None:
-    assert escape(value) == expected
-    assert element("i", value, title=value) == f'<i title="{expected}">{expected}</i>'
+def test_a_label_may_break_after_what_joins_its_words_and_is_escaped() -> None:
+    assert breakable("card_lost/stolen") == "card_<wbr>lost/<wbr>stolen"
+    assert breakable('<b>_"x"') == "&lt;b&gt;_&#34;x&#34;"
 
 
 def test_numbers_have_one_format() -> None:
@@ -327,12 +325,12 @@ def test_the_headline_has_intervals(tmp_path: Path) -> None:
     assert low < metrics["positive"]["f1"] < high
 
 
-def test_mistakes_are_the_surest_first_and_doubts_the_least_certain() -> None:
+def test_errors_are_ranked_by_confidence_and_rows_by_certainty() -> None:
     labels = ("a", "b", "c")
     probs = np.asarray([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.34, 0.33, 0.33], [0.6, 0.4, 0]])
     truth = [("b",), ("b",), ("c",), ("b",)]
     found = Case(manifest(labels), ["0", "1", "2", "3"], truth, probs).measured()
-    assert mistakes(found) == [0, 3, 2]
+    assert confident_errors(found) == [0, 3, 2]
     assert least_certain(found) == [2, 3, 1, 0]
     assert [(pair.label, pair.answer, pair.rows) for pair in confusions(found.metrics)] == [
         ("b", "a", 2),
@@ -341,7 +339,7 @@ def test_mistakes_are_the_surest_first_and_doubts_the_least_certain() -> None:
     assert confusions(found.metrics)[0].share == pytest.approx(2 / 3)
 
 
-def test_of_several_labels_the_farthest_wrong_one_says_how_sure_a_mistake_was() -> None:
+def test_of_several_labels_the_farthest_wrong_one_is_the_confidence_of_an_error() -> None:
     thresholds = {"a": 0.5, "b": 0.2}
     probs = np.asarray([[0.9, 0.9], [0.4, 0.1], [0.9, 0.1], [0.1, 0.25]])
     truth = [("a",), ("a", "b"), ("a",), ()]
@@ -350,8 +348,8 @@ def test_of_several_labels_the_farthest_wrong_one_says_how_sure_a_mistake_was() 
     )
     found = case.measured()
     assert found.right.tolist() == [False, False, True, False]
-    assert found.sureness == pytest.approx([0.7, 0.1, 0, 0.05])
-    assert mistakes(found) == [0, 1, 3]
+    assert found.confidence == pytest.approx([0.7, 0.1, 0, 0.05])
+    assert confident_errors(found) == [0, 1, 3]
 
 
 def test_slices_are_of_all_rows() -> None:
@@ -430,7 +428,7 @@ def test_evidence_is_shown_with_its_reasons(tmp_path: Path) -> None:
         assert expected in shown
     costs = re.findall(r"CPU time of (\d+) tokens", content)
     assert costs == ["16", "64", "256"]
-    assert not {"candidates", "behaviour"} & set(
+    assert not {"candidates", "behavior"} & set(
         Page(one_row().write(tmp_path / "index.html")).values("id")
     )
 
@@ -446,9 +444,9 @@ def test_long_texts_are_clipped_and_can_be_opened(tmp_path: Path) -> None:
     assert content.count('<details class="long">') == 2 * 2
 
 
-def test_nothing_wrong_is_said_in_words(tmp_path: Path) -> None:
+def test_a_report_without_errors_says_so(tmp_path: Path) -> None:
     content = all_right().write(tmp_path / "index.html")
-    assert "Every row is answered with what it is labelled." in content
+    assert "Every row is answered with its label." in content
     assert "No label is taken for another." in content
 
 

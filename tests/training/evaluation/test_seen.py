@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.model_package import read_manifest
+from service.package.manifest import read_manifest
 from tests.conftest import example_rows, write_csv
-from tests.test_report import Case, binary, several
-from training.cli import main
-from training.config import DataArguments
+from tests.training.evaluation.test_report import Case, binary, several
 from training.data import near_duplicates, splits
 from training.data.dataset import load_data
 from training.data.near_duplicates import groups_of_splits
 from training.data.splits import Split
-from training.report import write_report
-from training.seen import SeenRows, equally_seen, nearly_seen, unseen_metrics, unseen_sentence
+from training.evaluation.report.report import write_report
+from training.evaluation.seen import (
+    SeenRows,
+    equally_seen,
+    nearly_seen,
+    unseen_metrics,
+    unseen_sentence,
+)
+from training.recipe.arguments import DataArguments
+from whetstone.main import main
 
 KNOWN = ["Ticket 11: where is the parcel that I ordered?", "short", "something else altogether"]
 
@@ -79,7 +85,7 @@ def found_for(case: Case, rows: tuple[int, ...]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", [binary(), several()], ids=["one", "several"])
-def test_the_score_without_them_is_that_of_the_other_rows(case: Case) -> None:
+def test_the_score_without_seen_rows_is_that_of_the_other_rows(case: Case) -> None:
     answers = case.answers()
     right = [
         set(truth) == set(answer.answer) for truth, answer in zip(case.truth, answers, strict=True)
@@ -103,7 +109,7 @@ def test_the_score_without_them_is_that_of_the_other_rows(case: Case) -> None:
     )
 
 
-def test_nothing_seen_and_everything_seen() -> None:
+def test_no_row_or_every_row_may_be_seen() -> None:
     case = binary()
     found = found_for(case, ())
     assert found["with"] == found["without"]

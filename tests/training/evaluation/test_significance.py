@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from training import significance
-from training.significance import (
+from training.evaluation import significance
+from training.evaluation.significance import (
     RESAMPLES,
     Difference,
     Metric,
@@ -160,9 +160,7 @@ def test_resamples_of_many_rows_fit_a_memory(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "micro_f1"])
 @pytest.mark.parametrize("right", [True, False])
-def test_an_interval_of_rows_that_are_all_alike_is_none_of_a_point(
-    metric: Metric, right: bool
-) -> None:
+def test_an_interval_of_equal_rows_is_wider_than_a_point(metric: Metric, right: bool) -> None:
     """30 right of 30, or none: a bootstrap would say 1 to 1."""
     truth = one_hot(np.arange(30) % 3, 3)
     answered = truth if right else one_hot((np.arange(30) + 1) % 3, 3)

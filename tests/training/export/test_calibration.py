@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from tokenizers import Encoding
 
-from service.classifier import Prediction
-from service.decisions import text_probabilities
+from service.inference.classifier import Prediction
+from service.inference.decisions import text_probabilities
 from service.inference.tokenizing import EncodedText
-from service.model_package import Manifest
-from training import calibrate as calibrate_module
-from training.calibrate import finish, out_of_fold, with_calibration
-from training.config import ExportArguments
-from training.errors import ExportError
-from training.platt import fit_platt, scores_of
-from training.thresholds import choose_threshold, with_abstention, with_choices
+from service.package.manifest import Manifest
+from training.common.errors import ExportError
+from training.export import finish as calibrate_module
+from training.export.calibration import with_calibration
+from training.export.finish import finish, out_of_fold
+from training.export.platt import fit_platt, scores_of
+from training.export.thresholds import choose_threshold, with_abstention, with_thresholds
+from training.recipe.arguments import ExportArguments
 
 # Few different scores, so that many rows tie.
 ROWS = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40)
@@ -160,7 +161,7 @@ def test_labels_with_few_rows_share_a_threshold() -> None:
         Prediction("many", 0.7, row, (), None, tokens=3, windows=1, truncated=False)
         for row in probs
     ]
-    chosen = with_choices(draft, ExportArguments(), truth, given_answers).thresholds
+    chosen = with_thresholds(draft, ExportArguments(), truth, given_answers).thresholds
     truths = np.asarray([["many" in x, "few" in x, False] for x in truth])
     shared, _ = choose_threshold(truths.ravel(), probs.ravel(), None)
     assert chosen["few"] == chosen["none"] == shared
@@ -229,7 +230,7 @@ def test_the_temperature_is_found_and_the_error_falls() -> None:
     assert (answers_before == answers_after).all()
 
 
-def test_what_is_calibrated_is_left_alone() -> None:
+def test_calibrated_probabilities_are_left_alone() -> None:
     """A temperature fitted to noise does not help rows that it was not fitted on."""
     left = 0
     for seed in range(10):

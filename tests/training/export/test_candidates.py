@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.classifier import Classifier
-from service.model_package import Manifest, verify_package
+from service.inference.classifier import Classifier
+from service.package.manifest import Manifest
+from service.package.package import verify_package
 from tests.conftest import example_rows, write_csv
-from training import candidates as candidates_module
-from training.candidates import print_selection
-from training.config import load_recipe
-from training.costs import batch_within_memory
-from training.errors import DataError, ExportError, RecipeError
-from training.export import export
-from training.train import TrainedRun, train
+from training.common.errors import DataError, ExportError, RecipeError
+from training.evaluation.latency import BatchSensitivity, batch_within_memory
+from training.export import candidates, variants
+from training.export.output import print_selection
+from training.export.package import export
+from training.export.variants import FALLBACKS, VARIANTS, GraphVariant
+from training.finetuning.record import TrainedRun
+from training.finetuning.train import train
+from training.recipe.load import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_int8_ships_where_the_gates_let_it(run: TrainedRun) -> None:
     found = by_name(manifest)
     assert manifest.selection["chosen"] == "int8"
     assert manifest.precision == "int8"
-    assert set(found) == {"fp32", "int8", "optimised"}
+    assert set(found) == {"fp32", "int8"}
     assert found["int8"]["verdict"] == "passed"
     assert found["int8"]["bytes"] < found["fp32"]["bytes"]
     assert found["int8"]["label_agreement"] >= 0.98
@@ -96,7 +99,7 @@ def test_int8_ships_where_the_gates_let_it(run: TrainedRun) -> None:
     assert all(cost > 0 for row in found.values() for cost in row["cpu_ms_per_text"].values())
 
 
-def test_what_was_measured_is_what_ships(run: TrainedRun) -> None:
+def test_the_measured_candidate_is_the_one_that_ships(run: TrainedRun) -> None:
     manifest = exported(run)
     classifier = Classifier.load(run.folder / "package")
     rows = run.data.validation
@@ -119,9 +122,9 @@ def test_int8_of_planted_outliers_is_refused_and_fp32_ships(run: TrainedRun) -> 
     assert found["fp32"]["verdict"] == "passed"
 
 
-def test_a_repair_that_passes_ships(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_that_passes_ships(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """With embeddings too coarse for int8 only those stay in fp32."""
-    plain = candidates_module.quantise
+    plain = variants.quantize
 
     def spoilt(source: Path, target: Path, *, embeddings: bool = True, **options: bool) -> int:
         import onnx
@@ -137,7 +140,7 @@ def test_a_repair_that_passes_ships(run: TrainedRun, monkeypatch: pytest.MonkeyP
             onnx.save(graph, target)
         return count
 
-    monkeypatch.setattr(candidates_module, "quantise", spoilt)
+    monkeypatch.setattr(variants, "quantize", spoilt)
     manifest = exported(run)
     assert by_name(manifest)["int8"]["verdict"] == "refused"
     assert manifest.selection["chosen"] == "int8, embeddings in fp32"
@@ -165,37 +168,43 @@ def test_few_validation_rows_decide_nothing(tiny_package: Path) -> None:
     assert "int8 is inconclusive" in manifest.selection["reason"]
 
 
-def test_bounds_of_the_recipe_count(run: TrainedRun) -> None:
+def test_bounds_of_the_recipe_decide(run: TrainedRun) -> None:
     manifest = exported(run, gates='{"max_drift": 0}')
     assert manifest.precision == "fp32"
     assert manifest.selection["gates"]["max_drift"] == 0
     assert "more than 0" in by_name(manifest)["int8"]["reasons"][0]
 
 
-def test_an_answer_that_depends_on_its_neighbours_is_refused(
+def test_an_answer_that_depends_on_its_batch_is_refused(
     run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def effect(_classifier: Classifier, manifest: Manifest, _texts: object) -> tuple[float, int]:
-        return (0.33, 2) if manifest.precision == "int8" else (0.0, 0)
+    def effect(_classifier: Classifier, manifest: Manifest, _texts: object) -> BatchSensitivity:
+        return BatchSensitivity(0.33, 2) if manifest.precision == "int8" else BatchSensitivity(0, 0)
 
-    monkeypatch.setattr(candidates_module, "neighbour_effect", effect)
+    monkeypatch.setattr(candidates, "batch_sensitivity", effect)
     manifest = exported(run)
     assert manifest.precision == "fp32"
     assert "2 answers do" in by_name(manifest)["int8"]["reasons"][0]
 
 
+def unreadable(variant: GraphVariant) -> GraphVariant:
+    """A variant whose graph ONNX Runtime cannot read."""
+
+    def make(_source: Path, target: Path) -> None:
+        target.write_bytes(b"no graph")
+
+    return dataclasses.replace(variant, make=make)
+
+
 def test_a_graph_that_cannot_be_run_is_not_available_and_another_ships(
     run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(_source: Path, target: Path) -> None:
-        target.write_bytes(b"no graph")
-
-    broken = dataclasses.replace(candidates_module.OPTIMISED, make=unreadable)
-    monkeypatch.setattr(candidates_module, "OPTIMISED", broken)
-    manifest = exported(run)
-    assert manifest.selection["chosen"] == "int8"
-    assert by_name(manifest)["optimised"]["verdict"] == "unavailable"
-    assert "ONNX Runtime does not run it" in by_name(manifest)["optimised"]["reasons"][0]
+    monkeypatch.setitem(VARIANTS, "fp16", unreadable(VARIANTS["fp16"]))
+    manifest = exported(run, target_device="gpu")
+    assert manifest.selection["chosen"] == "fp32"
+    assert by_name(manifest)["fp16"]["verdict"] == "unavailable"
+    assert "ONNX Runtime does not run it" in by_name(manifest)["fp16"]["reasons"][0]
+    assert "fp16 is not available" in manifest.selection["reason"]
 
 
 def test_a_gpu_package_is_half_precision(run: TrainedRun) -> None:
@@ -205,14 +214,13 @@ def test_a_gpu_package_is_half_precision(run: TrainedRun) -> None:
     assert by_name(manifest)["fp16"]["bytes"] < 0.7 * by_name(manifest)["fp32"]["bytes"]
 
 
-def test_fused_operators_ship_where_they_are_asked_for(run: TrainedRun) -> None:
-    """Not where they happen to be measured as cheaper, or a recipe gave now this, now that."""
-    manifest = exported(run, gates='{"max_drift": 0}')
-    assert manifest.selection["chosen"] == "fp32"
-    assert by_name(manifest)["optimised"]["cpu_ms_per_text"]
-    manifest = exported(run, precision="optimised")
-    assert manifest.selection["chosen"] == "optimised"
+@pytest.mark.parametrize("precision", ["optimized", "optimised"])
+def test_fused_operators_ship_where_they_are_asked_for(run: TrainedRun, precision: str) -> None:
+    manifest = exported(run, precision=precision)
+    assert set(by_name(manifest)) == {"fp32", "optimized"}
+    assert manifest.selection["chosen"] == "optimized"
     assert not manifest.selection["forced"]
+    assert by_name(manifest)["optimized"]["cpu_ms_per_text"]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +228,7 @@ def test_fused_operators_ship_where_they_are_asked_for(run: TrainedRun) -> None:
     [
         ("precision: fp16", "precision fp16 is for the GPU"),
         ("target_device: gpu\nprecision: int8", "precision int8 is for the CPU"),
+        ("target_device: gpu\nprecision: optimised", "precision optimised is for the CPU"),
         ("gates: {max_drfit: 0.1}", "did you mean 'max_drift'"),
         ("gates: {max_drift: 2}", "lies between 0 and 1"),
         ("gates: strict", "give a mapping"),
@@ -229,7 +238,9 @@ def test_fused_operators_ship_where_they_are_asked_for(run: TrainedRun) -> None:
         ("gates: {max_half_width: 0}", "no number of rows reaches"),
     ],
 )
-def test_impossible_wishes_are_one_sentence(tmp_path: Path, keys: str, reason: str) -> None:
+def test_impossible_keys_are_refused_in_one_sentence(
+    tmp_path: Path, keys: str, reason: str
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"name: x\ntrain_file: x.csv\n{keys}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=reason):
@@ -262,20 +273,15 @@ def test_golden_texts_that_cannot_be_used_are_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_int8_that_cannot_be_had_is_repaired_too(
+def test_a_fallback_is_tried_where_int8_cannot_be_made(
     run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(_source: Path, target: Path) -> None:
-        target.write_bytes(b"no graph")
-
-    broken = dataclasses.replace(candidates_module.INT8, make=unreadable)
-    monkeypatch.setattr(candidates_module, "INT8", broken)
-    monkeypatch.setitem(candidates_module.KINDS, "int8", broken)
+    monkeypatch.setitem(VARIANTS, "int8", unreadable(VARIANTS["int8"]))
     for precision in ("auto", "int8"):
         manifest = exported(run, precision=precision)
         assert manifest.selection["chosen"] == "int8, embeddings in fp32"
         assert manifest.selection["forced"] is False
-    monkeypatch.setattr(candidates_module, "REPAIRS", ())
+    monkeypatch.setitem(FALLBACKS, "int8", ())
     with pytest.raises(ExportError, match="precision int8 cannot be had: ONNX Runtime does not"):
         exported(run, precision="int8")
 
@@ -283,7 +289,7 @@ def test_an_int8_that_cannot_be_had_is_repaired_too(
 def test_a_tie_of_fp32_is_no_reason_to_refuse_it(
     run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates_module, "neighbour_effect", lambda *_: (1e-7, 1))
+    monkeypatch.setattr(candidates, "batch_sensitivity", lambda *_: BatchSensitivity(1e-7, 1))
     manifest = exported(run)
     assert by_name(manifest)["fp32"]["verdict"] == "passed"
     assert by_name(manifest)["int8"]["verdict"] == "refused"
@@ -294,7 +300,7 @@ def test_batches_of_long_texts_stay_within_memory() -> None:
     assert batch_within_memory(2, 512) == 2
 
 
-def test_the_table_is_on_the_screen(
+def test_the_screen_shows_what_ships(
     run: TrainedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.gates import simulate
-from service.model_package import Behaviour, Task
-from training.gates import Answers, Gates, Verdict, judge, parse_gates, probability_drift
+from service.package.manifest import InferenceConfig, Task
+from training.export.gates import Answers, Verdict, judge, probability_drift
+from training.recipe.bounds import Gates, parse_gates
 
 LABELS = ("a", "b", "c", "d")
-BEHAVIOUR = Behaviour(labels=LABELS, max_length=8)
+BEHAVIOUR = InferenceConfig(labels=LABELS, max_length=8)
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:

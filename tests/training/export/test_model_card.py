@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from service.model_package import read_manifest
-from training.card import model_card
+from service.package.manifest import read_manifest
+from training.export.model_card import model_card
 
 
 def test_the_hub_reads_the_card(tiny_package: Path) -> None:

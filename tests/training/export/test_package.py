@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.classifier import Classifier
-from service.model_package import verify_package
-from training import export as export_module
-from training.config import load_recipe
-from training.errors import ExportError
-from training.export import export, undecided
-from training.parity import ODD_TEXTS, PARITY_TEXTS, parity_texts
-from training.train import TrainedRun, open_run
+from service.inference.classifier import Classifier
+from service.package.package import verify_package
+from training.common.errors import ExportError
+from training.data.splits import Split
+from training.evaluation.evaluate import evaluate_validation
+from training.export import package as export_module
+from training.export.draft import profile_of
+from training.export.package import export, undecided
+from training.export.parity import ODD_TEXTS, PARITY_TEXTS, parity_texts
+from training.finetuning.record import TrainedRun, open_run
+from training.recipe.load import load_recipe
 
 
 @pytest.fixture
@@ -45,6 +49,27 @@ def test_the_tokenizer_states_its_truncation_and_padding(tiny_package: Path) -> 
     tokenizer = json.loads((tiny_package / "tokenizer.json").read_text("utf-8"))
     assert tokenizer["truncation"]["max_length"] == 32
     assert tokenizer["padding"]["pad_token"] == "[PAD]"  # noqa: S105
+
+
+def test_the_profile_has_the_shares_of_the_training_rows(
+    run: TrainedRun, tiny_package: Path
+) -> None:
+    """Two rows, counted by hand: one is cut off, the other has an unknown token."""
+    classifier = Classifier.load(tiny_package)
+    unknown = classifier.encoder.pieces.unknown_id
+    texts = ["word " * 10_000, "\u2603"]
+    cut, odd = classifier.encode(texts)
+    assert (cut.truncated, odd.truncated) == (True, False)
+    tokens = [token for window in odd.windows for token in window.ids]
+    assert tokens.count(unknown) == 1
+    data = replace(run.data, train=Split(texts, run.data.train.labels[:2]))
+    _, answers = evaluate_validation(classifier, run.recipe.export, run.data.validation)
+    profile = profile_of(replace(run, data=data), classifier, answers)
+    assert profile.truncated_share == 0.5
+    assert profile.unknown_share == pytest.approx(0.5 / len(tokens), abs=1e-6)
+    assert profile.continued_share is not None
+    # This package never abstains.
+    assert profile.abstained_share is None
 
 
 def test_the_package_answers_as_torch_does(run: TrainedRun, tiny_package: Path) -> None:
@@ -129,7 +154,7 @@ def _refused(run: TrainedRun, reason: str) -> None:
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
-def test_parity_texts_of_a_very_long_one_fit_a_memory() -> None:
+def test_parity_texts_of_a_very_long_text_fit_the_memory() -> None:
     text = "a b " * 50_000
     tracemalloc.start()
     chosen = parity_texts([text, "short"], max_length=128)

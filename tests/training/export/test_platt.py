@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from training.platt import LOWEST_SLOPE, fit_platt, scores_of
+from training.export.platt import LOWEST_SLOPE, fit_platt, scores_of
 
 Aggregation = Literal["mean", "max"] | None
 
@@ -77,7 +77,7 @@ def test_the_answer_does_not_depend_on_where_the_search_begins() -> None:
     assert far[1] - 60 * far[0] == pytest.approx(found[1], abs=1e-2)
 
 
-def test_labels_that_separate_do_not_run_away_and_others_are_not_turned_around() -> None:
+def test_coefficients_of_separable_labels_stay_finite_and_slopes_positive() -> None:
     logits = np.linspace(-4, 4, 100, dtype=np.float32)[:, None].repeat(3, axis=1)
     truth = np.stack([logits[:, 0] > 0, logits[:, 0] < 0, np.arange(100) % 2 == 0], axis=1)
     found = fit_platt(scores_of(logits, np.ones(100, dtype=int), None), truth)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks.promises import Labelled, simulate
-from service.classifier import Prediction
-from service.model_package import Manifest
-from training.config import ExportArguments
-from training.data.dataset import LabelledData
+from service.inference.classifier import Prediction
+from service.package.manifest import Manifest
+from training.data.dataset import LabeledData
 from training.data.splits import Split
-from training.promises import broken_promises, most_promised, rows_for, warn_of_promises
-from training.thresholds import choose_threshold, warn_of_few_rows, with_choices
+from training.export.promises import broken_promises, most_promised, rows_for, warn_of_promises
+from training.export.thresholds import choose_threshold, warn_of_few_rows, with_thresholds
+from training.recipe.arguments import ExportArguments
 
 
-def test_rows_that_prove_a_precision() -> None:
+def test_the_rows_that_prove_a_precision_are_counted() -> None:
     assert (rows_for(0.9), rows_for(0.95)) == (22, 45)
     assert most_promised(22) > 0.9 > most_promised(21)
     assert most_promised(0) == 0
@@ -70,7 +70,7 @@ def test_labels_without_rows_enough_are_named(caplog: pytest.LogCaptureFixture) 
         task="multi_label", labels=names, thresholds=dict.fromkeys(names, 0.5), max_length=8
     )
     arguments = ExportArguments(threshold_precision=0.9)
-    chosen = with_choices(draft, arguments, truth, answered(probs))
+    chosen = with_thresholds(draft, arguments, truth, answered(probs))
     assert set(chosen.thresholds.values()) == {0.5}
     said = broken_promises(chosen)
     assert said == [
@@ -82,17 +82,17 @@ def test_labels_without_rows_enough_are_named(caplog: pytest.LogCaptureFixture) 
     warn_of_promises(chosen)
     assert said[0] in caplog.text
     assert said[1] in caplog.text
-    assert broken_promises(with_choices(draft, ExportArguments(), truth, answered(probs))) == []
+    assert broken_promises(with_thresholds(draft, ExportArguments(), truth, answered(probs))) == []
     # Packages that are older say nothing of it.
     assert broken_promises(draft) == []
 
 
-def test_a_precision_beyond_the_rows_is_said_before_the_training(
+def test_a_precision_that_the_rows_cannot_prove_is_warned_of_before_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     rows = [("a",)] * 12 + [("b",)] * 30
     split = Split(["text"] * 42, rows)
-    data = LabelledData(split, split, None, ["a", "b"], "single_label", has_pairs=False, dropped=0)
+    data = LabeledData(split, split, None, ["a", "b"], "single_label", has_pairs=False, dropped=0)
     warn_of_few_rows(ExportArguments(positive_label="b", threshold_precision=0.9), data)
     warn_of_few_rows(ExportArguments(abstain_precision=0.9), data)
     warn_of_few_rows(ExportArguments(), data)

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.classifier import Classifier
-from training.quantise import FULL_RANGE, REDUCED_RANGE, quantise
+from service.inference.classifier import Classifier
+from training.export.quantize import FULL_RANGE, REDUCED_RANGE, quantize
 
 FEATURES, OUTPUTS, WORDS = 24, 10, 30
 
@@ -60,7 +60,7 @@ def run(path: Path, ids: np.ndarray) -> np.ndarray:
 def test_every_row_and_column_keeps_its_own_precision(tmp_path: Path, opset: int) -> None:
     path, table, matrix = small_graph(tmp_path, opset)
     target = tmp_path / "int8.onnx"
-    assert quantise(path, target) == 2
+    assert quantize(path, target) == 2
     ids = np.arange(WORDS)[None]
     expected, got = table[ids] @ matrix, run(target, ids)
     # Relative to the largest products of that row and column.
@@ -75,15 +75,15 @@ def test_weights_use_the_range_that_they_may(
     """What a processor without VNNI does with the full range is for the gates to see."""
     path, _, _ = small_graph(tmp_path)
     target = tmp_path / "int8.onnx"
-    quantise(path, target, full_range=full_range)
+    quantize(path, target, full_range=full_range)
     weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(target).graph.initializer}
     assert np.abs(weights["matrix_columns_int8"].astype(int)).max(axis=0).tolist() == [largest] * 10
 
 
-def test_a_row_is_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:
+def test_a_row_does_not_depend_on_the_other_rows_of_its_batch(tmp_path: Path) -> None:
     path, _, _ = small_graph(tmp_path)
     target = tmp_path / "int8.onnx"
-    quantise(path, target)
+    quantize(path, target)
     ids = np.arange(WORDS).reshape(5, 6)
     together = run(target, ids)
     for row in range(5):
@@ -97,7 +97,7 @@ def test_a_row_of_zeros_stays_zeros(tmp_path: Path) -> None:
     table[3] = 0
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
     onnx.save(model, path)
-    quantise(path, tmp_path / "int8.onnx")
+    quantize(path, tmp_path / "int8.onnx")
     assert run(tmp_path / "int8.onnx", np.asarray([[3]])).tolist() == [[[0.0] * OUTPUTS]]
 
 
@@ -106,13 +106,13 @@ def test_a_head_without_a_bias_stays_and_so_does_what_a_caller_may_give(tmp_path
     model = onnx.load(path)
     model.graph.node[1].name = "/head/dense/MatMul"
     onnx.save(model, path)
-    assert quantise(path, tmp_path / "head.onnx") == 1
+    assert quantize(path, tmp_path / "head.onnx") == 1
     model.graph.node[1].name = "/layer/MatMul"
     model.graph.input.append(
         helper.make_tensor_value_info("matrix", TensorProto.FLOAT, [FEATURES, OUTPUTS])
     )
     onnx.save(model, path)
-    assert quantise(path, tmp_path / "given.onnx") == 1
+    assert quantize(path, tmp_path / "given.onnx") == 1
     assert run(tmp_path / "given.onnx", np.asarray([[1, 2]])).shape == (1, 2, OUTPUTS)
 
 
@@ -142,7 +142,7 @@ def test_weights_that_only_an_inner_graph_reads_stay(tmp_path: Path) -> None:
     )
     graph.output.append(helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None))
     onnx.save(model, path)
-    quantise(path, tmp_path / "int8.onnx")
+    quantize(path, tmp_path / "int8.onnx")
     session = onnxruntime.InferenceSession(
         str(tmp_path / "int8.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -154,16 +154,17 @@ def test_embeddings_stay_when_told_and_the_head_always_does(tmp_path: Path) -> N
     path, _, _ = small_graph(tmp_path)
     for embeddings, kept in ((True, {"head"}), (False, {"head", "table"})):
         target = tmp_path / "int8.onnx"
-        assert quantise(path, target, embeddings=embeddings) == 1 + embeddings
+        assert quantize(path, target, embeddings=embeddings) == 1 + embeddings
         found = {w.name for w in onnx.load(target).graph.initializer if len(w.dims) == 2}
         assert found & {"head", "table", "matrix"} == kept
 
 
 def test_a_package_in_int8_answers_alone_as_in_any_batch(tiny_package: Path, package: Path) -> None:
-    from service.model_package import read_manifest, seal_package
+    from service.package.manifest import read_manifest
+    from service.package.package import seal_package
 
     plain = Classifier.load(tiny_package)
-    quantise(tiny_package / "model.onnx", package / "model.onnx")
+    quantize(tiny_package / "model.onnx", package / "model.onnx")
     seal_package(package, read_manifest(package))
     classifier = Classifier.load(package)
     texts = ["where is it", "thank you " * 9, "x", "I want my money back " * 12, "🙂"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from training import base_models
-from training.base_models import EMBEDDED_SHA256, embedded_folder, resolve_base_model
-from training.config import DEFAULT_BASE_MODEL, ModelArguments
-from training.errors import BaseModelError
+from training.common.errors import BaseModelError
+from training.finetuning import base_models
+from training.finetuning.base_models import EMBEDDED_SHA256, embedded_folder, resolve_base_model
+from training.recipe.arguments import DEFAULT_BASE_MODEL, ModelArguments
 
 
 def test_the_default_is_the_embedded_copy() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.choosing import Evaluation, choose_step
+from training.finetuning.checkpoint_choice import Evaluation, choose_step
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,6 @@ def test_the_last_is_kept_unless_an_earlier_one_is_surely_better(
     assert choose_step(found, rows, greater=True) == step
 
 
-def test_of_losses_the_least_is_kept() -> None:
+def test_the_checkpoint_with_the_lowest_loss_is_kept() -> None:
     found = [Evaluation(1, 2.0), Evaluation(2, 1.5), Evaluation(3, 1.6)]
     assert choose_step(found, 10, greater=False, bounded=False) == 2

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 from tests.conftest import example_rows, write_csv
-from training.config import load_recipe
-from training.errors import BaseModelError
-from training.export import export
-from training.train import train
+from training.common.errors import BaseModelError
+from training.export.package import export
+from training.finetuning.train import train
+from training.recipe.load import load_recipe
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -259,7 +259,7 @@ def make_base(
     return folder
 
 
-def test_what_the_tokenizer_gives_and_the_model_does_not_take_is_left_out(
+def test_tokenizer_outputs_that_the_model_does_not_take_are_left_out(
     tiny_base: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     base = make_base(tiny_base, tmp_path / "base", distilbert)
@@ -288,8 +288,8 @@ def test_every_familys_head_is_fresh_and_seeded(
 ) -> None:
     import torch
 
-    from training.base_models import resolve_base_model
-    from training.config import ModelArguments
+    from training.finetuning.base_models import resolve_base_model
+    from training.recipe.arguments import ModelArguments
 
     folder = make_base(tiny_base, tmp_path / "base", family)
     base = resolve_base_model(ModelArguments(model_name_or_path=str(folder)))

@@ -12,25 +12,29 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 from tests.conftest import example_rows
-from training.base_models import resolve_base_model
-from training.config import ModelArguments, load_recipe
-from training.data.encoding import Reading, encode_split, make_targets
+from training.data.encoding import TextEncoding, encode_split, make_targets
 from training.data.splits import Split
-from training.export import export
-from training.head_start import (
+from training.export.package import export
+from training.finetuning.base_models import resolve_base_model
+from training.finetuning.frozen_encoder import FrozenEncoder, linear_head
+from training.finetuning.head_start import (
+    EncodedRows,
     HeadStart,
-    _best_strength,
-    _draw,
-    _fit,
-    _folds,
     fit_head_start,
     label_rows,
-    linear_head,
 )
-from training.losses import weighted_loss
-from training.train import train
+from training.finetuning.logistic_regression import (
+    choose_strength,
+    draw_rows,
+    fit_regression,
+    make_folds,
+)
+from training.finetuning.losses import weighted_loss
+from training.finetuning.train import train
+from training.recipe.arguments import ModelArguments
+from training.recipe.load import load_recipe
 
 LABELS = ["delivery", "praise", "returns"]
 ROWS = example_rows("train")
@@ -46,16 +50,18 @@ def base_at(folder: Path, pooling: str) -> Any:
 def start_of(
     base: Any,
     split: Split,
-    reading: Reading,
+    text_encoding: TextEncoding,
     task: Any = "single_label",
     weights: Any = None,
-    named: Any = None,
+    names: Any = None,
 ) -> tuple[PreTrainedModel, HeadStart]:
     tokenizer = base.tokenizer()
     model = base.classifier(LABELS, task, 0)
-    encoded = encode_split(split, tokenizer, LABELS, task, reading)
-    targets = make_targets(split, LABELS, task)
-    start = fit_head_start(model, tokenizer, split, encoded, targets, task, weights, 0, named=named)
+    encoder = FrozenEncoder.of(model, tokenizer)
+    assert encoder is not None
+    encoded = encode_split(split, tokenizer, LABELS, task, text_encoding)
+    rows = EncodedRows(split, encoded, make_targets(split, LABELS, task))
+    start = fit_head_start(encoder, rows, task, weights, 0, names=names)
     assert start is not None
     return model, start
 
@@ -74,7 +80,7 @@ def test_the_model_knows_its_training_rows_before_the_first_step(
 ) -> None:
     base, rows = base_at(telling_base, "mean"), FEW
     fresh = logits_of(base.classifier(LABELS, "single_label", 0), base, rows.texts)
-    model, start = start_of(base, rows, Reading(32))
+    model, start = start_of(base, rows, TextEncoding(32))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = logits_of(start.applied_to(model), base, rows.texts)
     truth = torch.from_numpy(make_targets(rows, LABELS, "single_label"))
@@ -89,10 +95,12 @@ def test_an_encoder_that_says_nothing_leaves_the_head_as_it_is(tiny_base: Path) 
     """Its texts' vectors hardly differ: weights that told them apart would be thrown about."""
     base = base_at(tiny_base, "model")
     tokenizer, model = base.tokenizer(), base.classifier(LABELS, "single_label", 0)
-    encoded = encode_split(FEW, tokenizer, LABELS, "single_label", Reading(32))
+    encoded = encode_split(FEW, tokenizer, LABELS, "single_label", TextEncoding(32))
     targets = make_targets(FEW, LABELS, "single_label")
-    given = (model, tokenizer, FEW, encoded, targets, "single_label", None, 0)
-    assert fit_head_start(*given) is None  # type: ignore[arg-type]
+    encoder = FrozenEncoder.of(model, tokenizer)
+    assert encoder is not None
+    rows = EncodedRows(FEW, encoded, targets)
+    assert fit_head_start(encoder, rows, "single_label", None, 0) is None
 
 
 def test_names_of_labels_are_texts_where_rows_are_few() -> None:
@@ -112,8 +120,11 @@ def test_a_name_moves_the_start_towards_its_label(telling_base: Path) -> None:
     names = label_rows(rows, LABELS)
     assert names is not None
     found = []
-    for named in (None, encode_split(names, base.tokenizer(), LABELS, "single_label", Reading(32))):
-        model, start = start_of(base, rows, Reading(32), named=named)
+    for named in (
+        None,
+        encode_split(names, base.tokenizer(), LABELS, "single_label", TextEncoding(32)),
+    ):
+        model, start = start_of(base, rows, TextEncoding(32), names=named)
         probs = logits_of(start.applied_to(model), base, names.texts).softmax(1)
         found.append(float(probs.diagonal().mean()))
     assert found[1] > found[0] + 0.05
@@ -125,7 +136,7 @@ def test_the_fit_is_that_of_scikit_learn() -> None:
     truth = (table[:, :3] + 0.3 * random.normal(size=(120, 3))).argmax(1)
     weights = [1.0, 3.0, 0.5]
     loss = weighted_loss(weights, "single_label", 0.0)
-    weight, bias = _fit(torch.from_numpy(table), torch.from_numpy(truth), 3, loss, 10.0)
+    weight, bias = fit_regression(torch.from_numpy(table), torch.from_numpy(truth), 3, loss, 10.0)
     theirs = LogisticRegression(C=10.0, tol=1e-8, max_iter=5000)
     theirs.fit(table, truth, np.asarray(weights)[truth])
     assert np.allclose(weight.numpy(), theirs.coef_, atol=0.02)
@@ -142,7 +153,7 @@ def test_several_labels_a_row_and_one_without_any_row(telling_base: Path) -> Non
     kept = [tuple(dict.fromkeys(name for name in row if name != "returns")) for row in labels]
     split = Split(FEW.texts, kept)
     base = base_at(telling_base, "mean")
-    model, start = start_of(base, split, Reading(32), "multi_label", [1.0, 1.0, 1.0])
+    model, start = start_of(base, split, TextEncoding(32), "multi_label", [1.0, 1.0, 1.0])
     probs = torch.sigmoid(logits_of(start.applied_to(model), base, FEW.texts)).numpy()
     truth = make_targets(split, LABELS, "multi_label").astype(bool)
     assert probs[truth[:, 0], 0].mean() > probs[~truth[:, 0], 0].mean() + 0.1
@@ -151,19 +162,19 @@ def test_several_labels_a_row_and_one_without_any_row(telling_base: Path) -> Non
 
 def test_class_weights_shift_the_answers(telling_base: Path) -> None:
     base = base_at(telling_base, "mean")
-    model, start = start_of(base, SPLIT, Reading(32), weights=[20.0, 1.0, 1.0])
+    model, start = start_of(base, SPLIT, TextEncoding(32), weights=[20.0, 1.0, 1.0])
     often = (logits_of(start.applied_to(model), base, SPLIT.texts).argmax(1) == 0).sum()
-    model, start = start_of(base, SPLIT, Reading(32))
+    model, start = start_of(base, SPLIT, TextEncoding(32))
     assert often > (logits_of(start.applied_to(model), base, SPLIT.texts).argmax(1) == 0).sum()
 
 
 def test_a_text_in_windows_is_read_whole(telling_base: Path) -> None:
     long = Split([" ".join([text] * 5) for text in SPLIT.texts[:40]], SPLIT.labels[:40])
     base = base_at(telling_base, "mean")
-    windows = Reading(16, 4, "mean")
+    windows = TextEncoding(16, 4, "mean")
     assert max(encode_split(long, base.tokenizer(), LABELS, "single_label", windows).windows) > 2
     _, whole = start_of(base, long, windows)
-    _, beginning = start_of(base, long, Reading(16))
+    _, beginning = start_of(base, long, TextEncoding(16))
     assert whole.weight.shape == (3, 32)
     assert not np.allclose(whole.weight, beginning.weight)
 
@@ -179,7 +190,7 @@ def test_a_head_with_a_hidden_layer_stays_as_it_is(tiny_base: Path) -> None:
         assert linear_head(model) is model.classifier
 
 
-def test_it_is_written_and_read_whole(tmp_path: Path) -> None:
+def test_a_head_start_is_written_and_read_whole(tmp_path: Path) -> None:
     start = HeadStart(np.ones((2, 3), dtype=np.float32), np.zeros(2, dtype=np.float32))
     start.save(tmp_path / "tokens" / "start.safetensors")
     found = HeadStart.load(tmp_path / "tokens" / "start.safetensors")
@@ -189,18 +200,18 @@ def test_it_is_written_and_read_whole(tmp_path: Path) -> None:
 
 def test_of_many_rows_every_label_is_drawn_in_proportion() -> None:
     targets = np.asarray([0] * 900 + [1] * 99 + [2])
-    chosen = _draw(targets, 100, 0)
+    chosen = draw_rows(targets, 100, 0)
     counts = np.bincount(targets[chosen])
     assert len(chosen) == 100 and 85 <= counts[0] <= 92 and counts[2] == 1
-    assert np.array_equal(chosen, _draw(targets, 100, 0))
-    assert np.array_equal(_draw(targets, 1000, 0), np.arange(1000))
-    assert len(_draw(np.eye(3)[targets], 100, 0)) == 100
+    assert np.array_equal(chosen, draw_rows(targets, 100, 0))
+    assert np.array_equal(draw_rows(targets, 1000, 0), np.arange(1000))
+    assert len(draw_rows(np.eye(3)[targets], 100, 0)) == 100
 
 
 def test_equal_texts_are_in_one_fold_and_labels_in_all() -> None:
     texts = [str(number // 2) for number in range(60)]
     targets = np.asarray([number // 2 % 3 for number in range(60)])
-    folds = _folds(texts, targets, 0)
+    folds = make_folds(texts, targets, 0)
     assert np.array_equal(folds[::2], folds[1::2])
     for fold in range(3):
         assert set(targets[folds == fold]) == {0, 1, 2}
@@ -210,17 +221,17 @@ def test_the_strength_suits_the_rows() -> None:
     """Of rows without any sense the least is lost by the strongest penalty."""
     random = np.random.default_rng(0)
     loss = weighted_loss([1.0] * 4, "multi_label", 0.0)
-    folds = _folds([str(row) for row in range(200)], np.arange(200) % 4, 0)
+    folds = make_folds([str(row) for row in range(200)], np.arange(200) % 4, 0)
     table = torch.from_numpy(random.normal(size=(200, 20)) / np.sqrt(20))
     noise = torch.from_numpy((random.random((200, 4)) < 0.5).astype(np.float32))
     clear = (table[:, :4] > 0).float()
     found = [
-        _best_strength(table, truth, folds, 4, loss, "multi_label") for truth in (noise, clear)
+        choose_strength(table, truth, folds, 4, loss, "multi_label") for truth in (noise, clear)
     ]
     assert found == [1.0, 100.0]
 
 
-def test_no_epoch_is_the_regression_alone(
+def test_training_for_no_epoch_gives_the_regression_alone(
     telling_base: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     keys = {"output_dir": str(tmp_path / "run"), "num_train_epochs": "0"}

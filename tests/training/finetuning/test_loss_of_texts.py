@@ -12,18 +12,25 @@ import torch
 from torch.nn import functional
 
 from tests.conftest import example_rows, write_csv
-from tests.test_resume import TOGETHER, finish
-from training.base_models import resolve_base_model
-from training.config import FineTuningArguments, ModelArguments, parse_training_arguments
-from training.data.dataset import LabelledData
-from training.data.encoding import EncodedSplit, Reading, make_targets
+from tests.training.finetuning.test_resume import TOGETHER, finish
+from training.common.layout import RECORD
+from training.data.dataset import LabeledData
+from training.data.encoding import EncodedSplit, TextEncoding, make_targets
 from training.data.splits import Split
-from training.layout import RECORD
-from training.train import FineTuner, make_trainer
+from training.finetuning.fine_tuner import FineTuner
+from training.finetuning.plan import plan_training
+from training.finetuning.trainer import make_trainer
+from training.recipe.arguments import (
+    DataArguments,
+    ExportArguments,
+    FineTuningArguments,
+    ModelArguments,
+    Recipe,
+)
 
 LABELS = ["delivery", "praise", "returns"]
 WEIGHTS = [0.5, 1.0, 4.0]
-READING = Reading(16, 4, "mean")
+TEXT_ENCODING = TextEncoding(16, 4, "mean")
 
 
 def texts_of_many_lengths(rows: int) -> Split:
@@ -39,23 +46,34 @@ ROWS = texts_of_many_lengths(25)
 @pytest.fixture(params=["single_label", "multi_label"])
 def trainer(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> FineTuner:
     """Of the tiny model, with class weights and, for one label a row, label smoothing."""
-    base = resolve_base_model(ModelArguments(model_name_or_path=str(tiny_base)))
     single = request.param == "single_label"
     labels = ROWS.labels if single else [("praise", "returns"), (), *ROWS.labels[2:]]
     split = Split(ROWS.texts, labels)
-    data = LabelledData(split, split, None, LABELS, request.param, has_pairs=False, dropped=0)
-    given = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "bf16": False}
-    given |= {"per_device_train_batch_size": 4, "group_by_length": True}
-    given |= {"label_smoothing_factor": 0.1 if single else 0.0}
-    return make_trainer(
-        base.classifier(LABELS, request.param, 0).eval(),
-        base.tokenizer(),
-        data,
-        parse_training_arguments(given),
+    data = LabeledData(split, split, None, LABELS, request.param, has_pairs=False, dropped=0)
+    recipe = Recipe(
+        ModelArguments(
+            model_name_or_path=str(tiny_base),
+            max_length=TEXT_ENCODING.max_length,
+            long_text="window",
+            window_stride=TEXT_ENCODING.window_stride,
+        ),
+        DataArguments(class_weights=json.dumps(dict(zip(LABELS, WEIGHTS, strict=True)))),
         FineTuningArguments(),
-        READING,
-        WEIGHTS,
+        ExportArguments(),
+        {
+            "use_cpu": True,
+            "report_to": "none",
+            "bf16": False,
+            "per_device_train_batch_size": 4,
+            "group_by_length": True,
+            "label_smoothing_factor": 0.1 if single else 0.0,
+        },
+        tmp_path,
     )
+    plan = plan_training(recipe, data)
+    assert plan.text_encoding == TEXT_ENCODING and plan.class_weights == WEIGHTS
+    plan.model.eval()
+    return make_trainer(plan)
 
 
 def mean_over_texts(trainer: FineTuner) -> float:
@@ -67,7 +85,7 @@ def mean_over_texts(trainer: FineTuner) -> float:
     weights = torch.tensor(WEIGHTS)
     losses, windows = [], 0
     for text, target in zip(ROWS.texts, targets, strict=True):
-        encoded = tokenizer(text, **READING.tokenizer_options())
+        encoded = tokenizer(text, **TEXT_ENCODING.tokenizer_options())
         of_text = []
         for ids in encoded["input_ids"]:
             row = torch.tensor([ids])
@@ -134,7 +152,7 @@ def test_two_processes_report_the_loss_of_one(tiny_recipe: Path, tmp_path: Path)
     for words, name in (([], "one"), (TOGETHER, "two")):
         folder = tmp_path / name
         given = ("train", str(tiny_recipe), "--output_dir", str(folder), *keys)
-        finish([*words, "-m", "training", *given])
+        finish([*words, "-m", "whetstone", *given])
         record: dict[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))
         found.append(record["evaluations"][0])
     one, two = found

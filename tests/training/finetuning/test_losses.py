@@ -9,18 +9,20 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from training.base_models import resolve_base_model, start_at_priors
-from training.config import ModelArguments, parse_class_weights
-from training.data.dataset import LabelledData
+from training.common.errors import RecipeError
+from training.data.dataset import LabeledData
 from training.data.splits import Split
-from training.errors import RecipeError
-from training.losses import label_odds, label_weights, weighted_loss
+from training.finetuning.base_models import resolve_base_model
+from training.finetuning.losses import label_odds, label_weights, weighted_loss
+from training.finetuning.new_head import init_bias_from_priors
+from training.recipe.arguments import ModelArguments
+from training.recipe.checks import parse_class_weights
 
 
-def data(labels: list[tuple[str, ...]], task: Any) -> LabelledData:
+def data(labels: list[tuple[str, ...]], task: Any) -> LabeledData:
     split = Split([str(n) for n in range(len(labels))], labels)
     names = sorted({name for found in labels for name in found})
-    return LabelledData(split, split, None, names, task, has_pairs=False, dropped=0)
+    return LabeledData(split, split, None, names, task, has_pairs=False, dropped=0)
 
 
 ONE = data([("a",)] * 6 + [("b",)] * 3 + [("c",)], "single_label")
@@ -83,7 +85,7 @@ def test_a_head_over_several_labels_starts_at_their_odds(tiny_base: Any) -> None
     model = base.classifier(["a", "b"], "multi_label", 0).eval()
     odds = label_odds(SEVERAL, None)
     assert odds == pytest.approx([8.5 / 2.5, 2.5 / 8.5])
-    start_at_priors(model, odds)
+    init_bias_from_priors(model, odds)
     logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits
     # The random head adds little to it.
     assert torch.sigmoid(logits)[0].tolist() == pytest.approx([8.5 / 11, 2.5 / 11], abs=0.1)

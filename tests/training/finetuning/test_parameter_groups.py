@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.test_families import FAMILIES, Family, make_family
-from training.errors import RecipeError
-from training.layers import depths, freeze, parameter_groups
+from tests.training.finetuning.test_families import FAMILIES, Family, make_family
+from training.common.errors import RecipeError
+from training.finetuning.parameter_groups import depths, freeze, parameter_groups
 
 
 def classifier_of(base: Path) -> Any:
@@ -70,7 +70,7 @@ def test_the_head_learns_at_a_rate_of_its_own_and_the_top_layers_is_shown(tiny_b
     assert groups[0]["lr"] == 1.0
 
 
-def test_what_is_frozen_has_no_gradient_and_no_group(tiny_base: Path) -> None:
+def test_frozen_parameters_have_no_gradient_and_no_group(tiny_base: Path) -> None:
     model = classifier_of(tiny_base)
     freeze(model, 1, embeddings=False)
     found = depths(model)

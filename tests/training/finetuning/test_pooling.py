@@ -13,12 +13,13 @@ import yaml
 from transformers import BertForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from service.classifier import Classifier
-from training.base_models import POOLING_FILE, resolve_base_model
-from training.config import ModelArguments, load_recipe
-from training.errors import BaseModelError
-from training.export import export
-from training.heads import (
+from service.inference.classifier import Classifier
+from training.common.errors import BaseModelError
+from training.common.layout import CHECKPOINT, RESOLVED_RECIPE
+from training.export.package import export
+from training.finetuning.base_files import POOLING_FILE
+from training.finetuning.base_models import resolve_base_model
+from training.finetuning.pooling import (
     LENGTH,
     MEAN_OF_ONE_LENGTH,
     PLAIN_MEAN,
@@ -26,8 +27,9 @@ from training.heads import (
     load_checkpoint,
     mean_pooled,
 )
-from training.layout import CHECKPOINT, RESOLVED_RECIPE
-from training.train import train
+from training.finetuning.train import train
+from training.recipe.arguments import ModelArguments
+from training.recipe.load import load_recipe
 
 MEAN = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
 

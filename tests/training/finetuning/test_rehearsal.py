@@ -14,23 +14,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 from tests.conftest import example_rows, write_csv
-from training.check import check
-from training.cli import main
-from training.config import Recipe, load_recipe
-from training.defaults import warnings_about
-from training.errors import (
+from training.common.errors import (
     BaseModelError,
     DivergedError,
     ExportError,
     RecipeError,
     WhetstoneError,
 )
-from training.export import export
-from training.layout import CHECKPOINT
-from training.train import train
-from training.tune import tune
+from training.common.layout import CHECKPOINT
+from training.export.package import export
+from training.finetuning.defaults import warnings_about
+from training.finetuning.plan import TrainingPlan
+from training.finetuning.train import train
+from training.finetuning.tune import tune
+from training.pipeline import check
+from training.recipe.arguments import Recipe
+from training.recipe.load import load_recipe
+from whetstone.main import main
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = ["zzgadget", "qqwidget"]
@@ -161,8 +163,8 @@ def test_a_graph_that_answers_otherwise_is_found_before_the_training(
 ) -> None:
     """The types that a decoder's graph has no input for."""
     fed = ["input_ids", "token_type_ids", "attention_mask"]
-    monkeypatch.setattr("training.base_checks.graph_inputs", lambda _: fed)
-    monkeypatch.setattr("training.parity.graph_inputs", lambda _: fed)
+    monkeypatch.setattr("training.finetuning.base_checks.graph_inputs", lambda _: fed)
+    monkeypatch.setattr("training.export.parity.graph_inputs", lambda _: fed)
     said = refused(recipe_of(tiny_recipe, tmp_path, decoder(base, pad_token_id=0)), ExportError)
     assert "logits differ from the checkpoint's" in said
 
@@ -231,7 +233,7 @@ def test_an_optimizer_that_is_not_there_is_refused(tiny_recipe: Path, tmp_path: 
     assert "cannot be trained" in said and "bitsandbytes" in said
 
 
-def test_what_was_proven_is_not_proven_again(
+def test_a_graph_that_was_proven_is_not_proven_again(
     tiny_recipe: Path, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Other weights than those of all other tests.
@@ -239,13 +241,13 @@ def test_what_was_proven_is_not_proven_again(
     weights["embeddings.word_embeddings.weight"] *= 1.25
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     exported: list[Path] = []
-    from training.rehearsal import prove
+    from training.finetuning.rehearsal import prove
 
     def counted(run: Any, *given: Any, **more: Any) -> Any:
         exported.append(run.folder)
         return prove(run, *given, **more)
 
-    monkeypatch.setattr("training.rehearsal.prove", counted)
+    monkeypatch.setattr("training.finetuning.rehearsal.prove", counted)
     train(recipe_of(tiny_recipe, tmp_path / "a", base))
     train(recipe_of(tiny_recipe, tmp_path / "b", base, learning_rate="0.001"))
     assert len(exported) == 1 and not exported[0].exists()
@@ -256,18 +258,18 @@ def test_what_was_proven_is_not_proven_again(
 def test_the_rehearsal_leaves_the_model_as_it_was(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.rehearsal import rehearse
+    from training.finetuning.rehearsal import rehearse
 
     found = []
 
-    def watched(given: Any) -> None:
-        before = {name: value.clone() for name, value in given.model.state_dict().items()}
-        rehearse(given)
-        after = given.model.state_dict()
+    def watched(plan: TrainingPlan) -> None:
+        before = {name: value.clone() for name, value in plan.model.state_dict().items()}
+        rehearse(plan)
+        after = plan.model.state_dict()
         found.append(all(torch.equal(value, after[name]) for name, value in before.items()))
-        found.append(all(value.grad is None for value in given.model.parameters()))
+        found.append(all(value.grad is None for value in plan.model.parameters()))
 
-    monkeypatch.setattr("training.train.rehearse", watched)
+    monkeypatch.setattr("training.finetuning.train.rehearse", watched)
     train(recipe_of(tiny_recipe, tmp_path))
     assert found == [True, True]
 
@@ -324,7 +326,7 @@ def test_compiling_on_a_cpu_is_warned_of(tiny_recipe: Path, tmp_path: Path) -> N
     assert "torch_compile" in said and "CPU" in said
 
 
-def test_what_fails_in_the_rehearsal_of_the_command_is_one_line(
+def test_a_failed_rehearsal_is_one_line_on_the_command_line(
     tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", str(tiny_recipe), "--report_to", "wandb", "--output_dir", str(tmp_path / "r")]

@@ -19,9 +19,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
-from training.errors import FullDiskError, RunError
-from training.full_disk import full_disk_in_a_sentence
-from training.layout import CHECKPOINT, PACKAGE, RECORD
+from training.common.errors import FullDiskError, RunError
+from training.common.full_disk import full_disk_in_a_sentence
+from training.common.layout import CHECKPOINT, PACKAGE, RECORD
 
 SECONDS = 300
 KILLS = 4
@@ -68,11 +68,11 @@ def test_a_run_that_is_killed_again_and_again_ends_where_one_that_is_not_does(
     keys = ("--num_train_epochs", "24", "--early_stopping_patience", "0")
     # Its head starts from what the frozen encoder says.
     keys += ("--model_name_or_path", str(telling_base), "--pooling", "mean")
-    finish(["-m", "training", *command(tiny_recipe, alone, *keys)])
+    finish(["-m", "whetstone", *command(tiny_recipe, alone, *keys)])
     chance = random.Random(0)  # noqa: S311 - no secret
     kills = 0
     for number in range(1, KILLS + 1):
-        process = start(["-m", "training", *command(tiny_recipe, killed, *keys)])
+        process = start(["-m", "whetstone", *command(tiny_recipe, killed, *keys)])
         deadline = time.monotonic() + SECONDS
         # Every start of the training has a file of its own.
         while len(list(killed.rglob("*.tfevents.*"))) < number and process.poll() is None:
@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_one_that_is_not_does(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     assert kills >= 2
-    finish(["-m", "training", *command(tiny_recipe, killed, *keys)])
+    finish(["-m", "whetstone", *command(tiny_recipe, killed, *keys)])
     expected, found = record_of(alone), record_of(killed)
     assert expected["evaluations"][0]["step"] == 0
     assert found["evaluations"] == expected["evaluations"]
@@ -109,12 +109,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
     tiny_recipe: Path, small_disk: Path
 ) -> None:
-    words = ["-m", "training", *command(tiny_recipe, small_disk / "run")]
+    words = ["-m", "whetstone", *command(tiny_recipe, small_disk / "run")]
     process = start(words)
     printed, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, printed
     assert f"no room is left: {small_disk}" in printed and "Traceback" not in printed
-    assert "it goes on from the last whole checkpoint" in printed
+    assert "it continues from the last whole checkpoint" in printed
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
     finish(words)
     assert record_of(small_disk / "run")["kept_step"]
@@ -130,7 +130,7 @@ def test_an_export_without_room_is_one_sentence(
     used = sum(path.stat().st_size for path in run.rglob("*"))
     size = f"remount,size={(used >> 10) + 200}k"
     subprocess.run(["mount", "-o", size, small_disk], check=True)
-    process = start(["-m", "training", "export", str(tiny_recipe), "--output_dir", str(run)])
+    process = start(["-m", "whetstone", "export", str(tiny_recipe), "--output_dir", str(run)])
     printed, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, printed
     assert f"no room is left: {run}" in printed and "Traceback" not in printed
@@ -153,7 +153,7 @@ def test_a_library_that_says_only_in_words_that_the_disk_is_full(
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), OSError(2, "No such file"), RunError("no")])
-def test_another_failure_stays_what_it_is(tmp_path: Path, error: Exception) -> None:
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as found, full_disk_in_a_sentence(tmp_path, "ask again"):
         raise error
     assert found.value is error
@@ -165,10 +165,10 @@ TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 @pytest.mark.slow
 def test_two_processes_train_one_model(tiny_recipe: Path, tmp_path: Path) -> None:
     keys = ("--use_cpu", "true", "--num_train_epochs", "3")
-    finish(["-m", "training", *command(tiny_recipe, tmp_path / "one", *keys)])
+    finish(["-m", "whetstone", *command(tiny_recipe, tmp_path / "one", *keys)])
     # The tiny recipe gives what would be shared.
     keys = (*keys, "--per_device_train_batch_size", "8")
-    printed = finish([*TOGETHER, "-m", "training", *command(tiny_recipe, tmp_path / "two", *keys)])
+    printed = finish([*TOGETHER, "-m", "whetstone", *command(tiny_recipe, tmp_path / "two", *keys)])
     assert len(re.findall(r"^checkpoint: ", printed, re.MULTILINE)) == 1
     assert len(re.findall(r"^epoch 3: ", printed, re.MULTILINE)) == 1
     one, two = record_of(tmp_path / "one"), record_of(tmp_path / "two")
@@ -190,15 +190,15 @@ ROWS_SEEN = """
 import json, os, sys
 from pathlib import Path
 import torch
-from training import train as module
-from training.config import load_recipe
+from training.finetuning import train as module, trainer
+from training.recipe.load import load_recipe
 
 seen = []
-class Watched(module.FineTuner):
+class Watched(trainer.FineTuner):
     def training_step(self, model, inputs, *rest):
         seen.append(inputs["input_ids"].tolist())
         return super().training_step(model, inputs, *rest)
-module.FineTuner = Watched
+trainer.FineTuner = Watched
 recipe = load_recipe(Path(sys.argv[1]), {"output_dir": sys.argv[2], "use_cpu": "true",
     "num_train_epochs": "2", "per_device_train_batch_size": sys.argv[4]})
 module.train(recipe)
@@ -229,7 +229,7 @@ def test_two_processes_see_every_row_once_an_epoch(tiny_recipe: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_with_a_reason(tiny_recipe: Path, tmp_path: Path) -> None:
     keys = ("--use_cpu", "true", "--num_train_epochs", "400", "--early_stopping_patience", "0")
-    process = start([*TOGETHER, "-m", "training", *command(tiny_recipe, tmp_path / "run", *keys)])
+    process = start([*TOGETHER, "-m", "whetstone", *command(tiny_recipe, tmp_path / "run", *keys)])
     import psutil
 
     deadline = time.monotonic() + SECONDS
@@ -249,7 +249,7 @@ def test_a_process_that_dies_ends_the_job_with_a_reason(tiny_recipe: Path, tmp_p
 
 OTHER_ROWS = """
 import os, sys
-from training.cli import main
+from whetstone.main import main
 
 recipe, folder, *files = sys.argv[1:]
 sys.exit(main(["train", recipe, "--use_cpu", "true", "--output_dir", folder, "--train_file",

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.test_resume import SECONDS, finish, start
-from training.cli import main
-from training.config import load_recipe
-from training.defaults import batch_size
-from training.errors import RecipeError, RunError
-from training.layout import LOCK_FILE
-from training.train import train
-from training.tune import BATCH_SIZES, STUDY, tune
+from tests.training.finetuning.test_resume import SECONDS, finish, start
+from training.common.errors import RecipeError, RunError
+from training.common.layout import LOCK_FILE
+from training.finetuning.formulas import batch_size
+from training.finetuning.train import train
+from training.finetuning.tune import BATCH_SIZES, STUDY, tune
+from training.recipe.load import load_recipe
+from whetstone.main import main
 
 FAST = {"num_train_epochs": "2", "per_device_train_batch_size": "16"}
 
@@ -67,7 +67,7 @@ def test_the_best_trial_becomes_a_recipe(
     assert f"next: whetstone run {folder / 'recipe.yaml'} --overwrite\n" in capsys.readouterr().out
 
 
-def test_it_goes_on_with_the_trials_that_are_there(open_recipe: Path, tmp_path: Path) -> None:
+def test_a_search_continues_with_its_finished_trials(open_recipe: Path, tmp_path: Path) -> None:
     recipe = load_recipe(open_recipe, {"output_dir": str(tmp_path / "run"), **FAST})
     before = tune(recipe, 1)
     assert [trial.number for trial in before.trials] == [0]
@@ -103,19 +103,19 @@ def test_every_default_batch_is_one_of_the_choices() -> None:
     assert {16, 32, 64, 128} == found <= set(BATCH_SIZES)
 
 
-def test_how_many_trials_has_to_be_said(
+def test_the_number_of_trials_is_required(
     open_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for given in ([], ["--trials", "0"], ["--trials", "many"]):
         with pytest.raises(SystemExit) as ended:
             main(["tune", str(open_recipe), "--output_dir", str(tmp_path), *given])
         assert ended.value.code == 2
-        assert "--trials N, from 1 on" in capsys.readouterr().err
+        assert "--trials N is needed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on(open_recipe: Path, tmp_path: Path) -> None:
-    command = ["-m", "training", *words(open_recipe, tmp_path / "run", 4)]
+def test_a_search_that_is_killed_is_continued(open_recipe: Path, tmp_path: Path) -> None:
+    command = ["-m", "whetstone", *words(open_recipe, tmp_path / "run", 4)]
     study = tmp_path / "run" / "tuning" / STUDY
     process = start(command, cwd=ROOT)
 

@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from training.config import (
-    DEFAULT_BASE_MODEL,
-    Recipe,
-    load_recipe,
-    parse_class_weights,
-    parse_overrides,
-    parse_training_arguments,
-)
-from training.errors import RecipeError
+from training.common.errors import RecipeError
+from training.recipe.arguments import DEFAULT_BASE_MODEL, Recipe
+from training.recipe.checks import parse_class_weights
+from training.recipe.load import load_recipe, parse_overrides, parse_training_arguments
 
 FILES = "name: tiny\ntrain_file: train.csv\n"
 # Ten times ten times ten.
@@ -365,7 +360,7 @@ def test_a_value_is_the_same_however_it_is_spelt(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_yaml_cannot_read_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_yaml_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     assert said in refusal(tmp_path, f"name: x\ntrain_file: a.csv\n{text}\n")
 
 

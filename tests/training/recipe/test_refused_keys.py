@@ -9,13 +9,13 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from training.config import load_recipe
-from training.errors import RecipeError
-from training.layout import RESOLVED_RECIPE
-from training.refused_keys import REFUSED
-from training.train import train
+from training.common.errors import RecipeError
+from training.common.layout import RESOLVED_RECIPE
+from training.finetuning.train import train
+from training.recipe.load import load_recipe
+from training.recipe.refused_keys import REFUSED
 
-# Refused for what they would write, whatever their value: `training.config` says it.
+# Refused for what they would write, whatever their value: `training.recipe.load` says it.
 SECRETS = {"hub_token", "push_to_hub_token"}
 # With another value than its default each of these trains, all of a row together.
 ACCEPTED_ON_A_CPU = {

@@ -19,32 +19,31 @@ from typing import Any, NoReturn
 import bentoml
 import pytest
 from fsspec import filesystem
-from fsspec.registry import _registry
 
-from service.model_package import (
+from service.package.golden import write_golden
+from service.package.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     PACKAGE_FILES,
     read_manifest,
-    seal_package,
-    verify_package,
-    write_golden,
 )
+from service.package.package import seal_package, verify_package
 from tests.conftest import ROOT, example_rows, write_csv
 from tests.s3 import CREDENTIALS, ask, wait_until
 from tests.servers import free_port
-from training.cli import EXIT_ERROR, EXIT_OF_VERDICT, main
-from training.errors import PublishError
-from training.publish import check_place, open_place, package_at, publish
-from training.storage import Place
+from training.common.errors import PublishError
+from training.common.exit_status import EXIT_ERROR, EXIT_OF_VERDICT
+from training.common.storage import Place
+from training.registry.publish import check_place, open_place, package_at, publish
+from whetstone.main import main
 
 Captured = pytest.CaptureFixture[str]
 
 PUBLISH = """
 import sys
 from pathlib import Path
-from training.publish import publish
+from training.registry.publish import publish
 publish(Path(sys.argv[1]), sys.argv[2])
 """
 # So much that a publication can be killed in its middle.
@@ -149,16 +148,16 @@ def fetch(address: str) -> None:
 def test_a_damaged_upload_is_no_version(
     tiny_package: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import training.publish as publishing
+    import training.registry.publish as publishing
 
-    send = publishing._upload
+    send = publishing.upload
 
     def damage(package: Path, place: Place, names: list[str]) -> None:
         send(package, place, names)
         graph = place / MODEL_FILE
         place.fs.pipe_file(graph.path, place.fs.cat_file(graph.path)[:-1])
 
-    monkeypatch.setattr(publishing, "_upload", damage)
+    monkeypatch.setattr(publishing, "upload", damage)
     with pytest.raises(PublishError, match=f"{MODEL_FILE} is not what was sent"):
         publish(tiny_package, url)
     assert not [path for path in files(url) if path.endswith(MANIFEST_FILE)]
@@ -286,8 +285,8 @@ def test_a_place_that_cannot_be_used_is_refused_before_any_work(
     def work(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("it began to work")
 
-    monkeypatch.setattr("training.run.train", work)
-    monkeypatch.setattr("training.compare.compare", work)
+    monkeypatch.setattr("training.pipeline.train", work)
+    monkeypatch.setattr("training.comparison.compare.compare", work)
     (tmp_path / "file").touch()
     place = str(tmp_path / "file" / "models")
     for words in (
@@ -333,7 +332,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(
         ("s4://models", "no driver is known for s4://"),
     ],
 )
-def test_what_is_no_address_is_one_sentence(url: str, sentence: str) -> None:
+def test_a_malformed_address_is_refused_in_one_sentence(url: str, sentence: str) -> None:
     with pytest.raises(PublishError, match=sentence):
         check_place(url)
 
@@ -352,7 +351,8 @@ def test_publish_takes_one_address(words: list[str], tiny_recipe: Path, capsys: 
 def test_a_driver_that_is_not_installed_is_named(
     protocol: str, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(_registry, protocol, raising=False)
+    # The name `fsspec.registry` is the mapping itself, not the module.
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "registry", {})
     monkeypatch.setitem(sys.modules, driver, None)
     with pytest.raises(PublishError) as caught:
         check_place(f"{protocol}://models")
@@ -382,7 +382,7 @@ def test_a_bucket_that_is_not_there_is_not_made(
     assert b"elsewhere" not in ask(f"{s3_server}/", method="GET")
 
 
-def test_no_right_to_write_is_one_sentence(
+def test_a_missing_permission_is_one_sentence(
     s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with reading_only(s3_server) as credentials:
@@ -449,12 +449,12 @@ def test_a_full_disk_is_one_sentence_and_no_version(package: Path, tmp_path: Pat
     assert not (address / MANIFEST_FILE).exists()
 
 
-def test_a_fault_of_ours_is_not_hidden(
+def test_an_unexpected_error_is_not_hidden(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def upload(*_: Any) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("training.publish._upload", upload)
+    monkeypatch.setattr("training.registry.publish.upload", upload)
     with pytest.raises(ZeroDivisionError):
         publish(tiny_package, str(tmp_path / "models"))

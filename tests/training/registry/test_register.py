@@ -7,15 +7,11 @@ from pathlib import Path
 import bentoml
 import pytest
 
-from service.model_package import (
-    GOLDEN_FILE,
-    PackageError,
-    read_manifest,
-    seal_package,
-    verify_package,
-    write_golden,
-)
-from training.register import register
+from service.package.files import PackageError
+from service.package.golden import write_golden
+from service.package.manifest import GOLDEN_FILE, read_manifest
+from service.package.package import seal_package, verify_package
+from training.registry.register import register
 
 
 def test_a_package_is_registered_once(tiny_package: Path) -> None:
@@ -38,7 +34,7 @@ def test_a_package_is_registered_once(tiny_package: Path) -> None:
     ]
 
 
-def test_a_spoilt_package_is_not_registered(package: Path) -> None:
+def test_an_altered_package_is_not_registered(package: Path) -> None:
     (package / GOLDEN_FILE).unlink()
     with pytest.raises(PackageError, match=GOLDEN_FILE):
         register(package)
@@ -54,7 +50,7 @@ def test_a_copy_with_other_golden_texts_is_replaced(package: Path) -> None:
     assert register(package) == (tag, False)
 
 
-def test_what_could_not_be_measured_is_no_hindrance(package: Path) -> None:
+def test_a_package_with_an_unmeasured_metric_is_registered(package: Path) -> None:
     """As of a positive label that the test file has no row of."""
     manifest = read_manifest(package)
     metrics = {"accuracy": 1.0, "positive": {"f1": 0.0, "average_precision": None}}

@@ -14,17 +14,13 @@ from typing import Any
 
 import pytest
 
-from service.model_package import (
-    GoldenAnswer,
-    read_golden,
-    read_manifest,
-    seal_package,
-    write_golden,
-)
+from service.package.golden import GoldenAnswer, read_golden, write_golden
+from service.package.manifest import read_manifest
+from service.package.package import seal_package
 from tests.servers import serving
-from training import verify as verify_module
-from training.cli import main
-from training.register import register
+from training.registry import client as client_module
+from training.registry.register import register
+from whetstone.main import main
 
 KEY = "correct horse battery staple"
 
@@ -256,7 +252,7 @@ def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         (200, b'"' + b"x" * 100 + b'"', "more than 50 bytes"),
     ],
 )
-def test_what_is_no_service_of_ours_is_one_sentence(
+def test_another_server_is_refused_in_one_sentence(
     status: int,
     body: bytes,
     said: str,
@@ -264,7 +260,7 @@ def test_what_is_no_service_of_ours_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if body.startswith(b'"x'):
-        monkeypatch.setattr(verify_module, "MAX_ANSWER_BYTES", 50)
+        monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 50)
     with strange_server(status, body, {"Location": "http://127.0.0.1:9/"}) as address:
         assert verified(address) == 1
     printed = capsys.readouterr().err
@@ -280,7 +276,7 @@ def test_what_is_no_service_of_ours_is_one_sentence(
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nab", "broke off"),
     ],
 )
-def test_what_speaks_no_http_is_one_sentence(
+def test_a_server_without_http_is_refused_in_one_sentence(
     answer: bytes, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -300,7 +296,9 @@ def test_what_speaks_no_http_is_one_sentence(
 
 
 @pytest.mark.parametrize("url", ["http://localhost:port", "http://[::1", "http://localhost/a b"])
-def test_what_is_no_address_is_one_sentence(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_address_is_refused_in_one_sentence(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verified(url) == 1
     assert f"{url} is not an address" in capsys.readouterr().err
 
@@ -344,7 +342,7 @@ def recorded(package: Path, golden: GoldenAnswer, **behaviour: Any) -> Path:
 @pytest.mark.parametrize(
     ("probs", "status"), [((0.52, 0.45, 0.03), 1), ((0.5, 0.46, 0.04), 0)], ids=["sure", "close"]
 )
-def test_another_label_counts_where_the_recorded_answer_was_sure(
+def test_another_label_is_refused_where_the_recorded_answer_was_clear(
     probs: tuple[float, ...], status: int, package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded(package, GoldenAnswer(text="secret words", label="delivery", probs=probs))
@@ -411,12 +409,12 @@ def test_answers_that_are_no_classes_of_the_package_are_one_sentence(
     assert said == f"whetstone: {address}/classify answered with something else than classes\n"
 
 
-def test_nobody_there_and_nobody_answering(
+def test_a_service_that_is_down_or_silent_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert verified("http://127.0.0.1:9") == 1
     assert "cannot be reached" in capsys.readouterr().err
-    monkeypatch.setattr(verify_module, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(client_module, "TIMEOUT_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

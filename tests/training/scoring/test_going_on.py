@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from fsspec import filesystem
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 from tests.conftest import ROOT, example_rows, write_csv
-from training.cli import EXIT_ERROR, EXIT_INTERRUPTED, main
-from training.config import DataArguments
-from training.errors import DataError, InterruptedRunError
+from training.common.errors import DataError, InterruptedRunError
+from training.recipe.arguments import DataArguments
 from training.scoring.parts import Parts
 from training.scoring.predict import predict
+from whetstone.main import EXIT_ERROR, EXIT_INTERRUPTED, main
 
 TEXTS = [row["text"] for row in example_rows("test")[:20]]
 Captured = pytest.CaptureFixture[str]
@@ -88,7 +88,7 @@ def test_an_interrupted_command_goes_on_and_the_bytes_are_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", out.name, whole.name])
 
 
-def test_parts_of_another_input_are_not_gone_on_from(
+def test_parts_of_another_input_are_not_reused(
     classifier: Classifier, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
@@ -105,7 +105,7 @@ def test_parts_of_another_input_are_not_gone_on_from(
 
 def command(package: Path, source: str, out: str) -> list[str]:
     """`whetstone predict` in a process of its own."""
-    return [sys.executable, "-m", "training", "predict", str(package), source, "--out", out]
+    return [sys.executable, "-m", "whetstone", "predict", str(package), source, "--out", out]
 
 
 def kill_and_go_on(words: list[str], count: Any, times: int) -> int:
@@ -143,7 +143,7 @@ def test_killed_ten_times_the_result_is_the_same_bytes(
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_a_bucket_is_read_and_written_and_gone_on_in(
+def test_a_command_reads_writes_and_continues_in_a_bucket(
     classifier: Classifier, tiny_package: Path, many: Path, tmp_path: Path, s3: str
 ) -> None:
     fs = filesystem("s3")
@@ -209,7 +209,7 @@ def test_a_full_disk_is_one_sentence_and_loses_no_part(
         assert (small / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_a_fault_of_ours_is_not_hidden(
+def test_an_unexpected_error_is_not_hidden(
     classifier: Classifier, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: Any) -> Any:
@@ -235,7 +235,7 @@ def test_ctrl_c_says_how_many_rows_are_kept(
     assert said in capsys.readouterr().err
 
 
-def test_ctrl_c_while_parts_are_put_together_says_that_they_are_kept(
+def test_ctrl_c_while_parts_are_assembled_says_that_they_are_kept(
     classifier: Classifier, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -260,7 +260,7 @@ def test_ctrl_c_while_standard_output_is_written_says_what_was(
         if next(count) >= written:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.scoring.predict._write_out", limited)
+    monkeypatch.setattr("training.scoring.predict.write_out", limited)
     assert main(["predict", str(tiny_package), str(many), "--out", "-"]) == EXIT_INTERRUPTED
     said = capsys.readouterr().err
     assert f"{20 * written} rows or more were written to standard output" in said

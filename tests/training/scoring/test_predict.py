@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.classifier import Classifier
+from service.inference.classifier import Classifier
 from tests.conftest import example_rows, write_csv
-from training.config import DataArguments
+from training.common.errors import DataError
 from training.data.readers import read_blocks
-from training.errors import DataError
-from training.scoring.predict import added_columns, predict
+from training.recipe.arguments import DataArguments
+from training.scoring.columns import added_columns
+from training.scoring.predict import predict
 
 Rows = list[dict[str, Any]]
 

@@ -11,9 +11,9 @@ import pyarrow
 import pytest
 from pyarrow import feather, parquet
 
-from service.classifier import Classifier
-from training.config import DataArguments
-from training.errors import DataError
+from service.inference.classifier import Classifier
+from training.common.errors import DataError
+from training.recipe.arguments import DataArguments
 from training.scoring.predict import predict
 
 

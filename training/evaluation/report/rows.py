@@ -1,4 +1,4 @@
-"""What the report says of rows: mistakes, doubts, slices and curves; arithmetic without markup."""
+"""What the report says about rows: errors, slices and curves; arithmetic without markup."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import Prediction
-from service.decisions import margin
-from service.model_package import Manifest
+from service.inference.classifier import Prediction
+from service.inference.decisions import margin
+from service.package.manifest import Manifest
 from training.data.splits import Split
-from training.metrics import label_matrix
-from training.significance import label_f1, wilson
+from training.evaluation.metrics import label_matrix
+from training.evaluation.significance import label_f1, wilson
 
 CURVE_POINTS = 60
 SLICE_VALUES = 30
@@ -51,8 +51,8 @@ class Measured:
         return np.asarray([self.manifest.thresholds[label] for label in self.manifest.labels])
 
     @cached_property
-    def sureness(self) -> np.ndarray:
-        """How sure each answer was, of several labels where it is wrong; shape (rows,).
+    def confidence(self) -> np.ndarray:
+        """How confident each answer is, of several labels where it is wrong; shape (rows,).
 
         The answer's probability; of several labels the largest distance of a probability from
         its threshold, among those on the wrong side.
@@ -89,47 +89,52 @@ class Confusion:
     rows: int
     share: float
 
+    @property
+    def label_rows(self) -> int:
+        """All rows of `label`."""
+        return round(self.rows / self.share)
+
 
 def measure(
     manifest: Manifest, split: Split, answers: Sequence[Prediction], metrics: dict[str, Any]
 ) -> Measured:
     """Rows and answers as arrays."""
-    given = [(a.label,) if a.labels is None else a.labels for a in answers]
+    answered = [(a.label,) if a.labels is None else a.labels for a in answers]
     return Measured(
-        manifest,
-        split,
-        answers,
-        metrics,
-        label_matrix(split.labels, manifest.labels),
-        label_matrix(given, manifest.labels),
-        np.stack([answer.probs for answer in answers]),
+        manifest=manifest,
+        split=split,
+        answers=answers,
+        metrics=metrics,
+        truth=label_matrix(split.labels, manifest.labels),
+        answered=label_matrix(answered, manifest.labels),
+        probs=np.stack([answer.probs for answer in answers]),
     )
 
 
-def mistakes(found: Measured) -> list[int]:
-    """Rows answered wrongly, the surest answer first."""
-    order = np.argsort(-found.sureness, kind="stable")
-    return [int(row) for row in order if not found.right[row]]
+def confident_errors(measured: Measured) -> list[int]:
+    """Rows answered wrongly, the most confident answer first."""
+    order = np.argsort(-measured.confidence, kind="stable")
+    return [int(row) for row in order if not measured.right[row]]
 
 
-def least_certain(found: Measured) -> list[int]:
+def least_certain(measured: Measured) -> list[int]:
     """All rows, the nearest to another answer first."""
-    return [int(row) for row in np.argsort(found.margins, kind="stable")]
+    return [int(row) for row in np.argsort(measured.margins, kind="stable")]
 
 
 def confusions(metrics: dict[str, Any]) -> list[Confusion]:
     """Pairs of label and wrong answer, the commonest first."""
     labels, counts = metrics["labels"], np.asarray(metrics["confusion"])
     wrong, totals = counts * ~np.eye(len(labels), dtype=bool), counts.sum(axis=1)
-    found = [
+    pairs = [
         Confusion(labels[i], labels[j], int(wrong[i, j]), float(wrong[i, j] / totals[i]))
         for i, j in np.argwhere(wrong)
     ]
-    return sorted(found, key=lambda pair: (-pair.rows, -pair.share))
+    return sorted(pairs, key=lambda pair: (-pair.rows, -pair.share))
 
 
 def slice_of(
-    found: Measured, name: str, rows: np.ndarray, per_label: np.ndarray | None = None
+    measured: Measured, name: str, rows: np.ndarray, per_label: np.ndarray | None = None
 ) -> Slice:
     """The slice of the rows at which the boolean `rows` is true; there is at least one.
 
@@ -137,17 +142,17 @@ def slice_of(
         per_label: the F1 of the labels that its macro-F1 is the mean of, where that is not of all
             labels that these rows have or get.
     """
-    hits, size = int(found.right[rows].sum()), int(rows.sum())
+    hits, size = int(measured.right[rows].sum()), int(rows.sum())
     if per_label is None:
-        per_label = label_f1(found.truth[rows], found.answered[rows])
+        per_label = label_f1(measured.truth[rows], measured.answered[rows])
     known = per_label[~np.isnan(per_label)]
     macro_f1 = float(known.mean()) if len(known) else math.nan
     return Slice(name, size, hits / size, *wilson(hits, size), macro_f1)
 
 
-def by_length(found: Measured) -> list[Slice]:
+def by_length(measured: Measured) -> list[Slice]:
     """Quarters of the rows by the tokens that were read."""
-    tokens = np.asarray([answer.tokens for answer in found.answers])
+    tokens = np.asarray([answer.tokens for answer in measured.answers])
     edges = np.unique(np.floor(np.quantile(tokens, [0.25, 0.5, 0.75])))
     quarters = np.searchsorted(edges, tokens)
     slices = []
@@ -155,27 +160,27 @@ def by_length(found: Measured) -> list[Slice]:
         rows = quarters == quarter
         low, high = tokens[rows].min(), tokens[rows].max()
         ends = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        slices.append(slice_of(found, f"{ends} tokens", rows))
+        slices.append(slice_of(measured, f"{ends} tokens", rows))
     return slices
 
 
-def by_label_frequency(found: Measured) -> list[Slice]:
+def by_label_frequency(measured: Measured) -> list[Slice]:
     """Thirds of the labels by their share of the training rows.
 
     A row counts with the rarest of its labels. Macro-F1 is that of the third's labels in all rows:
     the third's rows alone hold none of the other labels that they may be answered.
     """
-    priors = found.manifest.profile.label_priors
-    if not set(found.manifest.labels) <= set(priors):
+    priors = measured.manifest.profile.label_priors
+    if not set(measured.manifest.labels) <= set(priors):
         return []
-    shares = np.asarray([priors[label] for label in found.manifest.labels])
+    shares = np.asarray([priors[label] for label in measured.manifest.labels])
     thirds = np.empty(len(shares), dtype=int)
     places = np.arange(len(shares))
-    # Of two labels one is rare and one is common.
+    # With two labels one is rare and one is common.
     thirds[np.argsort(shares, kind="stable")] = (
         places * 3 // len(shares) if len(shares) > 2 else places * 2
     )
-    of_row = np.where(found.truth, thirds, 3).min(axis=1)
+    of_row = np.where(measured.truth, thirds, 3).min(axis=1)
     names = []
     for third, word in enumerate(("rare", "medium", "common")):
         inside = shares[thirds == third]
@@ -185,25 +190,25 @@ def by_label_frequency(found: Measured) -> list[Slice]:
                 (third, f"{word} ({len(inside)} label{'s' if len(inside) > 1 else ''}, {ends})")
             )
     names.append((3, "no label"))
-    per_label = label_f1(found.truth, found.answered)
+    per_label = label_f1(measured.truth, measured.answered)
     return [
-        slice_of(found, name, of_row == third, per_label[thirds == third])
+        slice_of(measured, name, of_row == third, per_label[thirds == third])
         for third, name in names
         if (of_row == third).any()
     ]
 
 
-def by_value(found: Measured, values: Sequence[str]) -> list[Slice]:
+def by_value(measured: Measured, values: Sequence[str]) -> list[Slice]:
     """Rows by a column's value, the commonest first; past SLICE_VALUES of them together."""
     counts = Counter(values)
     ranked = sorted(counts, key=lambda value: (-counts[value], value))
     kept = ranked if len(ranked) <= SLICE_VALUES else ranked[: SLICE_VALUES - 1]
     places = {value: place for place, value in enumerate(kept)}
     of_row = np.asarray([places.get(value, len(kept)) for value in values])
-    slices = [slice_of(found, value, of_row == place) for place, value in enumerate(kept)]
+    slices = [slice_of(measured, value, of_row == place) for place, value in enumerate(kept)]
     if len(ranked) > len(kept):
         name = f"other ({len(ranked) - len(kept)} values)"
-        slices.append(slice_of(found, name, of_row == len(kept)))
+        slices.append(slice_of(measured, name, of_row == len(kept)))
     return slices
 
 
@@ -222,15 +227,15 @@ def precision_recall(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float,
     return list(zip(recall[chosen].tolist(), precision[chosen].tolist(), strict=True))
 
 
-def histograms(found: Measured) -> tuple[list[int], list[int]]:
+def histograms(measured: Measured) -> tuple[list[int], list[int]]:
     """Answers right and wrong by their probability, in HISTOGRAM_BINS equal bins of 0 to 1.
 
     Of several labels every label of every row is an answer.
     """
-    if found.several:
-        scores, right = found.probs.ravel(), (found.truth == found.answered).ravel()
+    if measured.several:
+        scores, right = measured.probs.ravel(), (measured.truth == measured.answered).ravel()
     else:
-        scores, right = found.sureness, found.right
+        scores, right = measured.confidence, measured.right
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     first, second = (np.histogram(scores[rows], edges)[0].tolist() for rows in (right, ~right))
     return first, second

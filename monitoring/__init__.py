@@ -1,0 +1,1 @@
+"""Production → what has changed, and what to label next."""

@@ -1,0 +1,60 @@
+"""The steps of a release on the screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+class StepConsole:
+    """One line for each step; on a terminal also what the current step is doing.
+
+    A closed terminal or pipe raises nothing: the release must still be finished or undone.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._status: Status | None = None
+        self._name = ""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Run a step; its line shows the results that the block adds to the list."""
+        results: list[str] = []
+        began = time.monotonic()
+        self._name = name
+        status = self._status = self._console.status(name)
+        self._quietly(status.start)
+        try:
+            yield results
+        finally:
+            self._quietly(status.stop)
+            self._status = None
+        seconds = time.monotonic() - began
+        self.line(f"{name:<9} {'; '.join(results) or 'done'}  ({seconds:.1f} s)")
+
+    def report(self, text: str) -> None:
+        """Show what the current step is doing."""
+        if self._status is not None:
+            self._quietly(self._status.update, f"{self._name}: {text}")
+
+    def line(self, text: str) -> None:
+        """Print a line besides those of the steps."""
+        self._quietly(self._console.print, text)
+
+    def _quietly(self, write: Callable[..., object], *words: str) -> None:
+        try:
+            write(*words)
+        except (OSError, SystemExit):
+            # rich ends the process if a pipe is broken.
+            self._console.quiet = True
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to the end of the process

@@ -1,0 +1,1 @@
+"""A bento → a container image, built and tried."""

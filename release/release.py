@@ -1,0 +1,107 @@
+"""A release: a package into production, or everything as it was before.
+
+Until the step `overlay`, nothing that anybody uses is changed, and what was made can be used again.
+From the step `first pod` on, every failure and every interruption restores what ran before. A
+release that is killed leaves a record. The next release or rollback of the overlay begins with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from release.cluster.overlay import render_overlay, workload_of
+from release.cluster.references import check_references
+from release.cluster.rollout import refuse_paused
+from release.context import ReleaseContext
+from release.first_pod import ask_first_pod
+from release.options import ReleaseOptions
+from release.plan import diff_render, print_plan
+from release.preparation import Preparation
+from release.records import Record
+from release.recovery import Recovery, ToContinue, recover_for_release
+from release.transaction import ReleaseTransaction, edit_image
+from service.package.manifest import MODEL_STORE_NAME, Manifest, read_manifest
+from training.registry.publish import package_at
+
+
+def release(options: ReleaseOptions) -> int:
+    """Release a package, or without `apply` show the plan; the exit status.
+
+    Raises:
+        WhetstoneError: nothing was released; the message says why.
+        PackageError, GoldenMismatchError: the package is not sound.
+    """
+    context = ReleaseContext.open(options)
+    if not options.apply:
+        return print_plan(context, options)
+    with context.locked():
+        recovery = recover_for_release(context, options)
+        return _release(context, options, recovery)
+
+
+def _release(context: ReleaseContext, options: ReleaseOptions, recovery: Recovery) -> int:
+    with package_at(options.package) as folder:
+        manifest = read_manifest(folder)
+        if isinstance(recovery, ToContinue):
+            record = recovery.record
+        else:
+            record = _new_record(context, options, manifest)
+        transaction = ReleaseTransaction(record, context)
+        with transaction.failing_before_apply():
+            status = Preparation(transaction, options, folder, manifest).run()
+            if status:
+                return status
+            render = _write_overlay(transaction)
+        package = f"{MODEL_STORE_NAME}:{record.version}"
+        transaction.roll_out(render, package, [ask_first_pod])
+    transaction.end("released")
+    context.console.line(
+        f"released: {record.name} {record.version} in {record.namespace} as {record.image}\n"
+        f"record:   {context.records.path_of(record)}\n"
+        f"undo:     whetstone rollback --overlay {record.overlay}"
+    )
+    return 0
+
+
+def _new_record(context: ReleaseContext, options: ReleaseOptions, manifest: Manifest) -> Record:
+    record = context.new_record(manifest.version, manifest.name, options.package)
+    record.metrics = headline_metrics(manifest)
+    record.image_given = options.image is not None
+    return record
+
+
+def _write_overlay(transaction: ReleaseTransaction) -> str:
+    """Steps 6 and 7: save what ran before, write the image into the overlay; the render.
+
+    Raises:
+        ReleaseError: the overlay is no overlay, or its pods need what the cluster does not have.
+    """
+    record, cluster = transaction.record, transaction.cluster
+    with transaction.step("overlay") as results:
+        overlay, image = Path(record.overlay), str(record.image)
+        edit = edit_image(overlay, image)
+        render = render_overlay(cluster, overlay, edit.after)
+        workload = workload_of(render, image)
+        transaction.save_previous(render, workload)
+        transaction.write_overlay(edit, image, render)
+        results.append(f"{edit.file}: {image}")
+    with transaction.step("diff") as results:
+        difference = diff_render(cluster, render, workload)
+        refuse_paused(cluster, workload)
+        warnings = check_references(cluster, render)
+        results.append(f"{len(difference.splitlines())} lines")
+    for warning in warnings:
+        transaction.console.line(f"warning: {warning}")
+    transaction.console.line(difference)
+    return render
+
+
+def headline_metrics(manifest: Manifest) -> dict[str, Any]:
+    """Accuracy and the F1 scores of the package on the test split, else on validation."""
+    for split in ("test", "validation"):
+        metrics = manifest.metrics.get(split)
+        if isinstance(metrics, dict):
+            names = ("accuracy", "macro_f1", "micro_f1")
+            return {"split": split, **{name: metrics[name] for name in names if name in metrics}}
+    return {}

@@ -1,0 +1,1 @@
+"""Why this answer: the words of a text that decide, by what their absence changes."""

@@ -1,0 +1,1 @@
+"""The contract between training and serving: the files of a model package."""

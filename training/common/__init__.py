@@ -1,0 +1,1 @@
+"""Shared by all of training: errors, progress bars, storage, threads."""

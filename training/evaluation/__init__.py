@@ -1,0 +1,1 @@
+"""Package and labeled rows → metrics, significance, behavior tests, the report."""

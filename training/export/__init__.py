@@ -1,0 +1,1 @@
+"""Checkpoint → ONNX → candidates → gates → a calibrated package."""

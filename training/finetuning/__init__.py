@@ -1,0 +1,1 @@
+"""Base model and rows → a checkpoint, with the Hugging Face Trainer."""

@@ -1,0 +1,1 @@
+"""Recipe keys: YAML and command line → typed arguments."""

@@ -1,0 +1,1 @@
+"""Where packages are kept: model store, folder, bucket; and whether they are sound."""

@@ -1,0 +1,139 @@
+"""What a scoring command reads and how it writes the result, decided before any row is scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from service.inference.classifier import Classifier
+from training.common.errors import DataError
+from training.common.storage import file_system
+from training.data.layouts import Layouts
+from training.data.rows import keys_of
+from training.data.sources import COMPRESSIONS, Source, find_sources
+from training.recipe.arguments import DataArguments
+from training.scoring.arrow_tables import refuse_unwritable
+from training.scoring.columns import added_columns, arrow_type
+from training.scoring.survey import Survey, survey
+from training.scoring.tables import TableFormat
+
+# Between the labels of a row of a CSV file, unless the package's own data had another.
+DEFAULT_SEPARATOR = "|"
+STANDARD_OUTPUT = "-"
+# The ending of a result's name → its format.
+KINDS = {
+    **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
+}
+# Parts that an earlier version wrote in another format are not reused.
+PARTS_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """A scoring command.
+
+    Attributes:
+        text_columns: the columns of the text, or of the texts of a pair.
+        added: the name of each added column, by its key.
+        separator: joins several labels; None where a cell can be a list.
+    """
+
+    classifier: Classifier
+    sources: list[Source]
+    arguments: DataArguments
+    text_columns: list[str]
+    added: dict[str, str]
+    format: TableFormat
+    separator: str | None
+    layouts: Layouts
+
+    def identity(self) -> str:
+        """Twelve digits that change with everything that the result depends on."""
+        content = {
+            "format": PARTS_FORMAT,
+            "package": self.classifier.manifest.version,
+            "sources": [(source.path, source.state) for source in self.sources],
+            "arguments": asdict(self.arguments),
+            "columns": [self.text_columns, self.added, list(self.format.columns)],
+            "kind": [self.format.kind, self.format.compression, str(self.format.schema)],
+        }
+        return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
+
+
+def plan_job(
+    classifier: Classifier,
+    source: str | Path | Sequence[str],
+    target: str,
+    arguments: DataArguments,
+    all_scores: bool,
+) -> ScoringJob:
+    """Look at the files, and decide how the result is written.
+
+    Raises:
+        DataError: a file, a column or one of the two formats cannot be used.
+    """
+    sources = _input_sources(source, target)
+    text_columns = [arguments.text_column]
+    if classifier.manifest.has_pairs:
+        text_columns.append(arguments.text_pair_column or "text_pair")
+    kind, compression = _format_of(target)
+    layouts = Layouts(arguments.text_column, arguments.label_column)
+    surveyed = survey(sources, kind, keys_of(arguments), text_columns, layouts)
+    if target == STANDARD_OUTPUT and surveyed.is_csv:
+        kind = "csv"
+    added = added_columns(surveyed.columns, classifier.manifest, all_scores)
+    schema = _schema(surveyed, added, kind) if kind in ("parquet", "arrow") else None
+    format_ = TableFormat(kind, compression, surveyed.columns, list(added.values()), schema)
+    return ScoringJob(
+        classifier=classifier,
+        sources=sources,
+        arguments=arguments,
+        text_columns=text_columns,
+        added=added,
+        format=format_,
+        separator=None if format_.has_lists else arguments.label_separator or DEFAULT_SEPARATOR,
+        layouts=layouts,
+    )
+
+
+def _input_sources(source: str | Path | Sequence[str], target: str) -> list[Source]:
+    """The files to score; the result of an earlier command in the same folder is none."""
+    sources = find_sources(source)
+    if len(sources) > 1 and target != STANDARD_OUTPUT:
+        target_path = file_system(target, DataError)[1]
+        sources = [file for file in sources if file.path != target_path]
+    return sources
+
+
+def _schema(surveyed: Survey, added: dict[str, str], kind: str) -> object:
+    """The Arrow schema of the result."""
+    import pyarrow
+
+    fields = [pyarrow.field(name, arrow_type(key)) for key, name in added.items()]
+    schema = pyarrow.schema([*surveyed.fields, *fields], metadata=surveyed.metadata)
+    refuse_unwritable(schema, kind)
+    return schema
+
+
+def _format_of(target: str) -> tuple[str, str | None]:
+    """The format and the compression of a result, by its name; standard output is JSON lines.
+
+    Raises:
+        DataError: the name has no known ending.
+    """
+    if target == STANDARD_OUTPUT:
+        return "jsonl", None
+    endings = [ending.lower() for ending in PurePosixPath(target).suffixes]
+    compression = COMPRESSIONS.get(endings[-1]) if endings else None
+    endings = endings[:-1] if compression else endings
+    kind = KINDS.get(endings[-1]) if endings else None
+    if kind is None or (compression and kind in ("parquet", "arrow")):
+        raise DataError(
+            f"{target}: the result must end in {', '.join(KINDS)}; those of text may end in "
+            "another .gz or .zst"
+        )
+    return kind, compression

@@ -1,0 +1,224 @@
+"""The verbs of production: image, release, rollback, history."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from release.options import WATCH_SECONDS
+from whetstone.options import add_comparison, add_verb, read_bounds, read_columns
+
+if TYPE_CHECKING:
+    from whetstone.options import Verbs
+
+DAY_SECONDS = 86_400
+
+
+def add_arguments(verbs: Verbs) -> None:
+    """Add every verb of this module with its arguments."""
+    _add_image(verbs)
+    _add_release(verbs)
+    _add_rollback(verbs)
+    _add_history(verbs)
+
+
+def image(parsed: argparse.Namespace) -> None:
+    """`whetstone image [BENTO]`"""
+    from release.image.build import build_image, describe
+    from release.image.engine import find_engine
+    from training.common.layout import IMAGES
+
+    engine = find_engine(parsed.engine)
+    print(f"building with {engine}; the first build takes a minute or two", flush=True)
+    built = build_image(
+        parsed.bento,
+        engine,
+        platform=parsed.platform,
+        repository=parsed.image_repository,
+        sbom_folder=IMAGES,
+    )
+    print(describe(built))
+
+
+def release(parsed: argparse.Namespace) -> int:
+    """`whetstone release PACKAGE --overlay DIR --champion WHICH --data FILE`"""
+    from release.options import ReleaseOptions
+    from release.release import release as release_package
+
+    options = ReleaseOptions(
+        **_rollout(parsed),
+        package=parsed.package,
+        champion=parsed.champion,
+        data=parsed.data,
+        bounds=read_bounds(parsed),
+        columns=read_columns(parsed),
+        allow_label_change=parsed.allow_label_change,
+        accept_inconclusive=parsed.accept_inconclusive,
+        apply=parsed.apply,
+        image=parsed.image,
+        image_repository=parsed.image_repository,
+        engine=parsed.engine,
+        platform=parsed.platform,
+        push=parsed.push,
+    )
+    return release_package(options)
+
+
+def rollback(parsed: argparse.Namespace) -> int:
+    """`whetstone rollback [VERSION] --overlay DIR`"""
+    from release.options import RollbackOptions
+    from release.rollback import rollback as roll_back
+
+    options = RollbackOptions(
+        **_rollout(parsed),
+        version=parsed.version,
+        unfinished=parsed.unfinished,
+        abandon=parsed.abandon,
+    )
+    return roll_back(options)
+
+
+def _rollout(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What a release and a rollback share."""
+    from release.cluster.overlay import record_name
+
+    return {
+        "overlay": record_name(parsed.overlay),
+        "context": parsed.context,
+        "api_key_file": parsed.api_key_file,
+        "watch": parsed.watch,
+    }
+
+
+def history(parsed: argparse.Namespace) -> None:
+    """`whetstone history`"""
+    from release.cluster.overlay import record_name
+    from release.history import print_history
+    from release.records import Records
+
+    print_history(Records(), parsed.overlay and record_name(parsed.overlay))
+
+
+def _add_image(verbs: Verbs) -> None:
+    command = add_verb(verbs, image, "build the container image of a bento")
+    command.add_argument(
+        "bento",
+        nargs="?",
+        default="text-classifier:latest",
+        help="tag of the bento (default: the newest one); its version becomes the image's tag",
+    )
+    command.add_argument(
+        "--engine", help="docker, podman or buildah (default: the first of them that works)"
+    )
+    _add_platform(command)
+    command.add_argument(
+        "--image_repository", metavar="NAME", help="image name without a tag (default: the bento's)"
+    )
+
+
+def _add_release(verbs: Verbs) -> None:
+    command = add_verb(
+        verbs, release, "put a package into production, or leave everything as it was"
+    )
+    command.epilog = (
+        "Without --apply nothing is changed. The exit status is 0 when the package is released (or "
+        "may be), 3 when the comparison refuses, 4 when it is inconclusive and 1 for anything "
+        "else; the version that ran before then still runs, or runs again. "
+        "releases/<version>.json has the record."
+    )
+    command.add_argument("package", help="folder, tag, version, or address of a published version")
+    _add_rollout(command)
+    command.add_argument(
+        "--champion",
+        required=True,
+        help="current: the version that runs; none: a first release; or a package to compare with",
+    )
+    add_comparison(command)
+    command.add_argument(
+        "--accept_inconclusive",
+        action="store_true",
+        help="release although the rows are too few to decide",
+    )
+    mode = command.add_mutually_exclusive_group()
+    mode.add_argument("--apply", action="store_true", help="release the package")
+    mode.add_argument(
+        "--plan", action="store_true", help="show what would be released (the default)"
+    )
+    _add_release_image(command)
+
+
+def _add_release_image(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--image", metavar="NAME:TAG", help="use this pushed image; build neither bento nor image"
+    )
+    command.add_argument("--engine", help="docker or podman (default: the first that works)")
+    _add_platform(command)
+    command.add_argument(
+        "--image_repository",
+        metavar="NAME",
+        help="image name without a tag (default: the overlay's)",
+    )
+    command.add_argument(
+        "--push",
+        nargs="?",
+        const="",
+        metavar="COMMAND",
+        help="push the image with the engine, or with a command that gets its name as the last "
+        "word, such as 'kind load docker-image'",
+    )
+
+
+def _add_rollback(verbs: Verbs) -> None:
+    command = add_verb(verbs, rollback, "return to an earlier release")
+    target = command.add_mutually_exclusive_group()
+    target.add_argument(
+        "version",
+        nargs="?",
+        help="version of the model, or name of a record (default: the release before)",
+    )
+    target.add_argument(
+        "--unfinished", action="store_true", help="only undo a release that was killed"
+    )
+    target.add_argument(
+        "--abandon",
+        action="store_true",
+        help="only give up a release that was killed; the cluster stays as it is",
+    )
+    _add_rollout(command)
+
+
+def _add_history(verbs: Verbs) -> None:
+    command = add_verb(verbs, history, "list the releases and their results")
+    command.add_argument("--overlay", type=Path, help="only the releases of this overlay")
+
+
+def _add_platform(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--platform", help="such as linux/arm64 (default: the engine's own)")
+
+
+def _add_rollout(command: argparse.ArgumentParser) -> None:
+    """Add what a release and a rollback need to change a cluster."""
+    command.add_argument(
+        "--overlay", type=Path, required=True, metavar="DIR", help="such as k8s/overlays/production"
+    )
+    command.add_argument("--context", help="context of kubectl (default: the current one)")
+    command.add_argument("--api_key_file", type=Path, help="file with the service's API key")
+    command.add_argument(
+        "--watch",
+        type=_seconds,
+        default=WATCH_SECONDS,
+        metavar="SECONDS",
+        help="how long errors, refusals and p99 are watched afterwards "
+        f"(default: {WATCH_SECONDS:g})",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < DAY_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 to a day")
+    return value
