@@ -72,11 +72,24 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that no process listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that no process listens on, and that the system gives to no other one by itself.
+
+    The system chooses from 32,768 on where a process asks for any port, as BentoML's supervisor
+    does; a port from there can be taken before the server that it was meant for listens on it.
+    """
+    for port in _ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("every port has been used")
+
+
+# Each process of tests begins at another place, and uses no port twice.
+_FIRST_PORT, _PORTS = 10_000, 22_000
+_ports = (_FIRST_PORT + (os.getpid() * 997 + number) % _PORTS for number in range(_PORTS))
 
 
 @contextmanager
