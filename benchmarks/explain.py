@@ -34,7 +34,7 @@ from benchmarks.explain_models import ROWS, package_of
 from benchmarks.explain_serving import serve_costs
 from benchmarks.load import ROOT, end_by_signals, machine, write_result
 from service.explanation.explain import Explanation
-from service.explanation.local import explain_text
+from service.explanation.local import explain_text, judge
 from service.explanation.words import Passage, read_passage
 from service.inference.classifier import Classifier
 
@@ -123,19 +123,28 @@ def area(classifier: Classifier, passage: Passage, order: Sequence[int], label: 
     return float(np.mean([answer.probs[label] for answer in classifier.classify(texts)]))
 
 
+def leave_one_out(classifier: Classifier, passage: Passage, label: int) -> list[int]:
+    """The places of the words, that whose removal lowers the log-odds of the label most first."""
+    texts = [passage.without([word]) for word in passage.words]
+    encoded = classifier.encode(texts)
+    judged = judge(classifier.manifest, encoded, classifier.window_logits(encoded))
+    return ranked([-float(each.log_odds[label]) for each in judged])
+
+
 def compare(
-    explanations: Sequence[Explanation], values: Sequence[Mapping[str, Any]]
+    explanations: Sequence[Explanation],
+    values: Sequence[Mapping[str, Any]],
+    by_leaving_out: Sequence[Sequence[int]],
 ) -> tuple[Orders, dict[str, list[int]]]:
     """For each method, the order of the words of each text, and how often the model was asked."""
     chance = random.Random(0)  # noqa: S311 - no secret
-    weights = [[each.contribution for each in one.words] for one in explanations]
+    sizes = [len(one.words) for one in explanations]
     orders: Orders = {
         "explain": [one.order for one in explanations],
-        "leave-one-out": [ranked(each) for each in weights],
+        "leave-one-out": list(by_leaving_out),
         "shap": [ranked(each["values"]) for each in values],
-        "random": [chance.sample(range(len(each)), len(each)) for each in weights],
+        "random": [chance.sample(range(size), size) for size in sizes],
     }
-    sizes = [len(each) for each in weights]
     calls = {
         "explain": [one.texts_asked + 1 for one in explanations],
         "leave-one-out": [size + 1 for size in sizes],
@@ -166,7 +175,9 @@ def measure(name: str, data: Path, work: Path) -> dict[str, Any]:
     explanations = [explain_text(classifier, text) for text in tqdm(texts, unit="text")]
     names = classifier.manifest.labels
     labels = [names.index(one.label) for one in explanations]
-    orders, calls = compare(explanations, by_shap(package, classifier, passages, labels, work))
+    values = by_shap(package, classifier, passages, labels, work)
+    alone = [leave_one_out(classifier, *each) for each in zip(passages, labels, strict=True)]
+    orders, calls = compare(explanations, values, alone)
     areas = {
         method: [
             area(classifier, passage, order, label)

@@ -2,17 +2,20 @@
 
 A model in ONNX has no gradients, so words are erased and the model is asked again (Li, Monroe and
 Jurafsky, "Understanding Neural Networks through Representation Erasure", arXiv:1612.08220, 2016).
-The contribution of a word is the calibrated log-odds of the label minus those without the word. A
-positive contribution speaks for the label, a negative one against it.
+
+One text is not enough. Two words that say the same make up for each other, and neither is missed
+where only one is erased. So a word is erased from up to three texts: the whole one, the one of this
+word alone, and, for the half of the words that support the label most, the text without the other
+words of that half. The contribution of a word is the mean difference of the calibrated log-odds of
+the label. A positive contribution speaks for the label, a negative one against it. These are few
+and fixed ones of the differences whose mean over all sets of words is the Shapley value (Lundberg
+and Lee, "A Unified Approach to Interpreting Model Predictions", arXiv:1705.07874, 2017).
 
 How faithful such words are is measured by removing them, most important first, and following the
 probability (`comprehensiveness` in DeYoung et al., "ERASER: A Benchmark to Evaluate Rationalized
-NLP Models", ACL 2020).
-
-A word is erased by the mask token where the tokenizer has one: the other words then keep their
-places, and no two words become neighbors that nobody wrote together. Without a mask token the word
-is removed. The words whose removal changes the label are always removed, not masked: whoever sends
-the remaining text gets the other answer.
+NLP Models", ACL 2020). By that measure, removing a word was better than masking it
+(`benchmarks/explain.py`). It is also what a caller can repeat: whoever sends the text without the
+words of a counterfactual gets the other answer.
 
 The algorithm is a generator that yields texts and is sent what the model answers. So the server
 asks its queue, and the report asks a `Classifier`. The same answers give the same explanation.
@@ -20,18 +23,19 @@ asks its queue, and the report asks a `Classifier`. The same answers give the sa
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.explanation.log_odds import Doubles
-from service.explanation.words import REMOVED, Passage, Span
+from service.explanation.words import Passage, Span
 from service.inference.decisions import Decision
 from service.package.manifest import Text
 
-# The words that are tried in one step towards another label, and the number of such steps.
-CANDIDATES = 3
-STEPS = 4
+# How often the model is asked about a word: with all others, alone, and every other one once more.
+TEXTS_PER_WORD = 2.5
+# Sizes of the groups of words that are removed together.
+GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # Shares of the budget: for sentences, and for sentences and words together. The rest is for groups.
 SENTENCE_SHARE = 0.25
 WORD_SHARE = 0.75
@@ -88,7 +92,8 @@ class Bounds(NamedTuple):
 class Question:
     """What is explained.
 
-    `label` is the place of the label in the package. `mask` replaces a word that is weighed.
+    `label` is the place of the label in the package. `takes_empty` says whether the model can be
+    asked about a text without words, which then consists of special tokens.
     """
 
     passage: Passage
@@ -96,17 +101,25 @@ class Question:
     name: str
     label: int
     bounds: Bounds
-    mask: str | None = None
+    takes_empty: bool = False
 
     @property
     def is_given(self) -> bool:
         """Whether the label is answered."""
         return self.name in self.whole.decision.answer
 
-    def support(self, judged: Judged) -> float:
-        """How much an answer speaks for what is answered now: the label, or its absence."""
-        log_odds = float(judged.log_odds[self.label])
-        return log_odds if self.is_given else -log_odds
+    @property
+    def sign(self) -> int:
+        """1 where the label is answered: what speaks for it supports the answer; else -1."""
+        return 1 if self.is_given else -1
+
+    def odds(self, judged: Judged) -> float:
+        """The log-odds of the label."""
+        return float(judged.log_odds[self.label])
+
+    def can_be_asked(self, erased: Iterable[Span]) -> bool:
+        """Whether the model can be asked about the text without these words."""
+        return self.takes_empty or self.passage.leaves_words(erased)
 
     def changes(self, judged: Judged) -> bool:
         """Whether an answer differs in this label."""
@@ -122,22 +135,23 @@ def explain(question: Question) -> Steps:
     budget = _Budget(question.bounds.texts)
     words = question.passage.words
     sentences: tuple[Weighed, ...] = ()
-    room = min(question.bounds.words, int(question.bounds.texts * WORD_SHARE))
+    for_words = int(question.bounds.texts * WORD_SHARE)
+    room = min(question.bounds.words, max(1, int(for_words / TEXTS_PER_WORD)))
     if len(words) > room:
         most = max(1, int(question.bounds.texts * SENTENCE_SHARE))
-        parts = question.passage.sentences(most)
-        sentences = yield from _weigh(question, parts, budget)
-        room = min(room, int(question.bounds.texts * WORD_SHARE) - len(parts))
-        words = _words_that_matter(parts, sentences, room)
-    weighed = yield from _weigh(question, [(word,) for word in words], budget)
-    search = _Search(question, weighed, budget)
+        parts = [part for part in question.passage.sentences(most) if question.can_be_asked(part)]
+        sentences = yield from _weigh_sentences(question, parts, budget)
+        room = min(room, int((for_words - len(parts)) / TEXTS_PER_WORD))
+        words = _words_that_matter(parts, sentences, room) if parts else words[:room]
+    weighed, deciding = yield from _weigh(question, words, budget)
+    search = _Search(question, weighed, deciding, budget)
     counterfactual = yield from search.run()
     return Explanation(
         label=question.name,
-        log_odds=float(question.whole.log_odds[question.label]),
+        log_odds=question.odds(question.whole),
         words=weighed,
         sentences=sentences,
-        order=search.order(),
+        order=tuple(search.ranked),
         counterfactual=counterfactual,
         texts_asked=question.bounds.texts - budget.left,
     )
@@ -156,26 +170,84 @@ class _Budget:
         return list((yield texts)) if texts else []
 
 
-def _weigh(
+def _weigh_sentences(
     question: Question, parts: Sequence[Sequence[Span]], budget: _Budget
 ) -> Generator[list[Text], Sequence[Judged], tuple[Weighed, ...]]:
-    """The contribution of each part: a word, or the words of a sentence.
-
-    Without a mask token, a part that is all of a text cannot be erased, and is left out.
-    """
-    replacement = REMOVED if question.mask is None else question.mask
-    if question.mask is None:
-        parts = [part for part in parts if question.passage.leaves_words(part)]
-    texts = [question.passage.without(part, replacement) for part in parts]
-    answers = yield from budget.ask(texts)
-    before = float(question.whole.log_odds[question.label])
+    """How the log-odds change without each sentence."""
+    answers = yield from budget.ask([question.passage.read_without(part) for part in parts])
+    whole = question.odds(question.whole)
     return tuple(
-        Weighed(
-            Span(part[0].text, part[0].start, part[-1].end),
-            before - float(judged.log_odds[question.label]),
-        )
+        Weighed(Span(part[0].text, part[0].start, part[-1].end), whole - question.odds(judged))
         for part, judged in zip(parts, answers, strict=False)
     )
+
+
+def _weigh(
+    question: Question, words: Sequence[Span], budget: _Budget
+) -> Generator[list[Text], Sequence[Judged], tuple[tuple[Weighed, ...], list[int]]]:
+    """The contribution of each word, as far as the budget goes; and where one alone decides.
+
+    The second are the places of the words without which the label changes, the surest first.
+    """
+    passage, whole = question.passage, question.odds(question.whole)
+    words = [word for word in words if question.can_be_asked([word])]
+    answers = yield from budget.ask([passage.read_without([word]) for word in words])
+    words = words[: len(answers)]
+    effects = [[whole - question.odds(judged)] for judged in answers]
+    yield from _weigh_alone(question, words, effects, budget)
+    yield from _weigh_with_fewer(question, words, effects, budget)
+    deciding = [place for place, judged in enumerate(answers) if question.changes(judged)]
+    deciding.sort(key=lambda place: question.sign * question.odds(answers[place]))
+    return tuple(
+        Weighed(word, sum(own) / len(own)) for word, own in zip(words, effects, strict=True)
+    ), deciding
+
+
+def _weigh_alone(
+    question: Question, words: Sequence[Span], effects: list[list[float]], budget: _Budget
+) -> Generator[list[Text], Sequence[Judged], None]:
+    """Add what each word does alone: the log-odds of this word, less those of no word.
+
+    If the model cannot be asked about no word, the mean over all words is subtracted. If the budget
+    does not suffice for all of them, nothing is added.
+    """
+    passage = question.passage
+    every = set(passage.words)
+    texts = [passage.read_without(every - {word}) for word in words]
+    if question.takes_empty:
+        texts.append(passage.read_without(every))
+    # A text of a pair may lose its only word.
+    possible = question.takes_empty or len(passage.texts) == 1
+    if not words or not possible or budget.left < len(texts):
+        return
+    odds = [question.odds(judged) for judged in (yield from budget.ask(texts))]
+    nothing = odds.pop() if question.takes_empty else sum(odds) / len(odds)
+    for own, alone in zip(effects, odds, strict=True):
+        own.append(alone - nothing)
+
+
+def _weigh_with_fewer(
+    question: Question, words: Sequence[Span], effects: list[list[float]], budget: _Budget
+) -> Generator[list[Text], Sequence[Judged], None]:
+    """Add what each of the more important words does where the others of them are not there."""
+    ranked = _ranked(question, [sum(own) for own in effects])
+    half = ranked[: -(-len(ranked) // 2)]
+    gone = [words[place] for place in half]
+    if len(half) < 2 or budget.left <= len(half) or not question.can_be_asked(gone):
+        return
+    texts = [
+        question.passage.read_without([each for each in gone if each != word]) for word in gone
+    ]
+    answers = yield from budget.ask([question.passage.read_without(gone), *texts])
+    without, *one_each = map(question.odds, answers)
+    for place, odds in zip(half, one_each, strict=True):
+        effects[place].append(odds - without)
+
+
+def _ranked(question: Question, contributions: Sequence[float]) -> list[int]:
+    """Places by how much a word supports what is answered now, the largest support first."""
+    places = range(len(contributions))
+    return sorted(places, key=lambda place: -question.sign * contributions[place])
 
 
 def _words_that_matter(
@@ -188,42 +260,39 @@ def _words_that_matter(
 
 
 class _Search:
-    """Looks for few words whose removal changes the label: greedily, then fewer of them."""
+    """Looks for few words whose removal changes the label.
 
-    def __init__(self, question: Question, weighed: Sequence[Weighed], budget: _Budget) -> None:
+    First the words that decide alone are tried, then more and more of those that support the label,
+    and then fewer of them.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        weighed: Sequence[Weighed],
+        deciding: Sequence[int],
+        budget: _Budget,
+    ) -> None:
         self._question = question
         self._spans = [each.span for each in weighed]
-        sign = 1 if question.is_given else -1
-        self._ranked = sorted(
-            range(len(weighed)), key=lambda place: -sign * weighed[place].contribution
-        )
-        helps = {place for place in self._ranked if sign * weighed[place].contribution > 0}
-        self._open = [place for place in self._ranked if place in helps]
-        self._chosen: list[int] = []
+        contributions = [each.contribution for each in weighed]
+        self.ranked = _ranked(question, contributions)
+        self._supporting = [
+            place for place in self.ranked if question.sign * contributions[place] > 0
+        ]
+        self._deciding = deciding
         self._budget = budget
-
-    def order(self) -> tuple[int, ...]:
-        """All words, the most important first: those removed greedily, then by contribution."""
-        first = set(self._chosen)
-        return (*self._chosen, *(place for place in self._ranked if place not in first))
 
     def run(self) -> Generator[list[Text], Sequence[Judged], Counterfactual | None]:
         """The words, or None."""
-        for _ in range(STEPS):
-            tried = [[*self._chosen, place] for place in self._open[:CANDIDATES]]
-            answers = yield from self._ask(tried)
-            if not answers:
-                return None
-            best, judged = min(answers, key=lambda each: self._question.support(each[1]))
-            self._chosen = best
-            self._open.remove(best[-1])
+        # Once more with what the model did not read: the caller sends that, too.
+        for group, judged in (yield from self._ask([[place] for place in self._deciding[:1]])):
             if self._question.changes(judged):
-                return (yield from self._reduce(best, judged))
-        # More and more of the other words at once: 1, 2, 4, and so on up to all, or all but one.
-        count = len(self._open)
-        powers = (1 << power for power in range(count.bit_length()))
-        sizes = sorted({*powers, count - 1, count} - {0, -1})
-        answers = yield from self._ask([self._chosen + self._open[:size] for size in sizes])
+                return Counterfactual(tuple(group), judged.decision)
+        most = len(self._supporting)
+        # Where all words together leave no text, all but one may do.
+        sizes = sorted({*(size for size in GROUPS if size < most), most - 1, most} - {-1, 0})
+        answers = yield from self._ask([self._supporting[:size] for size in sizes])
         for group, judged in answers:
             if self._question.changes(judged):
                 return (yield from self._reduce(group, judged))
@@ -239,8 +308,12 @@ class _Search:
             enough = [each for each in answers if self._question.changes(each[1])]
             if not enough:
                 break
-            group, judged = min(enough, key=lambda each: self._question.support(each[1]))
+            group, judged = min(enough, key=self._support)
         return Counterfactual(tuple(sorted(group)), judged.decision)
+
+    def _support(self, answer: tuple[list[int], Judged]) -> float:
+        """How much an answer still speaks for what is answered now."""
+        return self._question.sign * self._question.odds(answer[1])
 
     def _ask(
         self, groups: list[list[int]]

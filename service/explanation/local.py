@@ -51,7 +51,8 @@ def start(
     encoder = classifier.encoder
     passage = read_passage(encoder, text, options)
     place = classifier.manifest.labels.index(name)
-    return passage, explain(Question(passage, whole, name, place, bounds, encoder.mask_token))
+    takes_empty = options.add_special_tokens and encoder.special_tokens > 0
+    return passage, explain(Question(passage, whole, name, place, bounds, takes_empty))
 
 
 def explain_text(

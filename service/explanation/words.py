@@ -43,17 +43,28 @@ class Passage:
     texts: tuple[str, ...]
     words: tuple[Span, ...]
 
-    def without(self, spans: Iterable[Span], replacement: str = REMOVED) -> Text:
-        """The text or pair with each of the spans replaced."""
+    def without(self, spans: Iterable[Span]) -> Text:
+        """The text or pair with a space in place of each of the spans."""
+        return self._cut(spans, [(0, len(text)) for text in self.texts])
+
+    def read_without(self, spans: Iterable[Span]) -> Text:
+        """Like `without`, and also without what the model did not read, which would move up."""
+        ranges = []
+        for number in range(len(self.texts)):
+            own = [word for word in self.words if word.text == number]
+            ranges.append((own[0].start, own[-1].end) if own else (0, 0))
+        return self._cut(spans, ranges)
+
+    def _cut(self, spans: Iterable[Span], ranges: Sequence[tuple[int, int]]) -> Text:
         gone = sorted(spans)
         parts = []
-        for number, text in enumerate(self.texts):
-            kept, end = [], 0
+        for number, (text, (start, end)) in enumerate(zip(self.texts, ranges, strict=True)):
+            kept = []
             for span in gone:
                 if span.text == number:
-                    kept += [text[end : span.start], replacement]
-                    end = span.end
-            parts.append("".join([*kept, text[end:]]))
+                    kept += [text[start : span.start], REMOVED]
+                    start = span.end
+            parts.append("".join([*kept, text[start:end]]))
         return (parts[0], parts[1]) if len(parts) == 2 else parts[0]
 
     def leaves_words(self, spans: Iterable[Span]) -> bool:

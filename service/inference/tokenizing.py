@@ -63,8 +63,6 @@ class TokenizationOptions:
 
 
 AS_PACKAGED = TokenizationOptions()
-# As BERT and as RoBERTa name it.
-MASK_TOKENS = ("[MASK]", "<mask>")
 
 
 class TextEncoder:
@@ -162,14 +160,6 @@ class TextEncoder:
     def pieces(self) -> PieceCounter:
         """Counts unknown tokens, and pieces of words, of what this makes."""
         return PieceCounter.of(self._tokenizer)
-
-    @property
-    def mask_token(self) -> str | None:
-        """The token that stands for a word that is not shown; None where there is none."""
-        for name in MASK_TOKENS:
-            if self._tokenizer.token_to_id(name) is not None:
-                return name
-        return None
 
     def encode_with_offsets(
         self, text: Text, options: TokenizationOptions

@@ -47,10 +47,15 @@ class Scores:
         return Judged(np.asarray([-score, score]), Decision(label, best, probs, None, None))
 
     def explain(
-        self, passage: Passage, label: str = "yes", bounds: Bounds = WIDE, mask: str | None = None
+        self,
+        passage: Passage,
+        label: str = "yes",
+        bounds: Bounds = WIDE,
+        takes_empty: bool = True,
     ) -> Explanation:
         whole = self.judge(passage.without(()))
-        steps = explain(Question(passage, whole, label, ["no", "yes"].index(label), bounds, mask))
+        place = ["no", "yes"].index(label)
+        steps = explain(Question(passage, whole, label, place, bounds, takes_empty))
         answers: Any = None
         try:
             while True:
@@ -66,21 +71,59 @@ def words_of(explanation: Explanation, passage: Passage) -> list[str]:
     return [passage.texts[span.text][span.start : span.end] for span, _ in explanation.words]
 
 
-def test_a_contribution_is_what_the_absence_of_a_word_changes() -> None:
+@pytest.mark.parametrize("takes_empty", [True, False])
+def test_a_contribution_is_what_a_word_changes(takes_empty: bool) -> None:
     passage = passage_of("the good, not bad tea")
-    explanation = Scores().explain(passage, mask="[MASK]")
+    explanation = Scores().explain(passage, takes_empty=takes_empty)
     shown = dict(zip(words_of(explanation, passage), explanation.words, strict=True))
-    assert {word: each.contribution for word, each in shown.items()} == pytest.approx(
-        {"the": 0, "good": 2, ",": 0, "not": -0.5, "bad": -1.5, "tea": 0}
-    )
+    expected = {"the": 0, "good": 2, ",": 0, "not": -0.5, "bad": -1.5, "tea": 0}
+    if not takes_empty:
+        # Alone, a word is compared with the mean of all of them. It is 0 here.
+        assert sum(expected.values()) == 0
+    assert {word: each.contribution for word, each in shown.items()} == pytest.approx(expected)
 
 
-def test_a_word_is_masked_where_there_is_a_mask_and_removed_for_another_label() -> None:
-    masked, removed = Scores(), Scores()
-    masked.explain(passage_of("good tea"), mask="[MASK]")
-    removed.explain(passage_of("good tea"))
-    assert masked.asked == ["[MASK] tea", "good [MASK]", "  tea"]
-    assert removed.asked == ["  tea", "good  ", "  tea"]
+def test_the_model_is_asked_without_each_word_with_it_alone_and_without_the_others() -> None:
+    model = Scores()
+    model.explain(passage_of("good fine bad"))
+    without = ["  fine bad", "good   bad", "good fine  "]
+    alone = ["good    ", "  fine  ", "    bad", "     "]
+    fewer = ["    bad", "good   bad", "  fine bad"]
+    assert [text.split() for text in map(str, model.asked[:10])] == [
+        text.split() for text in [*without, *alone, *fewer]
+    ]
+
+
+class Either(Scores):
+    """A model to which one of two words suffices."""
+
+    def judge(self, text: Text) -> Judged:
+        words = set(str(text).split())
+        return super().judge("good" if words & {"good", "fine"} else "not")
+
+
+def test_two_words_that_make_up_for_each_other_both_count() -> None:
+    passage = passage_of("good fine tea")
+    explanation = Either().explain(passage)
+    by_word = dict(zip(words_of(explanation, passage), explanation.words, strict=True))
+    # Erased alone, neither of them changes anything.
+    assert by_word["good"].contribution == by_word["fine"].contribution > 1
+    assert by_word["tea"].contribution == 0
+    assert explanation.counterfactual is not None
+    assert explanation.counterfactual.words == (0, 1)
+
+
+def test_a_word_that_decides_alone_is_found_whatever_its_contribution() -> None:
+    class Needs(Scores):
+        """Without tea the answer is no, although tea says no when it is alone."""
+
+        def judge(self, text: Text) -> Judged:
+            words = str(text).split()
+            return super().judge("good " * 3 if "tea" in words and len(words) > 1 else "not " * 9)
+
+    explanation = Needs().explain(passage_of("a b c d tea e"))
+    assert explanation.counterfactual is not None
+    assert explanation.counterfactual.words == (4,)
 
 
 def test_what_speaks_for_a_label_speaks_against_the_other() -> None:
@@ -140,9 +183,12 @@ def test_a_set_is_reduced_to_words_that_are_all_needed() -> None:
 
 def test_no_word_of_a_pair_is_the_last_that_is_removed() -> None:
     assert Scores().explain(passage_of("good", "tea")).counterfactual is None
-    pair = Scores().explain(passage_of("good tea", "good"), mask="[MASK]")
+    pair = Scores().explain(passage_of("good tea", "good"))
     assert pair.counterfactual is None
     assert [span.text for span, _ in pair.words] == [0, 0, 1]
+    # A model that cannot be asked about an empty text is not asked about the second word alone.
+    few = Scores().explain(passage_of("good tea", "good"), takes_empty=False)
+    assert [span.text for span, _ in few.words] == [0, 0]
     found = Scores().explain(passage_of("good tea", "good tea")).counterfactual
     assert found is not None
     assert found.words == (0, 2)
@@ -179,6 +225,18 @@ def test_the_order_has_each_word_once_and_begins_with_the_most_important() -> No
         "good",
         "fine",
     ]
+
+
+def test_what_the_model_did_not_read_stays_out_where_words_are_weighed() -> None:
+    passage = Passage(("tail good tea bad",), (Span(0, 5, 9), Span(0, 10, 13)))
+    assert str(passage.read_without([Span(0, 5, 9)])).split() == ["tea"]
+    assert str(passage.without([Span(0, 5, 9)])).split() == ["tail", "tea", "bad"]
+    assert Passage(("unread",), ()).read_without(()) == ""
+    model = Scores()
+    model.explain(passage)
+    # The counterfactual is for the caller, who sends all of the text.
+    assert "bad" not in " ".join(map(str, model.asked[:-1]))
+    assert "bad" in model.asked[-1]
 
 
 def test_sentences_end_where_a_reader_sees_it() -> None:
