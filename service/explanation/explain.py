@@ -35,7 +35,7 @@ from service.package.manifest import Text
 # How often the model is asked about a word: with all others, alone, and every other one once more.
 TEXTS_PER_WORD = 2.5
 # Sizes of the groups of words that are removed together.
-GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+GROUPS = (2, 3, 5, 8, 12, 20, 32, 50, 80, 128, 200)
 # Shares of the budget: for sentences, and for sentences and words together. The rest is for groups.
 SENTENCE_SHARE = 0.25
 WORD_SHARE = 0.75
@@ -282,18 +282,26 @@ class _Search:
         ]
         self._deciding = deciding
         self._budget = budget
+        # Groups without which the label is known not to change: nobody has to ask again.
+        self._known: set[frozenset[int]] = set()
+        if question.passage.is_all_read:
+            self._known |= {frozenset([place]) for place in self.ranked if place not in deciding}
 
     def run(self) -> Generator[list[Text], Sequence[Judged], Counterfactual | None]:
         """The words, or None."""
-        # Once more with what the model did not read: the caller sends that, too.
+        # Asked once more with what the model did not read: the caller sends that, too.
         for group, judged in (yield from self._ask([[place] for place in self._deciding[:1]])):
             if self._question.changes(judged):
                 return Counterfactual(tuple(group), judged.decision)
         most = len(self._supporting)
-        # Where all words together leave no text, all but one may do.
-        sizes = sorted({*(size for size in GROUPS if size < most), most - 1, most} - {-1, 0})
-        answers = yield from self._ask([self._supporting[:size] for size in sizes])
-        for group, judged in answers:
+        if most == len(self._question.passage.words):
+            # All of them leave no text. All but one may do.
+            most -= 1
+        largest = yield from self._ask([self._supporting[:most]])
+        if not any(self._question.changes(judged) for _, judged in largest):
+            return None
+        smaller = [self._supporting[:size] for size in GROUPS if size < most]
+        for group, judged in [*(yield from self._ask(smaller)), *largest]:
             if self._question.changes(judged):
                 return (yield from self._reduce(group, judged))
         return None
@@ -302,14 +310,13 @@ class _Search:
         self, group: list[int], judged: Judged
     ) -> Generator[list[Text], Sequence[Judged], Counterfactual]:
         """Put back words, one at a time, while the label stays changed."""
-        while len(group) > 1:
+        while True:
             smaller = [[each for each in group if each != place] for place in group]
             answers = yield from self._ask(smaller)
             enough = [each for each in answers if self._question.changes(each[1])]
             if not enough:
-                break
+                return Counterfactual(tuple(sorted(group)), judged.decision)
             group, judged = min(enough, key=self._support)
-        return Counterfactual(tuple(sorted(group)), judged.decision)
 
     def _support(self, answer: tuple[list[int], Judged]) -> float:
         """How much an answer still speaks for what is answered now."""
@@ -320,8 +327,11 @@ class _Search:
     ) -> Generator[list[Text], Sequence[Judged], list[tuple[list[int], Judged]]]:
         """The groups that leave a word in each text, with the answer without them."""
         passage = self._question.passage
+        groups = [group for group in groups if group and frozenset(group) not in self._known]
         spans = [[self._spans[place] for place in group] for group in groups]
         able = [index for index, each in enumerate(spans) if passage.leaves_words(each)]
         texts = [passage.without(spans[index]) for index in able]
         answers = yield from self._budget.ask(texts)
-        return [(groups[index], judged) for index, judged in zip(able, answers, strict=False)]
+        found = [(groups[index], judged) for index, judged in zip(able, answers, strict=False)]
+        self._known |= {frozenset(g) for g, judged in found if not self._question.changes(judged)}
+        return found

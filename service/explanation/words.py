@@ -49,11 +49,23 @@ class Passage:
 
     def read_without(self, spans: Iterable[Span]) -> Text:
         """Like `without`, and also without what the model did not read, which would move up."""
+        return self._cut(spans, self._read_ranges())
+
+    def _read_ranges(self) -> list[tuple[int, int]]:
+        """Of each text the range that the model read."""
         ranges = []
         for number in range(len(self.texts)):
             own = [word for word in self.words if word.text == number]
             ranges.append((own[0].start, own[-1].end) if own else (0, 0))
-        return self._cut(spans, ranges)
+        return ranges
+
+    @property
+    def is_all_read(self) -> bool:
+        """Whether the model read everything but white space."""
+        return all(
+            self.texts[number].strip() == self.texts[number][start:end].strip()
+            for number, (start, end) in enumerate(self._read_ranges())
+        )
 
     def _cut(self, spans: Iterable[Span], ranges: Sequence[tuple[int, int]]) -> Text:
         gone = sorted(spans)

@@ -38,8 +38,8 @@ class ExplainedPart(BaseModel):
     contribution: Annotated[
         float,
         Field(
-            description="the log-odds of the label, minus those without it; above 0 it speaks "
-            "for the label"
+            description="how much it changes the log-odds of the label; above 0 it speaks for the "
+            "label"
         ),
     ]
 
