@@ -115,15 +115,59 @@ def test_two_words_that_make_up_for_each_other_both_count() -> None:
 
 def test_a_word_that_decides_alone_is_found_whatever_its_contribution() -> None:
     class Needs(Scores):
-        """Without tea the answer is no, although tea says no when it is alone."""
+        """Without tea the answer is no. Alone, tea says no, and louder than nothing does."""
 
         def judge(self, text: Text) -> Judged:
             words = str(text).split()
-            return super().judge("good " * 3 if "tea" in words and len(words) > 1 else "not " * 9)
+            if words == ["tea"]:
+                return super().judge("bad " * 50)
+            return super().judge("good " * 3 if "tea" in words else "not " * 9)
 
     explanation = Needs().explain(passage_of("a b c d tea e"))
+    assert explanation.words[4].contribution < 0
     assert explanation.counterfactual is not None
     assert explanation.counterfactual.words == (4,)
+
+
+def test_a_removal_that_lets_the_model_read_on_is_tried() -> None:
+    class Short(Scores):
+        """A model that reads two words."""
+
+        def judge(self, text: Text) -> Judged:
+            return super().judge(" ".join(str(text).split()[:2]))
+
+    read = (Span(0, 0, 4), Span(0, 5, 9))
+    found = Short().explain(Passage(("good fine bad",), read)).counterfactual
+    assert found is not None
+    assert found.words == (0,)
+
+
+def test_all_words_but_one_are_removed_where_that_is_needed() -> None:
+    class Two(Scores):
+        """A model that says yes to two words or more."""
+
+        def judge(self, text: Text) -> Judged:
+            return super().judge("good" if len(str(text).split()) > 1 else "not")
+
+    found = Two().explain(passage_of("a b c")).counterfactual
+    assert found is not None
+    assert len(found.words) == 2
+
+
+def test_of_many_words_two_are_found_without_asking_about_all_groups() -> None:
+    weights = {f"w{place}": 0.01 for place in range(28)} | {"good": 3.0, "fine": 3.0, "bad": -3.1}
+    words = " ".join(weights)
+    found = Scores(weights).explain(passage_of(words))
+    assert found.counterfactual is not None
+    assert found.counterfactual.words == (28, 29)
+    assert found.texts_asked < 3 * len(weights)
+
+
+def test_words_that_change_more_stay_when_a_set_is_reduced() -> None:
+    weights = {"a": 2.0, "b": 2.0, "c": 2.0, "d": 2.0, "e": 0.5, "x": -2.1}
+    found = Scores(weights).explain(passage_of("e a b c d x")).counterfactual
+    assert found is not None
+    assert found.words == (1, 2, 3, 4)
 
 
 def test_what_speaks_for_a_label_speaks_against_the_other() -> None:
@@ -137,6 +181,7 @@ def test_what_speaks_for_a_label_speaks_against_the_other() -> None:
     assert for_no.counterfactual is not None and for_yes.counterfactual is not None
     assert for_no.counterfactual.words == for_yes.counterfactual.words == (0,)
     assert for_no.counterfactual.decision.label == "no"
+    assert for_no.order == for_yes.order == (0, 1, 2)
 
 
 texts_of_words = st.lists(st.sampled_from([*WEIGHTS, "tea", "fine"]), min_size=1, max_size=9).map(
