@@ -30,6 +30,7 @@ from benchmarks import (  # noqa: E402
     bench_soak,
     bench_threads,
     bench_train,
+    canary,
     champions,
     drift,
     explain,
@@ -520,6 +521,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "quality": written_by(quality_report.summary, "quality"),
     "promises": written_by(promises.markdown, "promises"),
     "drift": written_by(drift.markdown, "drift"),
+    "canary": written_by(canary.markdown, "canary"),
     "explain": written_by(explain.markdown, "explain"),
     "optimism": written_by(optimism.markdown, "optimism"),
 }

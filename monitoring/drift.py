@@ -23,12 +23,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import chi2_contingency, fisher_exact
 
 from monitoring.window import Counts, Share, Window, scaled
 from service.package.manifest import Manifest
 from training.common.exit_status import EXIT_OF_VERDICT
+from training.evaluation.homogeneity import p_of_histograms, p_of_shares, total_variation
 from training.evaluation.significance import holm, wilson
 
 Verdict = Literal["drift", "steady", "too few rows"]
@@ -38,8 +37,6 @@ SIGNIFICANCE = 0.01
 FLOOR = 0.03
 HISTOGRAM_FLOOR = 0.1
 LEAST_ROWS = 200
-# Bins are joined until each is expected to hold so many rows, in both histograms.
-LEAST_EXPECTED = 5
 # As of a comparison: a script can tell a drift from an error.
 EXIT_OF_DRIFT: dict[Verdict, int] = {
     "steady": EXIT_OF_VERDICT["promote"],
@@ -204,41 +201,10 @@ def _verdict(p: float, check: Check, rows: float) -> Verdict:
 def _compare_shares(name: str, before: float, of: float, share: Share) -> Check:
     """Two shares, of as many rows as their weights are worth."""
     rows = share.effective
-    first, second = round(before * of), round(share.value * rows) if rows else 0
-    table = np.array([[first, max(round(of) - first, 0)], [second, max(round(rows) - second, 0)]])
-    p = _independence(table)
+    p = p_of_shares(before * of, of, share.value * rows if rows else 0.0, rows)
     return Check(name, before, share.value, share.value - before, FLOOR, p, "steady")
 
 
-def _independence(table: NDArray[np.int64]) -> float:
-    """The p value of a table of two by two: by Fisher's exact test where counts are small."""
-    total = table.sum()
-    if not table.sum(axis=0).all() or not table.sum(axis=1).all():
-        return 1.0
-    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / total
-    if expected.min() < LEAST_EXPECTED:
-        return float(fisher_exact(table).pvalue)
-    return float(chi2_contingency(table).pvalue)
-
-
 def _compare_histograms(name: str, before: Counts, after: Counts) -> Check:
-    effect = float(np.abs(scaled(before, 1) - scaled(after, 1)).sum() / 2)
-    joined = _joined(before, after)
-    p = 1.0 if joined.shape[1] < 2 else float(chi2_contingency(joined, correction=False).pvalue)
+    effect, p = total_variation(before, after), p_of_histograms(before, after)
     return Check(name, None, None, effect, HISTOGRAM_FLOOR, p, "steady")
-
-
-def _joined(before: Counts, after: Counts) -> Counts:
-    """Both histograms with neighboring bins joined until each is expected to hold enough rows."""
-    whole = before + after
-    smaller = min(before.sum(), after.sum()) / whole.sum()
-    columns: list[list[float]] = []
-    pending = [0.0, 0.0]
-    for first, second in zip(before.tolist(), after.tolist(), strict=True):
-        pending = [pending[0] + first, pending[1] + second]
-        if sum(pending) * smaller >= LEAST_EXPECTED:
-            columns.append(pending)
-            pending = [0.0, 0.0]
-    if columns:
-        columns[-1] = [columns[-1][0] + pending[0], columns[-1][1] + pending[1]]
-    return np.array(columns, dtype=np.float64).T if columns else np.zeros((2, 0))

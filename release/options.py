@@ -12,6 +12,8 @@ from training.common.exit_status import EXIT_OF_VERDICT
 # The champion that is the version which runs now.
 CURRENT = "current"
 WATCH_SECONDS = 60.0
+CANARY_SECONDS = 300.0
+CANARY_SHIFT = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,9 @@ class ReleaseOptions(RolloutOptions):
         image: an image that is already pushed; without it bento and image are built.
         image_repository: the name of the image without a tag; the overlay's where it is None.
         push: the command that pushes the image; empty for the engine's own; None for no push.
+        canary: shares of the requests that the new version gets before the rollout, in order.
+        canary_seconds: how long each share lasts.
+        canary_shift: from which difference of a share on its predictions undo the release.
     """
 
     package: str
@@ -59,6 +64,9 @@ class ReleaseOptions(RolloutOptions):
     engine: str | None = None
     platform: str | None = None
     push: str | None = None
+    canary: tuple[float, ...] = ()
+    canary_seconds: float = CANARY_SECONDS
+    canary_shift: float = CANARY_SHIFT
 
     def status_of(self, verdict: str) -> int:
         """The exit status of a verdict: 0 if it allows the release."""

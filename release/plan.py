@@ -46,6 +46,11 @@ def print_plan(context: ReleaseContext, options: ReleaseOptions) -> int:
         context.console.line(f"--apply would be refused: {error}")
     except ClusterError as error:
         context.console.line(f"it is not known what would change in the cluster: {error}")
+    for share in options.canary:
+        context.console.line(
+            f"before the rollout, {share:.0%} of the requests go to the new version for "
+            f"{options.canary_seconds:g} s"
+        )
     context.console.line("nothing was changed: --apply releases the package")
     return options.status_of(comparison.outcome)
 

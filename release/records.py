@@ -35,6 +35,7 @@ Step = Literal[
     "overlay",
     "diff",
     "first pod",
+    "canary",
     "apply",
     "check",
     "watch",
@@ -42,7 +43,14 @@ Step = Literal[
     "end",
 ]
 # From the first of these steps on, the cluster may hold something of the release.
-CLUSTER_STEPS: tuple[Step, ...] = ("first pod", "apply", "check", "watch", "undo")
+CLUSTER_STEPS: tuple[Step, ...] = (
+    "first pod",
+    "canary",
+    "apply",
+    "check",
+    "watch",
+    "undo",
+)
 # Names of steps and outcomes in older records.
 OLD_STEPS = {"put back": "undo", "roll back": "undo"}
 OLD_OUTCOMES = {"rolled back": "undone"}
@@ -125,6 +133,27 @@ class WatchSummary(_Strict):
     before_since: str | None = None
 
 
+class CanaryStep(_Strict):
+    """One share of a canary: how many pods and requests each side had, and what differed.
+
+    Attributes:
+        wanted: the share of the requests that was asked for.
+        by: what gave the share: the weights of an HTTPRoute, or the number of pods, which may make
+            another share of it.
+        differences: the largest differences of the predictions, in words.
+    """
+
+    wanted: float
+    by: Literal["weights", "pods"]
+    pods: int
+    of: int
+    seconds: float
+    requests: int
+    requests_to_others: int
+    undecided: str | None = None
+    differences: list[str] = Field(default_factory=list)
+
+
 class FailureEvidence(_Strict):
     """What the cluster said of a failure: bounded in size, and without known forms of secrets.
 
@@ -190,6 +219,7 @@ class Record(_Strict):
     render: SavedRender | None = None
     previous: Previous | None = None
     pods: list[str] = Field(default_factory=list)
+    canary: list[CanaryStep] = Field(default_factory=list)
     watched: WatchSummary | None = None
     evidence: FailureEvidence | None = None
     durations: dict[str, float] = Field(default_factory=dict)

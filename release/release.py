@@ -7,9 +7,11 @@ release that is killed leaves a record. The next release or rollback of the over
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from release.canary import run_canary
 from release.cluster.overlay import render_overlay, workload_of
 from release.cluster.references import check_references
 from release.cluster.rollout import refuse_paused
@@ -20,7 +22,7 @@ from release.plan import diff_render, print_plan
 from release.preparation import Preparation
 from release.records import Record
 from release.recovery import Recovery, ToContinue, recover_for_release
-from release.transaction import ReleaseTransaction, edit_image
+from release.transaction import ReleaseTransaction, RolloutStage, edit_image
 from service.package.manifest import MODEL_STORE_NAME, Manifest, read_manifest
 from training.registry.publish import package_at
 
@@ -54,7 +56,10 @@ def _release(context: ReleaseContext, options: ReleaseOptions, recovery: Recover
                 return status
             render = _write_overlay(transaction)
         package = f"{MODEL_STORE_NAME}:{record.version}"
-        transaction.roll_out(render, package, [ask_first_pod])
+        stages: list[RolloutStage] = [ask_first_pod]
+        if options.canary:
+            stages.append(partial(run_canary, options))
+        transaction.roll_out(render, package, stages)
     transaction.end("released")
     context.console.line(
         f"released: {record.name} {record.version} in {record.namespace} as {record.image}\n"

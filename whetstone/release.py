@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from release.options import WATCH_SECONDS
+from release.options import CANARY_SECONDS, CANARY_SHIFT, WATCH_SECONDS
 from whetstone.options import add_comparison, add_verb, read_bounds, read_columns
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ def release(parsed: argparse.Namespace) -> int:
         engine=parsed.engine,
         platform=parsed.platform,
         push=parsed.push,
+        canary=parsed.canary,
+        canary_seconds=parsed.canary_seconds,
+        canary_shift=parsed.canary_shift,
     )
     return release_package(options)
 
@@ -146,6 +149,33 @@ def _add_release(verbs: Verbs) -> None:
         "--plan", action="store_true", help="show what would be released (the default)"
     )
     _add_release_image(command)
+    _add_canary(command)
+
+
+def _add_canary(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--canary",
+        type=_shares,
+        default=(),
+        metavar="SHARES",
+        help="shares of the requests that the new version gets before the rollout, one after the "
+        "other, such as 5%%,25%%: errors, latency and predictions are compared with the old pods",
+    )
+    command.add_argument(
+        "--canary_seconds",
+        type=_seconds,
+        default=CANARY_SECONDS,
+        metavar="SECONDS",
+        help=f"how long each share lasts (default: {CANARY_SECONDS:g})",
+    )
+    command.add_argument(
+        "--canary_shift",
+        type=_share,
+        default=CANARY_SHIFT,
+        metavar="SHARE",
+        help="the release is undone if a label's share of the predictions surely differs by so "
+        f"much or more (default: {CANARY_SHIFT:.0%}%)",
+    )
 
 
 def _add_release_image(command: argparse.ArgumentParser) -> None:
@@ -212,6 +242,24 @@ def _add_rollout(command: argparse.ArgumentParser) -> None:
         help="how long errors, refusals and p99 are watched afterwards "
         f"(default: {WATCH_SECONDS:g})",
     )
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    shares = tuple(_share(each.strip()) for each in text.split(","))
+    if list(shares) != sorted(set(shares)):
+        raise argparse.ArgumentTypeError(f"{text}: each share must be larger than the one before")
+    return shares
+
+
+def _share(text: str) -> float:
+    digits = text.removesuffix("%")
+    try:
+        value = float(digits) / 100 if digits != text else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0% and 100%, such as 5%")
+    return value
 
 
 def _seconds(text: str) -> float:

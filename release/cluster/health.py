@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,6 +15,10 @@ from training.evaluation.significance import wilson
 
 REQUESTS = "whetstone_requests_total"
 BUCKETS = "whetstone_request_duration_seconds_bucket"
+PREDICTIONS = "whetstone_predictions_total"
+CONFIDENCE = "whetstone_confidence_bucket"
+TEXTS = "whetstone_texts_total"
+ABSTAINED = "whetstone_abstained_texts_total"
 CLASSIFYING_ROUTES = ("/classify", "/v1/classify", "/predict")
 # Of fewer requests the 99th percentile is a single request.
 LEAST_FOR_P99 = 100
@@ -28,19 +34,32 @@ SLOW_SHARE = 0.01
 
 @dataclass
 class Sample:
-    """Counters: requests by status, and durations by upper edge (cumulative, seconds)."""
+    """Counters: requests by status, durations by upper edge (cumulative, seconds), and answers.
+
+    Of the answered texts: how many there are, how many abstained, how many have each label, and
+    their scores by upper edge (cumulative).
+    """
 
     statuses: Counter[int] = field(default_factory=Counter)
     buckets: Counter[float] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    confidence: Counter[float] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Sample) -> Sample:
-        return Sample(self.statuses + other.statuses, self.buckets + other.buckets)
+        pairs = zip(self._counters, other._counters, strict=True)
+        return Sample(*(own + others for own, others in pairs))
 
     def since(self, earlier: Sample) -> Sample:
         """The requests after `earlier`; all of them if the container was restarted since."""
-        if not (earlier.statuses <= self.statuses and earlier.buckets <= self.buckets):
+        pairs = list(zip(self._counters, earlier._counters, strict=True))
+        if not all(before <= now for now, before in pairs):
             return self
-        return Sample(self.statuses - earlier.statuses, self.buckets - earlier.buckets)
+        return Sample(*(now - before for now, before in pairs))
+
+    @property
+    def _counters(self) -> tuple[Counter[Any], ...]:
+        return self.statuses, self.buckets, self.labels, self.confidence, self.answers
 
     @property
     def requests(self) -> int:
@@ -109,13 +128,24 @@ def read_sample(text: str) -> Sample:
     sample = Sample()
     for family in text_string_to_metric_families(text):
         for metric in family.samples:
-            if metric.labels.get("route") not in CLASSIFYING_ROUTES:
-                continue
-            if metric.name == REQUESTS:
-                sample.statuses[int(metric.labels["status"])] += int(metric.value)
-            elif metric.name == BUCKETS:
-                sample.buckets[float(metric.labels["le"])] += int(metric.value)
+            _count(sample, metric.name, metric.labels, int(metric.value))
     return sample
+
+
+def _count(sample: Sample, name: str, labels: Mapping[str, str], value: int) -> None:
+    """Count a line of `/metrics`, if it is one of those that are compared."""
+    if name == PREDICTIONS:
+        sample.labels[labels["label"]] += value
+    elif name == CONFIDENCE:
+        sample.confidence[float(labels["le"])] += value
+    elif name in (TEXTS, ABSTAINED):
+        sample.answers[name] += value
+    elif labels.get("route") not in CLASSIFYING_ROUTES:
+        return
+    elif name == REQUESTS:
+        sample.statuses[int(labels["status"])] += value
+    elif name == BUCKETS:
+        sample.buckets[float(labels["le"])] += value
 
 
 def total_since(first: dict[str, Sample], latest: dict[str, Sample]) -> Sample:
@@ -145,10 +175,10 @@ def find_trouble(now: Sample, before: Sample) -> str | None:
         return f"{now.errors:,} of {now.requests:,} requests were answered 5xx or {PREDICT_FAULT}"
     if now.requests >= LEAST_FOR_P99 and now.refused > before.refused + MOST_REFUSED_INCREASE:
         return f"{now.refused:.0%} of the requests were refused (429), before {before.refused:.0%}"
-    return _find_slowness(now, before)
+    return find_slowness(now, before)
 
 
-def _find_slowness(now: Sample, before: Sample) -> str | None:
+def find_slowness(now: Sample, before: Sample) -> str | None:
     """Whether p99 is surely worse; None as well if too few requests can decide that.
 
     The share of requests that are slower than the bound must be above one in a hundred with its

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ IMAGE = "text-classifier"
 # The keys of a kustomization that name folders.
 FOLDER_KEYS = ("resources", "components", "bases")
 DEFAULT_PORT = 3000
+# The label of a canary's pods (see `release.cluster.variant`). They are not the workload's.
+TRACK, CANARY = "track", "canary"
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,14 @@ def workload_of(manifests: str, image: str) -> Workload:
     return Workload(
         namespace=deployment["metadata"]["namespace"],
         name=deployment["metadata"]["name"],
-        selector=",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+        selector=f"{selector_of(labels)},{TRACK}!={CANARY}",
         port=str(port["containerPort"]),
     )
+
+
+def selector_of(labels: Mapping[str, str]) -> str:
+    """Labels as kubectl selects by them."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def load_manifests(manifests: str) -> list[dict[str, Any]]:

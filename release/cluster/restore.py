@@ -65,7 +65,7 @@ def save_previous(
         for resource in load_manifests(render)
         if resource["kind"] == "Deployment"
     )
-    content = dump_manifests([_as_applied(resource, states_replicas) for resource in kept])
+    content = dump_manifests([as_applied(resource, states_replicas) for resource in kept])
     previous.render = records.save_render(f"{record.id}.previous.yaml", content)
     return previous
 
@@ -133,7 +133,7 @@ def _last_release_of(records: Records, record: Record, image: str | None) -> Rec
     return None
 
 
-def _as_applied(resource: dict[str, Any], states_replicas: bool) -> dict[str, Any]:
+def as_applied(resource: dict[str, Any], states_replicas: bool) -> dict[str, Any]:
     """A live object as it could be applied again.
 
     Args:

@@ -1,25 +1,36 @@
 """A second Deployment beside the workload, made of the same render.
 
-Its pods run the new version and are in no Service's endpoints, until the release puts them there.
-It is a Deployment of its own and not a readiness gate: a gate would stand in the template of every
-pod, and each pod that the autoscaler starts later, when no release runs, would wait for somebody
-to open it.
-
+`variant_of` is for the first pod of a new version, which is in no Service's endpoints. It is a
+Deployment of its own and not a readiness gate: a gate would stand in the template of every pod, and
+each pod that the autoscaler starts later, when no release runs, would wait for somebody to open it.
 The labels of the workload's selector get other values. So no Service, autoscaler or disruption
 budget counts these pods. A NetworkPolicy that selects the workload's pods is repeated for them:
 the new version must not reach more than the old one.
+
+`canary_of` is for pods that get requests. They have the labels of the workload's pods and one more.
+So Services, policies and disruption budgets select them as well. The selectors of both Deployments
+overlap, and yet neither takes the other's pods: a ReplicaSet has its pods by a pod-template-hash of
+its own, and a Deployment adopts no ReplicaSet that has an owner (k8s.io/kubernetes,
+pkg/controller/controller_ref_manager.go).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from release.cluster.kubectl import Cluster
-from release.cluster.overlay import Workload, dump_manifests, load_manifests
+from release.cluster.overlay import (
+    CANARY,
+    TRACK,
+    Workload,
+    dump_manifests,
+    load_manifests,
+    selector_of,
+)
 from training.common.errors import ClusterError, ReleaseError
 
 # What a pod needs to start, in the order in which it must exist.
@@ -45,9 +56,30 @@ class Variant:
     @property
     def labels(self) -> dict[str, str]:
         """The labels of its pods."""
-        deployment = next(each for each in self.objects if each["kind"] == "Deployment")
-        labels: dict[str, str] = deployment["spec"]["template"]["metadata"]["labels"]
+        labels: dict[str, str] = self._deployment["spec"]["template"]["metadata"]["labels"]
         return labels
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels by which the Deployment selects its pods."""
+        labels: dict[str, str] = self._deployment["spec"]["selector"]["matchLabels"]
+        return labels
+
+    @property
+    def _deployment(self) -> dict[str, Any]:
+        return next(each for each in self.objects if each["kind"] == "Deployment")
+
+    def with_replicas(self, replicas: int) -> Variant:
+        """The same variant of so many pods."""
+        objects = copy.deepcopy(self.objects)
+        for resource in objects:
+            if resource["kind"] == "Deployment":
+                resource["spec"]["replicas"] = replicas
+        return replace(self, objects=objects)
+
+    def with_object(self, resource: dict[str, Any]) -> Variant:
+        """The same variant with one more object of its own."""
+        return replace(self, objects=[resource, *self.objects])
 
     @property
     def manifests(self) -> str:
@@ -85,12 +117,42 @@ def variant_of(render: str, workload: Workload, suffix: str) -> Variant:
         for policy in objects
         if policy["kind"] == "NetworkPolicy" and _selects(policy["spec"]["podSelector"], before)
     ]
-    selector = ",".join(f"{key}={value}" for key, value in sorted(changed.items()))
     return Variant(
-        Workload(workload.namespace, name, selector, workload.port),
-        [resource for kind in PREREQUISITES for resource in objects if resource["kind"] == kind],
+        Workload(workload.namespace, name, selector_of(changed), workload.port),
+        _prerequisites(objects),
         [*policies, deployment],
     )
+
+
+def canary_of(render: str, workload: Workload) -> Variant:
+    """The canary `<name>-canary` of a workload, of one pod that gets requests as the others do.
+
+    Raises:
+        ReleaseError: no Service of the render selects its pods, or a name would be too long.
+    """
+    objects = load_manifests(render)
+    deployment = copy.deepcopy(_deployment_in(objects, workload))
+    template, spec = deployment["spec"]["template"], deployment["spec"]
+    own = {TRACK: CANARY}
+    name = _suffixed(workload.name, CANARY)
+    deployment["metadata"] = _metadata(deployment, name, own)
+    template["metadata"]["labels"] = {**(template["metadata"].get("labels") or {}), **own}
+    selector = {**spec["selector"]["matchLabels"], **own}
+    spec["selector"], spec["replicas"] = {"matchLabels": selector}, 1
+    if not any(_is_service_of(each, template["metadata"]["labels"]) for each in objects):
+        raise ReleaseError(
+            f"no Service of the overlay selects the pods of a canary, whose labels are those of "
+            f"{workload.name} and {TRACK}: {CANARY}: release without --canary"
+        )
+    return Variant(
+        Workload(workload.namespace, name, selector_of(selector), workload.port),
+        _prerequisites(objects),
+        [deployment],
+    )
+
+
+def _prerequisites(objects: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [resource for kind in PREREQUISITES for resource in objects if resource["kind"] == kind]
 
 
 def refuse_endpoints(cluster: Cluster, variant: Variant, render: str) -> None:
@@ -112,6 +174,21 @@ def refuse_endpoints(cluster: Cluster, variant: Variant, render: str) -> None:
                 f"Service {name} selects pods by {selector}, so callers would get answers of a pod "
                 "that was not asked first: let it select a label of the Deployment's selector"
             )
+
+
+def service_of(render: str, workload: Workload) -> dict[str, Any] | None:
+    """The first Service of the render that selects the workload's pods; None if there is none."""
+    objects = load_manifests(render)
+    template = _deployment_in(objects, workload)["spec"]["template"]
+    labels = template["metadata"].get("labels") or {}
+    return next((each for each in objects if _is_service_of(each, labels)), None)
+
+
+def _is_service_of(resource: dict[str, Any], labels: dict[str, str]) -> bool:
+    if resource["kind"] != "Service":
+        return False
+    selector = resource["spec"].get("selector")
+    return bool(selector) and _contains(labels, selector)
 
 
 def takes_one_more_pod(render: str, workload: Workload) -> bool:

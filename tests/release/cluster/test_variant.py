@@ -8,7 +8,7 @@ import pytest
 
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload, dump_manifests, load_manifests, workload_of
-from release.cluster.variant import refuse_endpoints, takes_one_more_pod, variant_of
+from release.cluster.variant import canary_of, refuse_endpoints, takes_one_more_pod, variant_of
 from tests.conftest import ROOT
 from training.common.errors import ClusterError, ReleaseError
 
@@ -122,3 +122,40 @@ def test_a_name_that_is_too_long_is_refused(production: tuple[str, Workload]) ->
     render, workload = production
     with pytest.raises(ReleaseError, match="longer than 63 characters"):
         variant_of(render, workload, "x" * 60)
+
+
+def test_a_canary_is_selected_by_all_that_selects_the_workload_s_pods(
+    production: tuple[str, Workload],
+) -> None:
+    render, workload = production
+    variant = canary_of(render, workload).with_replicas(3)
+    objects = load_manifests(render)
+    for resource in objects:
+        spec = resource.get("spec") or {}
+        if resource["kind"] == "Service":
+            assert selects(spec["selector"], variant.labels)
+        if resource["kind"] == "PodDisruptionBudget":
+            assert selects(spec["selector"]["matchLabels"], variant.labels)
+        if resource["kind"] == "NetworkPolicy":
+            assert selects(spec["podSelector"].get("matchLabels", {}), variant.labels)
+        if resource["kind"] == "HorizontalPodAutoscaler":
+            assert spec["scaleTargetRef"]["name"] != variant.workload.name
+    (deployment,) = variant.objects
+    assert deployment["spec"]["replicas"] == 3
+    assert deployment["metadata"]["name"] == variant.workload.name == "text-classifier-canary"
+    assert selects(deployment["spec"]["selector"]["matchLabels"], variant.labels)
+    (original,) = (each for each in objects if each["kind"] == "Deployment")
+    assert deployment["spec"]["template"]["spec"] == original["spec"]["template"]["spec"]
+    # The release tells the pods of both apart.
+    assert variant.workload.selector == "app.kubernetes.io/name=text-classifier,track=canary"
+    assert workload.selector == "app.kubernetes.io/name=text-classifier,track!=canary"
+
+
+def test_a_canary_that_no_service_selects_is_refused(production: tuple[str, Workload]) -> None:
+    render, workload = production
+    objects = load_manifests(render)
+    for resource in objects:
+        if resource["kind"] == "Service":
+            resource["spec"]["selector"] = {"track": "stable"}
+    with pytest.raises(ReleaseError, match="no Service of the overlay selects"):
+        canary_of(dump_manifests(objects), workload)
