@@ -93,6 +93,21 @@ METRICS = (
         buckets=CONFIDENCES,
     ),
     Metric(
+        "whetstone_training_label_share",
+        "gauge",
+        "share of the validation rows that the served model answers with a label; of an older "
+        "package, the share of the training rows that have it",
+        ("label",),
+        workers="livemax",
+    ),
+    Metric(
+        "whetstone_training_confidence",
+        "gauge",
+        "mean score of the validation rows; absent where the package does not know it",
+        ("version",),
+        workers="livemax",
+    ),
+    Metric(
         "whetstone_explanations_total",
         "counter",
         "explained texts; whether words were found whose removal changes the label: found, none",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -29,7 +31,7 @@ from service.metrics.definitions import (
     Kind,
 )
 from service.metrics.shared_files import forget_dead_workers, reserve_room
-from service.package.manifest import Manifest
+from service.package.manifest import Manifest, Profile
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -68,6 +70,7 @@ class Metrics:
         self.answered = self._counting.answered
         self.refused = self._counting.refused
         self._begin_series(manifest, label_series)
+        self._show_profile(manifest, label_series)
         self.ready = True
         self._engine = engine
         self._process = psutil.Process()
@@ -141,6 +144,20 @@ class Metrics:
         self._ended.set()
         self.update()
 
+    def _show_profile(self, manifest: Manifest, label_series: Mapping[str, str]) -> None:
+        """Show what the answers looked like when the model was trained, to compare them with."""
+        profile = manifest.profile
+        shares = profile.answer_shares or profile.label_priors
+        totals = dict.fromkeys(label_series.values(), 0.0)
+        for label, series in label_series.items():
+            totals[series] += shares.get(label, 0.0)
+        for series, share in totals.items():
+            self._series("whetstone_training_label_share", series).set(share)
+        mean = mean_confidence(profile)
+        # Where nothing is known there is no series: 0 would be an answer.
+        if mean is not None:
+            self._series("whetstone_training_confidence", manifest.version).set(mean)
+
     def _begin_series(self, manifest: Manifest, label_series: Mapping[str, str]) -> None:
         """Start series at 0, so that the rate of the first event can be computed."""
         for label in label_series.values():
@@ -181,6 +198,16 @@ class Metrics:
             child = metric.labels(*labels) if labels else metric
             self._children[name, *labels] = child
         return child
+
+
+def mean_confidence(profile: Profile) -> float | None:
+    """The mean score of the validation rows, by the middle of each bin; None if it is not known."""
+    counts, edges = profile.confidence_counts, profile.confidence_edges
+    if not sum(counts) or len(edges) != len(counts) + 1:
+        return None
+    middles = ((low + high) / 2 for low, high in pairwise(edges))
+    total: float = sum(map(operator.mul, middles, counts))
+    return total / sum(counts)
 
 
 def _make_metrics(registry: CollectorRegistry) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from tests.conftest import ROOT
 COMPONENTS = ROOT / "k8s" / "components"
 DASHBOARD = json.loads((COMPONENTS / "grafana" / "dashboard.json").read_text("utf-8"))
 RULES = yaml.safe_load((COMPONENTS / "prometheus" / "alerts.yaml").read_text("utf-8"))
-ALERTS = [rule for group in RULES["spec"]["groups"] for rule in group["rules"]]
+EVERY_RULE = [rule for group in RULES["spec"]["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in EVERY_RULE if "alert" in rule]
+RECORDS = {rule["record"]: rule["expr"] for rule in EVERY_RULE if "record" in rule}
 DEPLOYMENT = yaml.safe_load((ROOT / "k8s" / "base" / "deployment.yaml").read_text("utf-8"))
 # What Prometheus adds to each series when it asks a pod.
 TARGET_LABELS = {"namespace", "pod"}
@@ -43,7 +45,7 @@ OF_THE_CLUSTER = {
     "kube_pod_container_resource_limits": {"container", "resource", "unit", "node", "uid"},
     "kube_pod_container_status_restarts_total": {"container", "uid"},
 }
-SERIES = exported() | OF_THE_CLUSTER
+SERIES = exported() | OF_THE_CLUSTER | {name: {"label"} for name in RECORDS}
 
 
 def selectors(expression: Any) -> list[Any]:
@@ -104,6 +106,13 @@ def test_alerts_count_only_our_pods(name: str) -> None:
     assert f'container="{container["name"]}"' in alert["expr"]
 
 
+def test_every_recorded_series_uses_exported_metrics_and_is_asked_for() -> None:
+    asked = set().union(*(asked_for(alert["expr"]) for alert in ALERTS))
+    for name, expression in RECORDS.items():
+        assert asked_for(expression)
+        assert name in asked
+
+
 def alert_named(name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(alert for alert in ALERTS if alert["alert"] == name)
     return found
@@ -138,6 +147,34 @@ REQUESTS = (
 REFUSALS = 'whetstone_refusals_total{namespace="production", job="classifier", reason="deadline"}'
 # A hundred requests a minute, and ten times as many probes, which are no share of them.
 FINE = {REQUESTS % ("/classify", 200): "0+100x99", REQUESTS % ("/livez", 200): "0+1000x99"}
+
+
+def of_a(name: str, **labels: str) -> str:
+    """A series of pod a, as Prometheus writes it."""
+    every = {**IN_PRODUCTION, "pod": "a", **labels}
+    inside = ", ".join(f'{key}="{value}"' for key, value in every.items())
+    return f"{name}{{{inside}}}"
+
+
+def labels_of(**texts_a_minute: int) -> dict[str, str]:
+    """Answers by label, of a model that gave a and b to half of the validation rows each."""
+    answered = {
+        of_a("whetstone_predictions_total", label=label): f"0+{texts}x999"
+        for label, texts in texts_a_minute.items()
+    }
+    trained = {of_a("whetstone_training_label_share", label=label): "0.5x999" for label in "ab"}
+    total = sum(texts_a_minute.values())
+    return answered | trained | {of_a("whetstone_texts_total"): f"0+{total}x999"}
+
+
+def scores_of(mean: float, texts: int = 10) -> dict[str, str]:
+    """Scores of this mean, of a model whose scores on the validation rows were 0.9."""
+    return {
+        of_a("whetstone_confidence_sum"): f"0+{texts * mean}x999",
+        of_a("whetstone_confidence_count"): f"0+{texts}x999",
+        of_a("whetstone_texts_total"): f"0+{texts}x999",
+        of_a("whetstone_training_confidence", version="v"): "0.9x999",
+    }
 
 
 @pytest.mark.slow
@@ -188,6 +225,16 @@ FINE = {REQUESTS % ("/classify", 200): "0+100x99", REQUESTS % ("/livez", 200): "
             "1h",
             [],
         ),
+        ("WhetstoneLabelsUnlikeTraining", labels_of(a=50, b=50), "9h", []),
+        ("WhetstoneLabelsUnlikeTraining", labels_of(a=58, b=42), "9h", []),
+        ("WhetstoneLabelsUnlikeTraining", labels_of(a=62, b=38), "9h", [IN_PRODUCTION]),
+        # What one label gains the other one loses.
+        ("WhetstoneLabelsUnlikeTraining", labels_of(a=50, b=30, c=20), "9h", [IN_PRODUCTION]),
+        # So few texts are chance.
+        ("WhetstoneLabelsUnlikeTraining", labels_of(a=1, b=0), "9h", []),
+        ("WhetstoneLessConfidentThanTrained", scores_of(0.85), "9h", []),
+        ("WhetstoneLessConfidentThanTrained", scores_of(0.75), "9h", [IN_PRODUCTION]),
+        ("WhetstoneLessConfidentThanTrained", scores_of(0.75, texts=1), "9h", []),
     ],
 )
 def test_prometheus_fires_each_alert_for_its_cause(

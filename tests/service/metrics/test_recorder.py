@@ -19,7 +19,7 @@ from service.inference.classifier import Classifier, Prediction
 from service.inference.engine import Engine
 from service.metrics.definitions import COUNTED_LABELS, METRICS
 from service.metrics.recorder import Metrics
-from service.package.manifest import read_manifest
+from service.package.manifest import Profile, read_manifest
 from tests.conftest import example_rows
 from tests.servers import SERVICE, classify, get, samples, serving
 from tests.service.inference.engines import Caller, Gate, window
@@ -110,6 +110,45 @@ def test_the_number_of_series_is_bounded_for_any_number_of_labels(tiny_package: 
     series = [key for key in metrics_now if key[0] == "whetstone_predictions_total"]
     assert len(series) == COUNTED_LABELS + 1
     assert metrics_now["whetstone_predictions_total", "other"] == 300
+
+
+PROFILE = Profile(
+    label_priors={"a": 0.5, "b": 0.5},
+    answer_shares={"a": 0.75, "b": 0.25},
+    confidence_edges=[0.0, 0.5, 1.0],
+    confidence_counts=[1, 3],
+)
+
+
+def trained(
+    package: Path, profile: Profile, labels: tuple[str, ...]
+) -> dict[tuple[str, ...], float]:
+    with metrics_of(package, Gate(), labels=labels, profile=profile, version="v") as (metrics, _):
+        found = shown(metrics)
+    return {key: value for key, value in found.items() if key[0].startswith("whetstone_training")}
+
+
+def test_the_answers_of_the_training_are_shown_beside_those_of_now(tiny_package: Path) -> None:
+    assert trained(tiny_package, PROFILE, ("a", "b", "c")) == {
+        ("whetstone_training_label_share", "a"): 0.75,
+        ("whetstone_training_label_share", "b"): 0.25,
+        ("whetstone_training_label_share", "c"): 0.0,
+        ("whetstone_training_confidence", "v"): (0.25 + 3 * 0.75) / 4,
+    }
+    # An older package knows the labels of its training rows, and no scores.
+    older = Profile(label_priors=PROFILE.label_priors)
+    assert trained(tiny_package, older, ("a", "b")) == {
+        ("whetstone_training_label_share", "a"): 0.5,
+        ("whetstone_training_label_share", "b"): 0.5,
+    }
+
+
+def test_labels_that_share_a_series_share_what_the_training_says(tiny_package: Path) -> None:
+    labels = tuple(f"label {number}" for number in range(COUNTED_LABELS + 2))
+    shares = {**dict.fromkeys(labels, 0.0), labels[-1]: 0.25, labels[-2]: 0.5, labels[0]: 0.25}
+    found = trained(tiny_package, Profile(answer_shares=shares), labels)
+    assert found["whetstone_training_label_share", "other"] == 0.75
+    assert len(found) == COUNTED_LABELS + 1
 
 
 def test_each_of_two_workers_shows_the_sum_of_both(tiny_package: Path, tmp_path: Path) -> None:
