@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from monitoring.collect import Collection
+from monitoring.merging import Merged, Returned
 from monitoring.report import Accuracy, DriftReport
 
 SHOWN_CHECKS = 12
+SHOWN_LINES = 10
 
 
 def print_report(report: DriftReport) -> None:
@@ -51,6 +53,22 @@ def print_collection(collection: Collection) -> None:
         print(f"left out: {collection.known:,} texts that the training had")
     if collection.repeated:
         print(f"left out: {collection.repeated:,} texts that equal or resemble another one")
+
+
+def print_merged(returned: Returned, merged: Merged) -> None:
+    """How many labeled rows were added, and what became of the others."""
+    print(f"{merged.added} labeled rows were added")
+    if merged.present:
+        print(f"left out: {merged.present} rows that the file has already")
+    if returned.unlabeled:
+        print(f"left out: {returned.unlabeled} rows without a label")
+    if returned.left_out:
+        print(f"left out: {returned.left_out} rows that were rejected or skipped")
+    for kind, lines in (("cannot be used", returned.problems), ("conflict", merged.conflicts)):
+        for line in lines[:SHOWN_LINES]:
+            print(f"{kind}: {line}")
+        if len(lines) > SHOWN_LINES:
+            print(f"{kind}: and {len(lines) - SHOWN_LINES} more rows")
 
 
 def _sentences(report: DriftReport) -> Iterator[str]:

@@ -51,14 +51,40 @@ def drift(parsed: argparse.Namespace) -> int:
 
 
 def collect(parsed: argparse.Namespace) -> None:
-    """`whetstone collect PACKAGE CAPTURED … --rows N --out FILE`"""
+    """`whetstone collect PACKAGE CAPTURED … --rows N --out FILE`, or `--labeled … --into FILE`"""
+    if parsed.labeled:
+        _merge(parsed)
+    else:
+        _pick(parsed)
+
+
+def _merge(parsed: argparse.Namespace) -> None:
+    from monitoring.captured import find_captured
+    from monitoring.merging import merge, read_labeled
+    from monitoring.output import print_merged
+    from training.common.errors import DataError
+
+    if parsed.into is None:
+        raise DataError("--labeled needs --into: the CSV file of training data that gets the rows")
+    manifest = _manifest_of(parsed.package)
+    returned = read_labeled(parsed.labeled, manifest)
+    feedback = find_captured(parsed.captured).feedback()
+    merged = merge(returned.rows, parsed.into, manifest, feedback)
+    print_merged(returned, merged)
+    print(f"written: {parsed.into}" if merged.added else f"unchanged: {parsed.into}")
+
+
+def _pick(parsed: argparse.Namespace) -> None:
     from monitoring.captured import find_captured, parse_moment
     from monitoring.collect import collect as pick_rows
     from monitoring.embedding import embed
     from monitoring.labeled import read_texts
     from monitoring.labeling import write_picks
     from monitoring.output import print_collection
+    from training.common.errors import DataError
 
+    if parsed.rows is None or parsed.out is None:
+        raise DataError("say how many texts are picked, and where they go: --rows and --out")
     manifest = _manifest_of(parsed.package)
     since, until = (text and parse_moment(text) for text in (parsed.since, parsed.until))
     labeled = read_texts(parsed.exclude, manifest)
@@ -119,8 +145,8 @@ def _add_collect(verbs: Verbs) -> None:
     command = add_verb(verbs, collect, "pick captured texts to label next")
     command.add_argument("package", help=PACKAGE_TEXT)
     command.add_argument("captured", nargs="+", help=CAPTURED_TEXT)
-    command.add_argument("--rows", type=_count, required=True, help="texts to pick, at most")
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    command.add_argument("--rows", type=_count, help="texts to pick, at most")
+    command.add_argument("--out", type=Path, metavar="FILE", help="file to write")
     command.add_argument(
         "--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s"
     )
@@ -138,6 +164,15 @@ def _add_collect(verbs: Verbs) -> None:
         default=[],
         metavar="FILE",
         help="files of rows that are labeled, or out for labeling, though not trained yet",
+    )
+    command.add_argument(
+        "--labeled",
+        nargs="+",
+        metavar="EXPORT",
+        help="picked texts that people have labeled: add them to the file --into",
+    )
+    command.add_argument(
+        "--into", type=Path, metavar="FILE", help="CSV file of training data; made if missing"
     )
     command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     _add_times(command)

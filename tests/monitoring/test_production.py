@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ import pytest
 from service.capture.records import CapturedAnswer, Feedback, parse_line
 from tests.conftest import ROOT, example_rows
 from tests.servers import SERVICE, Server, get, serving_process
+from training.data.rows import read_files
+from training.recipe.arguments import DataArguments
 from whetstone.main import main
 
 SECRET = "a secret of sixteen bytes or more\n"  # noqa: S105 - of this test alone
@@ -174,6 +177,55 @@ def test_collect_writes_texts_with_suggestions(
         assert found[0]["predictions"][0]["result"][0]["value"]["choices"]
     else:
         assert found[0]["suggestions"]["label"]["value"]
+
+
+def test_labeled_picks_come_back_into_the_training_file(
+    captured: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, into = tmp_path / "picks.csv", tmp_path / "train.csv"
+    words = ["collect", str(tiny_package), str(captured / "captured")]
+    assert main([*words, "--rows", "10", "--out", str(out)]) == 0
+    with out.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    for row in rows[:6]:
+        row["label"] = row["suggestion"]
+    with out.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    capsys.readouterr()
+    merging = [*words, "--labeled", str(out), "--into", str(into)]
+    assert main(merging) == 0
+    shown = capsys.readouterr().out
+    assert "6 labeled rows were added" in shown and "left out: 4 rows without a label" in shown
+    assert f"written: {into}" in shown
+    assert main(merging) == 0
+    assert "left out: 6 rows that the file has already" in capsys.readouterr().out
+    # The file is one to train on, and its rows are not picked again.
+    data = read_files(str(into), DataArguments())[0]
+    assert len(data) == 6
+    assert main([*words, "--rows", "40", "--out", str(out), "--exclude", str(into)]) == 0
+    assert not [text for text in data.texts if text in out.read_text("utf-8")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "--rows and --out"),
+        (["--rows", "3"], "--rows and --out"),
+        (["--labeled", "picks.csv"], "--labeled needs --into"),
+        (["--labeled", "nowhere.csv", "--into", "train.csv"], "nowhere.csv"),
+    ],
+)
+def test_collect_says_what_it_needs(
+    captured: Path,
+    tiny_package: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    assert main(["collect", str(tiny_package), str(captured / "captured"), *more]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_what_is_labeled_already_is_not_collected_again(

@@ -38,9 +38,14 @@ def keys_of(arguments: DataArguments) -> ReadingKeys:
 
 
 def read_files(
-    named: str | Sequence[str], arguments: DataArguments, columns: Sequence[str] = ()
+    named: str | Sequence[str],
+    arguments: DataArguments,
+    columns: Sequence[str] = (),
+    optional_columns: Sequence[str] = (),
 ) -> tuple[Rows, dict[str, list[Any]]]:
     """Every row of files, sound or not, and the values of `columns` beside them.
+
+    Those of `optional_columns` are None where a file does not have them.
 
     Raises:
         DataError: a file or column cannot be used, or there are no rows.
@@ -48,6 +53,7 @@ def read_files(
     wanted = [arguments.text_column, *(arguments.label_columns or [arguments.label_column])]
     optional = (arguments.text_pair_column, arguments.group_column, arguments.time_column)
     wanted += [column for column in optional if column is not None]
+    every = [*columns, *optional_columns]
     named = [named] if isinstance(named, str) else named
     where = named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1} more"
     responses = (
@@ -55,9 +61,9 @@ def read_files(
         f"{arguments.label_column}.responses.status",
     )
     blocks = read_blocks(
-        named, [*wanted, *columns, *TOOL_COLUMNS, *responses], keys_of(arguments), looked_for=wanted
+        named, [*wanted, *every, *TOOL_COLUMNS, *responses], keys_of(arguments), looked_for=wanted
     )
-    return collect(blocks, where, arguments, columns)
+    return collect(blocks, where, arguments, columns, optional_columns)
 
 
 def read_dataset(table: Dataset, where: str, arguments: DataArguments) -> Rows:
@@ -83,14 +89,18 @@ def read_dataset(table: Dataset, where: str, arguments: DataArguments) -> Rows:
 
 
 def collect(
-    blocks: Iterator[Block], where: str, arguments: DataArguments, columns: Sequence[str] = ()
+    blocks: Iterator[Block],
+    where: str,
+    arguments: DataArguments,
+    columns: Sequence[str] = (),
+    optional_columns: Sequence[str] = (),
 ) -> tuple[Rows, dict[str, list[Any]]]:
     """Texts and labels of blocks, and the values of `columns` beside them.
 
     Raises:
         DataError: a column is not there, or there are no rows.
     """
-    collector = _Collector(where, arguments, columns)
+    collector = _Collector(where, arguments, columns, optional_columns)
     for block in blocks:
         collector.add(block)
     if not collector.texts:
@@ -101,11 +111,18 @@ def collect(
 class _Collector:
     """The rows of the blocks so far."""
 
-    def __init__(self, where: str, arguments: DataArguments, columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        where: str,
+        arguments: DataArguments,
+        columns: Sequence[str],
+        optional_columns: Sequence[str],
+    ) -> None:
         self.where = where
         self.arguments = arguments
         self.texts: list[Any] = []
-        self.beside: dict[str, list[Any]] = {column: [] for column in columns}
+        self.beside: dict[str, list[Any]] = {column: [] for column in (*columns, *optional_columns)}
+        self._needed = columns
         self._split_by: dict[str, list[Any]] = {}
         self._labels: list[Any] = []
         self._columns: list[str] = []
@@ -152,7 +169,7 @@ class _Collector:
             "text_column": [layout.text_column],
             "text_pair_column": [arguments.text_pair_column],
             "label_columns" if arguments.label_columns else "label_column": layout.columns,
-            "--slices": list(self.beside),
+            "--slices": self._needed,
         }
         for key, names in needed.items():
             for name in names:
