@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 Key = tuple[str, int]
+AGO = re.compile(r"(\d{1,5})([hd])")
+UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 # Younger unfinished files may be those of a server that writes them now.
 ABANDONED = timedelta(minutes=1)
 # As `service.package.files.write_bytes` names a file that it has not finished.
@@ -149,13 +151,18 @@ def _is_left(fs: AbstractFileSystem, path: str) -> bool:
 def parse_moment(text: str) -> datetime:
     """A time as a user writes it, such as 2026-11-28 or 2026-11-28T09:30; UTC if it says none.
 
+    `12h` is twelve hours ago, and `7d` seven days.
+
     Raises:
         DataError: it is none.
     """
+    ago = AGO.fullmatch(text)
+    if ago is not None:
+        return datetime.now(UTC) - int(ago[1]) * UNITS[ago[2]]
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise DataError(
-            f"{text!r} is no time: write it as 2026-11-28 or 2026-11-28T09:30"
+            f"{text!r} is no time: write it as 2026-11-28, 2026-11-28T09:30 or 7d"
         ) from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

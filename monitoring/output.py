@@ -23,7 +23,7 @@ def print_report(report: DriftReport) -> None:
     manifest = report.manifest
     console.print(
         f"{manifest.name}:{manifest.version}: {window.rows:,} captured answers, which tell as much "
-        f"as {window.every.effective:,.0f} separate ones, compared with {report.reference}"
+        f"as {window.every.effective:,.0f} separate ones, compared with {report.reference.name}"
     )
     table = Table()
     for column in ("check", "before", "now", "difference", "p", "verdict"):
@@ -37,7 +37,7 @@ def print_report(report: DriftReport) -> None:
     console.print(table)
     if len(report.checks) > SHOWN_CHECKS:
         console.print(f"and {len(report.checks) - SHOWN_CHECKS} checks with smaller differences")
-    for line in _sentences(report):
+    for line in sentences(report):
         console.print(line)
     console.print(f"verdict: {report.verdict}")
 
@@ -71,7 +71,8 @@ def print_merged(returned: Returned, merged: Merged) -> None:
             print(f"{kind}: and {len(lines) - SHOWN_LINES} more rows")
 
 
-def _sentences(report: DriftReport) -> Iterator[str]:
+def sentences(report: DriftReport) -> Iterator[str]:
+    """How right the answers are, the groups, and what could not be used."""
     name = "micro-F1" if report.manifest.task == "multi_label" else "accuracy"
     trained = "" if report.trained is None else f"; {report.trained:.3f} on validation"
     yield f"expected {name}: {_value(report.expected)}{trained}"
@@ -82,11 +83,10 @@ def _sentences(report: DriftReport) -> Iterator[str]:
         )
     for group, window in sorted(report.windows.items(), key=lambda item: -item[1].rows):
         if group is not None:
-            best = max(range(len(window.names)), key=lambda place: window.labels[place].value)
+            share = max(share.value for share in window.labels)
             yield (
                 f"group {group}: {window.rows:,} answers, mean score "
-                f"{window.expected.value:.3f}, mostly {window.names[best]!r} "
-                f"({window.labels[best].value:.0%})"
+                f"{window.expected.value:.3f}, mostly {window.most_frequent!r} ({share:.0%})"
             )
     feedback = report.feedback
     if feedback.repeated:

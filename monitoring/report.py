@@ -40,7 +40,7 @@ class DriftReport:
     """
 
     manifest: Manifest
-    reference: str
+    reference: Reference
     since: datetime | None
     until: datetime | None
     windows: dict[str | None, Window]
@@ -80,7 +80,7 @@ def look_at_production(
     checks = drift(compared, window)
     return DriftReport(
         manifest=manifest,
-        reference=compared.name,
+        reference=compared,
         since=captured.since,
         until=captured.until,
         windows=windows,
@@ -98,7 +98,7 @@ def as_json(report: DriftReport) -> dict[str, Any]:
     """The report for a file: numbers only, no text of a request."""
     return {
         "package": f"{report.manifest.name}:{report.manifest.version}",
-        "reference": report.reference,
+        "reference": report.reference.name,
         "since": report.since and report.since.isoformat(),
         "until": report.until and report.until.isoformat(),
         "verdict": report.verdict,

@@ -136,6 +136,11 @@ class Window:
         return [Share(weight, of, squares) for weight in self.label_weights.tolist()]
 
     @property
+    def most_frequent(self) -> str:
+        """The label that most answers have."""
+        return self.names[int(self.label_weights.argmax())]
+
+    @property
     def expected_f1(self) -> float:
         """Of several labels, micro-F1 by the calibrated probabilities; NaN of no labels."""
         together = self.answered_set + self.expected_set

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from whetstone.options import Verbs
 
 CAPTURED_TEXT = "folders, addresses or parts that WHETSTONE_CAPTURE has filled"
-TIME_TEXT = "such as 2026-11-28 or 2026-11-28T09:30, in UTC unless it says otherwise"
+TIME_TEXT = "such as 2026-11-28, 2026-11-28T09:30 or 7d (ago), in UTC unless it says otherwise"
 
 
 def add_arguments(verbs: Verbs) -> None:
@@ -47,6 +47,11 @@ def drift(parsed: argparse.Namespace) -> int:
         parsed.json.parent.mkdir(parents=True, exist_ok=True)
         write_text(parsed.json, json.dumps(as_json(report), indent=2) + "\n")
         print(f"written: {parsed.json}")
+    if parsed.html is not None:
+        from monitoring.page import write_drift_page
+
+        write_drift_page(parsed.html, report)
+        print(f"written: {parsed.html}")
     return EXIT_OF_DRIFT[report.verdict]
 
 
@@ -137,6 +142,7 @@ def _add_drift(verbs: Verbs) -> None:
     )
     _add_times(command)
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page")
 
 
 def _add_collect(verbs: Verbs) -> None:

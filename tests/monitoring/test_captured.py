@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -70,3 +70,8 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'yesterday' is no time: write it as 2026-11-28"):
         parse_moment("yesterday")
     assert parse_moment("2026-11-01") == START
+    for text, ago in (("12h", timedelta(hours=12)), ("7d", timedelta(days=7))):
+        assert abs(datetime.now(UTC) - ago - parse_moment(text)) < timedelta(minutes=1)
+    for text in ("7", "d", "-1d", "7w"):
+        with pytest.raises(DataError, match="is no time"):
+            parse_moment(text)

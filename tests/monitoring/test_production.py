@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from service.capture.records import CapturedAnswer, Feedback, parse_line
+from service.package.manifest import read_manifest
 from tests.conftest import ROOT, example_rows
 from tests.servers import SERVICE, Server, get, serving_process
 from training.data.rows import read_files
@@ -147,6 +148,22 @@ def test_drift_reads_what_the_server_kept(
     assert {"truncated", "unknown tokens", "continuation pieces"} <= names
     assert {group["rows"] for group in found["groups"].values()} == {20}
     assert not [text for text in TEXTS if text in file.read_text("utf-8")]
+
+
+def test_drift_writes_a_page(
+    captured: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "made" / "drift.html"
+    words = ["drift", str(tiny_package), str(captured / "captured"), "--html", str(page)]
+    main(words)
+    assert f"written: {page}" in capsys.readouterr().out
+    content = page.read_text("utf-8")
+    assert "too few rows" in content and "captured answers" not in content
+    for title in ("Verdict", "Checks", "Labels", "Scores", "Tokens", "Groups"):
+        assert f"<h2>{title}</h2>" in content
+    assert not [text for text in TEXTS if text in content]
+    for name in read_manifest(tiny_package).labels:
+        assert name in content
 
 
 def test_drift_of_nothing_is_one_sentence(
