@@ -9,7 +9,7 @@ WORKERS := -n 2 --dist loadfile
 .PHONY: help setup demo lint docs reference test test-slow test-all test-faults test-image \
 	test-browser-setup test-promtool-setup screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-few bench-threads
+	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-few bench-threads
 
 # Targets with `## text` are listed by `make help`, under the last `##@ group` above them.
 help: ## list the targets
@@ -140,6 +140,9 @@ bench-promises: setup ## whether a promised precision is kept
 
 bench-drift: setup ## how often the drift checks err
 	$(BIN)/python -m benchmarks.drift
+
+bench-capture: runs/bench/package/manifest.json ## what capturing costs a server
+	$(BIN)/python -m benchmarks.capture
 
 bench-canary: setup ## how often a canary is judged wrongly
 	$(BIN)/python -m benchmarks.canary

@@ -31,6 +31,7 @@ from benchmarks import (  # noqa: E402
     bench_threads,
     bench_train,
     canary,
+    capture,
     champions,
     drift,
     explain,
@@ -522,6 +523,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "promises": written_by(promises.markdown, "promises"),
     "drift": written_by(drift.markdown, "drift"),
     "canary": written_by(canary.markdown, "canary"),
+    "capture": written_by(capture.sentence, "capture"),
     "explain": written_by(explain.markdown, "explain"),
     "optimism": written_by(optimism.markdown, "optimism"),
 }

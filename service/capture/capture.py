@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from heapq import nlargest
 from pathlib import Path
 from time import time
 from typing import Any
 
 import numpy as np
+import orjson
 
 from service.capture.records import (
     MOST_GROUPS,
@@ -32,8 +35,8 @@ from service.package.manifest import Manifest, Text
 SANE_GROUP = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 GROUP_HEADER = b"x-whetstone-group"
 SMALLEST_KEY = 16
-# About what an encoded text holds until its line is made.
-BYTES_OF_TOKEN = 100
+# About what an answer holds until its line is made, without its text.
+BYTES_OF_LINE = 1500
 Redact = Callable[[str], str]
 
 
@@ -113,43 +116,45 @@ class Capture:
         ]
         if not chosen:
             return
-        moment = time()
-        group = self._group(headers.get(GROUP_HEADER))
+        shared = {
+            "kind": "answer",
+            "id": plain_id(name),
+            "time": as_time(time()),
+            "version": self._manifest.version,
+            "group": self._group(headers.get(GROUP_HEADER)),
+        }
         with_texts = rules.text or rules.key is not None
-        # Of the others nothing is held.
+        # Plain values only: what the answers and encoded texts hold would have to wait as well, and
+        # the collector of garbage would look at all of it again and again.
         kept = [
-            (index, predictions[index], encoded[index], texts[index] if with_texts else None)
+            (
+                self._facts(shared, index, predictions[index], encoded[index]),
+                texts[index] if with_texts else None,
+            )
             for index in chosen
         ]
-        size = sum(
-            BYTES_OF_TOKEN * answer.tokens + (0 if text is None else _length(text))
-            for _, answer, _, text in kept
-        )
+        size = sum(BYTES_OF_LINE + (0 if text is None else _length(text)) for _, text in kept)
+        self._writer.put(Entry(partial(self._lines, kept), len(kept), size))
 
-        def lines() -> list[bytes]:
-            found = []
-            for index, answer, own, text in kept:
-                always = rules.abstained and answer.abstained
-                found.append(
-                    _as_line(
-                        kind="answer",
-                        id=plain_id(name),
-                        index=index,
-                        time=as_time(moment),
-                        version=self._manifest.version,
-                        rate=1.0 if always else rules.rate,
-                        **self._answer(answer),
-                        tokens=answer.tokens,
-                        **self._pieces.count(own)._asdict(),
-                        truncated=answer.truncated,
-                        abstained=answer.abstained,
-                        group=group,
-                        **self._text(text),
-                    )
-                )
-            return found
+    def _facts(
+        self, shared: Mapping[str, Any], index: int, answer: Prediction, encoded: EncodedText
+    ) -> dict[str, Any]:
+        """What is kept of an answer, besides its text."""
+        always = self.rules.abstained and answer.abstained
+        return {
+            **shared,
+            "index": index,
+            "rate": 1.0 if always else self.rules.rate,
+            **self._answer(answer),
+            "tokens": answer.tokens,
+            **self._pieces.count(encoded)._asdict(),
+            "truncated": answer.truncated,
+            "abstained": answer.abstained,
+        }
 
-        self._writer.put(Entry(lines, len(kept), size))
+    def _lines(self, kept: Sequence[tuple[dict[str, Any], Text | None]]) -> list[bytes]:
+        """Their lines; in the writer's thread, because redaction is the user's code."""
+        return [_as_line(**facts, **self._text(text)) for facts, text in kept]
 
     def keep_feedback(
         self,
@@ -192,11 +197,11 @@ class Capture:
 
     def _answer(self, answer: Prediction) -> dict[str, Any]:
         """Label, score and what the calibrated probabilities say of how sure they are."""
-        probs = np.asarray(answer.probs, dtype=np.float64)
         found: dict[str, Any] = {"label": answer.label, "score": round(float(answer.score), 6)}
         if not self._turning:
-            second, best = np.partition(probs, -2)[-2:]
-            return found | {"margin": round(float(best - second), 6)}
+            best, second = nlargest(2, answer.probs.tolist())
+            return found | {"margin": round(best - second, 6)}
+        probs = np.asarray(answer.probs, dtype=np.float64)
         distances = probs[self._turning] - self._thresholds
         found["margin"] = round(float(np.abs(distances).min()), 6)
         if self._manifest.task == "multi_label":
@@ -272,4 +277,12 @@ def _length(text: Text) -> int:
 
 def _as_line(**fields: Any) -> bytes:
     # As ASCII: no text can end a line, whatever a reader takes for the end of one.
-    return json.dumps(without_nothing(fields), separators=(",", ":")).encode() + b"\n"
+    kept = without_nothing(fields)
+    try:
+        line = orjson.dumps(kept)
+    except orjson.JSONEncodeError:
+        # Such as a lone surrogate that a redaction has made.
+        line = b""
+    if not line.isascii() or not line:
+        line = json.dumps(kept, separators=(",", ":")).encode()
+    return line + b"\n"

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from time import monotonic
+from time import monotonic, sleep
 from typing import Literal, NamedTuple
 
 from service.capture.records import PART_ENDING
@@ -24,6 +24,9 @@ PART_ENTRIES = 2_000
 # What may wait: more is dropped, and counted. The second is about what the entries hold.
 MOST_ENTRIES = 20_000
 MOST_BYTES = 64_000_000
+# Lines are made in steps of so many entries, with a pause in seconds after each.
+STEP_ENTRIES = 8
+STEP_PAUSE = 0.001
 # Until a store that failed is tried again, in seconds: doubled each time, up to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 # A failure is logged no more often than this, in seconds.
@@ -134,13 +137,21 @@ class CaptureWriter:
 
     def _lines(self, part: list[Entry]) -> list[bytes]:
         lines: list[bytes] = []
-        for entry in part:
+        for number, entry in enumerate(part):
+            # The event loop waits while this thread has the interpreter's lock: 2,000 lines at a
+            # time would delay answers. With much to do, or at the end, there is no time to wait.
+            if number % STEP_ENTRIES == STEP_ENTRIES - 1 and self._has_time:
+                sleep(STEP_PAUSE)
             try:
                 lines += entry.lines()
             except Exception as error:  # noqa: BLE001 - its message may hold a text
                 self._warn(f"a line could not be made: {type(error).__name__}")
                 self._on_drop("error", entry.size)
         return lines
+
+    @property
+    def _has_time(self) -> bool:
+        return self._deadline is None and self._count < MOST_ENTRIES // 4
 
     def _write(self, lines: list[bytes]) -> bool:
         """Write a part, again and again until it is there; False where the end came first."""

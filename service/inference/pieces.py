@@ -60,13 +60,11 @@ class PieceCounter:
 
     def count(self, encoded: EncodedText) -> Pieces:
         """The pieces of a text, special tokens left out."""
-        ids = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.asarray(part.ids) for part in encoded.windows)]
-        ).astype(np.int64)
-        unknown = 0 if self.unknown_id is None else int((ids == self.unknown_id).sum())
+        ids = [token for part in encoded.windows for token in part.ids]
+        unknown = ids.count(self.unknown_id)
         if self.continues is None:
             return Pieces(unknown, None)
-        return Pieces(unknown, int(self.continues[ids].sum()))
+        return Pieces(unknown, int(np.count_nonzero(self.continues[ids])) if ids else 0)
 
 
 def _continues(tokenizer: Tokenizer) -> NDArray[np.bool_] | None:

@@ -11,7 +11,7 @@ import pytest
 
 from service.capture import writer as writer_module
 from service.capture.store import FolderStore, StoreError, open_store
-from service.capture.writer import CaptureWriter, Entry
+from service.capture.writer import STEP_ENTRIES, STEP_PAUSE, CaptureWriter, Entry
 
 SECONDS = 20
 
@@ -59,6 +59,27 @@ def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
     writer.close(SECONDS)
     assert captured(tmp_path / "kept") == [b"0", b"1", b"2", b"3", b"4"]
     assert dropped.counts == {}
+
+
+def test_lines_are_made_in_steps_unless_the_server_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("service.capture.writer.sleep", pauses.append)
+    monkeypatch.setattr("service.capture.writer.PART_ENTRIES", 20)
+    writer = CaptureWriter(FolderStore(tmp_path / "kept"), Dropped(), flush_seconds=3600)
+    for number in range(20):
+        writer.put(entry(b"%d\n" % number))
+    deadline = time.monotonic() + SECONDS
+    while len(captured(tmp_path / "kept")) < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert pauses == [STEP_PAUSE] * (20 // STEP_ENTRIES)
+    for number in range(19):
+        writer.put(entry(b"%d\n" % number))
+    writer.close(SECONDS)
+    assert len(captured(tmp_path / "kept")) == 39
+    assert len(pauses) == 20 // STEP_ENTRIES
 
 
 def test_files_are_for_their_user_alone(tmp_path: Path) -> None:
