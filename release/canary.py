@@ -8,10 +8,13 @@ share that nobody asked for.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from release.cluster.health import Sample, total_since
 from release.cluster.judgement import SIGNIFICANCE_OF_A_LOOK, find_difference, judge
+from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload
 from release.cluster.pods import Pods
 from release.cluster.rollout import SAMPLE_SECONDS, check_pods
@@ -19,7 +22,7 @@ from release.cluster.variant import canary_of, refuse_endpoints
 from release.cluster.weights import Weights
 from release.options import ReleaseOptions
 from release.records import CanaryStep
-from training.common.errors import ReleaseError
+from training.common.errors import ClusterError, ReleaseError
 
 if TYPE_CHECKING:
     from release.transaction import ReleaseTransaction
@@ -51,7 +54,7 @@ def run_canary(
         if weights:
             refuse_endpoints(cluster, canary, render)
         first = canary.with_replicas(pods_for(options.canary[0], len(stable.ready())))
-        with transaction.using(first) as pods:
+        with transaction.using(first) as pods, _whole_again(cluster, weights):
             for share in options.canary:
                 replicas = pods_for(share, len(stable.ready()))
                 cluster.apply(canary.with_replicas(replicas).manifests)
@@ -63,9 +66,25 @@ def run_canary(
                 transaction.record.canary.append(step)
                 transaction.records.save(transaction.record)
                 transaction.console.line(describe_step(step))
-            if weights:
-                cluster.apply(weights.whole)
         results.append("the new version answers like the old one")
+
+
+@contextmanager
+def _whole_again(cluster: Cluster, weights: Weights | None) -> Iterator[None]:
+    """Send the canary no more requests when the block ends, however it ends.
+
+    After a failure this comes first: to read why it failed takes a while.
+    """
+    try:
+        yield
+    except BaseException:
+        if weights:
+            # If this fails, the undoing applies the routes of before as well.
+            with suppress(ClusterError):
+                cluster.apply(weights.whole)
+        raise
+    if weights:
+        cluster.apply(weights.whole)
 
 
 def _check(transaction: ReleaseTransaction, pods: Pods, package: str | None) -> None:

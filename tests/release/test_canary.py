@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from release.canary import describe_step, pods_for
+from release.cluster.pods import Pods
 from release.records import CanaryStep
+from release.transaction import ReleaseTransaction
 from service.inference.classifier import Classifier
 from tests.release.world import DEPLOYMENT, FIRST, OVERLAY, SECOND, SPACE, Captured, World, sentence
 from tests.servers import Server
@@ -76,6 +78,14 @@ def release_under_load(
         return world.release("second", SECOND, *OPTIONS)
 
 
+def release_with_gateway(world: World) -> None:
+    """Let an HTTPRoute lead to the first version."""
+    file = Path(OVERLAY, "kustomization.yaml")
+    components = "components:\n  - ../../components/gateway"
+    file.write_text(world.overlay.replace("components:", components), "utf-8")
+    assert world.release("first", FIRST) == 0
+
+
 def test_an_equal_canary_is_released(
     deployed: World, images: dict[str, Any], texts: dict[str, list[str]], capsys: Captured
 ) -> None:
@@ -122,16 +132,40 @@ def test_without_requests_nothing_is_decided_and_that_is_said(
 
 
 def test_an_httproute_gives_the_shares_and_is_whole_again(deployed: World) -> None:
-    file = Path(OVERLAY, "kustomization.yaml")
-    file.write_text(
-        deployed.overlay.replace("components:", "components:\n  - ../../components/gateway")
-    )
-    assert deployed.release("first", FIRST) == 0
+    release_with_gateway(deployed)
     before = deployed.state["objects"][ROUTE]["spec"]
     assert deployed.release("second", SECOND, "--canary", "5%,25%", "--canary_seconds", "0.1") == 0
     steps = deployed.records[deployed.version("second")].canary
     assert [(step.by, step.wanted) for step in steps] == [("weights", 0.05), ("weights", 0.25)]
     assert deployed.state["objects"][ROUTE]["spec"] == before
+    assert not [name for name in deployed.state["objects"] if "canary" in name]
+
+
+def test_a_canary_that_fails_gets_no_more_requests_before_anything_is_undone(
+    deployed: World, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    release_with_gateway(deployed)
+    before = deployed.state["objects"][ROUTE]["spec"]
+    routes: list[Any] = []
+
+    def find(*_: object) -> str:
+        routes.append(deployed.state["objects"][ROUTE]["spec"])
+        return "every answer is made up"
+
+    def undo(transaction: ReleaseTransaction, pods: Pods, reason: str) -> None:
+        routes.append(deployed.state["objects"][ROUTE]["spec"])
+        real(transaction, pods, reason)
+
+    real = ReleaseTransaction.undo
+    monkeypatch.setattr("release.canary.find_difference", find)
+    monkeypatch.setattr(ReleaseTransaction, "undo", undo)
+    options = ("--canary", "20%", "--canary_seconds", "0.1")
+    assert deployed.release("second", SECOND, *options) == 1
+    assert "in a canary of 20%, every answer is made up" in sentence(capsys)
+    during, after = routes
+    weights = {ref["name"]: ref["weight"] for ref in during["rules"][0]["backendRefs"]}
+    assert weights == {"text-classifier": 800, "text-classifier-canary": 200}
+    assert after == before == deployed.state["objects"][ROUTE]["spec"]
     assert not [name for name in deployed.state["objects"] if "canary" in name]
 
 
