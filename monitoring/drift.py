@@ -74,7 +74,7 @@ class Reference:
         rows.
         """
         profile = manifest.profile
-        shares = profile.answer_shares or profile.label_priors
+        shares = profile.label_shares
         tokens = np.asarray(profile.token_length_counts, dtype=np.float64)
         confidence = np.asarray(profile.confidence_counts, dtype=np.float64)
         validated, trained = float(confidence.sum()), float(tokens.sum())

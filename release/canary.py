@@ -17,7 +17,7 @@ from release.cluster.judgement import SIGNIFICANCE_OF_A_LOOK, find_difference, j
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload
 from release.cluster.pods import Pods
-from release.cluster.rollout import SAMPLE_SECONDS, check_pods
+from release.cluster.rollout import SAMPLE_SECONDS, find_restart
 from release.cluster.variant import canary_of, refuse_endpoints
 from release.cluster.weights import Weights
 from release.options import ReleaseOptions
@@ -53,12 +53,11 @@ def run_canary(
         canary = weights.variant if weights else canary_of(render, workload)
         if weights:
             refuse_endpoints(cluster, canary, render)
-        first = canary.with_replicas(pods_for(options.canary[0], len(stable.ready())))
-        with transaction.using(first) as pods, _whole_again(cluster, weights):
+        with transaction.using(canary) as pods, _whole_again(cluster, weights):
             for share in options.canary:
                 replicas = pods_for(share, len(stable.ready()))
                 cluster.apply(canary.with_replicas(replicas).manifests)
-                _check(transaction, pods, package)
+                transaction.ask(pods, package)
                 if weights:
                     cluster.apply(weights.split(share))
                 step = _watch(options, transaction, pods, stable, share)
@@ -85,12 +84,6 @@ def _whole_again(cluster: Cluster, weights: Weights | None) -> Iterator[None]:
         raise
     if weights:
         cluster.apply(weights.whole)
-
-
-def _check(transaction: ReleaseTransaction, pods: Pods, package: str | None) -> None:
-    """Ask each pod of the canary what every pod is asked after the rollout."""
-    version, options = transaction.record.version, transaction.context.options
-    check_pods(pods, version, package, options.api_key_file, transaction.console.report)
 
 
 def pods_for(share: float, others: int) -> int:
@@ -134,9 +127,7 @@ def _watch(
         now = total_since(first, pods.samples())
         beside = total_since(first_stable, stable.samples())
         trouble = find_difference(now, beside, SIGNIFICANCE_OF_A_LOOK)
-        for name, count in pods.restarts().items():
-            if count > restarts.setdefault(name, 0):
-                trouble = trouble or f"pod {name} was restarted"
+        trouble = trouble or find_restart(pods, restarts)
         if trouble is not None:
             raise ReleaseError(f"in {what}, {trouble}")
         left = end - time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from release.cluster.overlay import Workload
-from release.cluster.rollout import check_pods
 from release.cluster.variant import refuse_endpoints, takes_one_more_pod, variant_of
 
 if TYPE_CHECKING:
@@ -35,11 +34,5 @@ def ask_first_pod(
         variant = variant_of(render, workload, SUFFIX)
         refuse_endpoints(cluster, variant, render)
         with transaction.using(variant) as pods:
-            check_pods(
-                pods,
-                transaction.record.version,
-                package,
-                transaction.context.options.api_key_file,
-                transaction.console.report,
-            )
+            transaction.ask(pods, package)
         results.append("one pod was asked outside of the Service, and answers as recorded")

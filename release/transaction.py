@@ -182,15 +182,14 @@ class ReleaseTransaction:
             wait_for_rollout(pods, self.console.report)
             results.append(f"{pods.workload.name} in {pods.workload.namespace} is rolled out")
 
+    def ask(self, pods: Pods, package: str | None) -> list[str]:
+        """Ask every pod for its version and the golden texts; their names. See `check_pods`."""
+        version, key_file = self.record.version, self.context.options.api_key_file
+        return check_pods(pods, version, package, key_file, self.console.report)
+
     def _check(self, pods: Pods, package: str | None) -> None:
         with self.step("check") as results:
-            self.record.pods = check_pods(
-                pods,
-                self.record.version,
-                package,
-                self.context.options.api_key_file,
-                self.console.report,
-            )
+            self.record.pods = self.ask(pods, package)
             served = f"{len(self.record.pods)} pods serve {self.record.version}"
             if package is None:
                 results.append(f"{served}; no golden text was asked, as its package is missing")

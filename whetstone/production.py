@@ -69,6 +69,10 @@ def _merge(parsed: argparse.Namespace) -> None:
     from monitoring.output import print_merged
     from training.common.errors import DataError
 
+    if parsed.rows is not None or parsed.out is not None:
+        raise DataError(
+            "--labeled takes labels back, --rows and --out pick texts: give one of both"
+        )
     if parsed.into is None:
         raise DataError("--labeled needs --into: the CSV file of training data that gets the rows")
     manifest = _manifest_of(parsed.package)
@@ -88,6 +92,8 @@ def _pick(parsed: argparse.Namespace) -> None:
     from monitoring.output import print_collection
     from training.common.errors import DataError
 
+    if parsed.into is not None:
+        raise DataError("--into needs --labeled: the export that holds the labels")
     if parsed.rows is None or parsed.out is None:
         raise DataError("say how many texts are picked, and where they go: --rows and --out")
     manifest = _manifest_of(parsed.package)

@@ -112,7 +112,7 @@ def find_difference(canary: Sample, stable: Sample, significance: float) -> str 
     """Whether the canary fails, refuses or is slow more often; None if nothing speaks for it."""
     counts = (
         ("failed", canary.errors, stable.errors, MOST_ERROR_SHARE),
-        ("refused (429)", canary.statuses[429], stable.statuses[429], MOST_REFUSED_INCREASE),
+        ("were refused (429)", canary.statuses[429], stable.statuses[429], MOST_REFUSED_INCREASE),
     )
     now, before = canary.requests, stable.requests
     for what, of_canary, of_stable, most in counts:
@@ -121,7 +121,7 @@ def find_difference(canary: Sample, stable: Sample, significance: float) -> str 
         # Without a request to the old pods nothing is known of them: they may fail as often.
         if p_of_shares(of_stable, before, of_canary, now) < significance:
             return (
-                f"{of_canary:,} of {now:,} requests to the canary are {what}, of the old pods "
+                f"{of_canary:,} of {now:,} requests to the canary {what}, of the old pods "
                 f"{of_stable:,} of {before:,}"
             )
     return find_slowness(canary, stable)

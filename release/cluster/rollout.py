@@ -276,18 +276,23 @@ def watch_pods(pods: Pods, baseline: Baseline, seconds: float, report: Report) -
     while True:
         time.sleep(max(0.0, min(SAMPLE_SECONDS, end - time.monotonic())))
         sample = total_since(first, pods.samples())
-        trouble = find_trouble(sample, baseline.sample)
+        trouble = find_trouble(sample, baseline.sample) or find_restart(pods, restarts)
         if trouble is not None:
             raise ReleaseError(f"while the pods were watched, {trouble}")
-        for name, count in pods.restarts().items():
-            if count > restarts.setdefault(name, 0):
-                raise ReleaseError(f"while the pods were watched, pod {name} was restarted")
         left = end - time.monotonic()
         if left <= 0:
             break
         report(f"{sample.requests:,} requests, {sample.errors} errors; {left:.0f} s left")
     wait_for_rollout(pods, report)
     return _summarize(sample, baseline, seconds)
+
+
+def find_restart(pods: Pods, before: dict[str, int]) -> str | None:
+    """Which pod was restarted since `before`; pods that are new are added to it."""
+    for name, count in pods.restarts().items():
+        if count > before.setdefault(name, 0):
+            return f"pod {name} was restarted"
+    return None
 
 
 def _summarize(sample: Sample, baseline: Baseline, seconds: float) -> WatchSummary:

@@ -13,9 +13,9 @@ and Lee, "A Unified Approach to Interpreting Model Predictions", arXiv:1705.0787
 
 How faithful such words are is measured by removing them, most important first, and following the
 probability (`comprehensiveness` in DeYoung et al., "ERASER: A Benchmark to Evaluate Rationalized
-NLP Models", ACL 2020). By that measure, removing a word was better than masking it
-(`benchmarks/explain.py`). It is also what a caller can repeat: whoever sends the text without the
-words of a counterfactual gets the other answer.
+NLP Models", ACL 2020; `benchmarks/explain.py`). A word is removed and not masked. So whoever sends
+the text without the words of a counterfactual gets the other answer, and no tokenizer needs a mask
+token.
 
 The algorithm is a generator that yields texts and is sent what the model answers. So the server
 asks its queue, and the report asks a `Classifier`. The same answers give the same explanation.

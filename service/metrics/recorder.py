@@ -147,7 +147,7 @@ class Metrics:
     def _show_profile(self, manifest: Manifest, label_series: Mapping[str, str]) -> None:
         """Show what the answers looked like when the model was trained, to compare them with."""
         profile = manifest.profile
-        shares = profile.answer_shares or profile.label_priors
+        shares = profile.label_shares
         totals = dict.fromkeys(label_series.values(), 0.0)
         for label, series in label_series.items():
             totals[series] += shares.get(label, 0.0)

@@ -143,6 +143,11 @@ class Profile(Strict):
     continued_share: Probability | None = None
     abstained_share: Probability | None = None
 
+    @property
+    def label_shares(self) -> dict[str, float]:
+        """The share of the answers with each label; of an older package, of the training rows."""
+        return self.answer_shares or self.label_priors
+
 
 class Manifest(InferenceConfig):
     """`manifest.json`: everything that a server must know in addition to model and tokenizer.

@@ -231,6 +231,9 @@ def test_labeled_picks_come_back_into_the_training_file(
         ([], "--rows and --out"),
         (["--rows", "3"], "--rows and --out"),
         (["--labeled", "picks.csv"], "--labeled needs --into"),
+        (["--into", "train.csv"], "--into needs --labeled"),
+        (["--labeled", "a.csv", "--into", "t.csv", "--rows", "3"], "give one of both"),
+        (["--labeled", "a.csv", "--into", "t.csv", "--out", "o.csv"], "give one of both"),
         (["--labeled", "nowhere.csv", "--into", "train.csv"], "nowhere.csv"),
     ],
 )

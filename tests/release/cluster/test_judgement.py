@@ -78,8 +78,14 @@ def test_several_labels_a_text_are_each_compared() -> None:
         (sample({"a": 800, "b": 1200}), "the share of label 'b' is 60.0%, of the old pods 50.0%"),
         (sample(EVEN, abstained=200), "the share of abstentions is 10.0%, of the old pods 0.0%"),
         (sample(EVEN, certain=0.7), "confidence differs by 20%"),
-        (sample(EVEN, errors=80), "80 of 2,080 requests to the canary are failed"),
-        (sample(EVEN, refused=400), "400 of 2,400 requests to the canary are refused (429)"),
+        (
+            sample(EVEN, errors=80),
+            "80 of 2,080 requests to the canary failed, of the old pods 0 of 2,000",
+        ),
+        (
+            sample(EVEN, refused=400),
+            "400 of 2,400 requests to the canary were refused (429), of the old pods 0 of 2,000",
+        ),
         (sample(EVEN, slow=400), "p99 is"),
     ],
 )
