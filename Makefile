@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo
 WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo lint docs reference test test-slow test-all test-faults test-image \
-	test-browser-setup test-promtool-setup screenshots image clean \
+	test-browser-setup test-promtool-setup test-postgresql-setup screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-few bench-threads
 
@@ -25,7 +25,7 @@ setup: $(VENV)/.installed ## create .venv and install everything, once
 $(VENV)/.installed: pyproject.toml constraints.txt service/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[train]' --group dev --group docs
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,postgresql,mysql]' --group dev --group docs
 	touch $@
 
 demo: setup ## train, export, build and serve the example, and ask it three questions
@@ -46,10 +46,10 @@ docs: setup ## build the documentation into site/; a warning is an error
 test: lint docs ## style, types, documentation and the fast tests
 	$(BIN)/pytest -q $(WORKERS) -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-slow: setup test-browser-setup test-promtool-setup ## the other tests: real weights, browsers, killed runs
+test-slow: setup test-browser-setup test-promtool-setup test-postgresql-setup ## the other tests: real weights, browsers, killed runs
 	$(BIN)/pytest -q $(WORKERS) -m slow
 
-test-all: lint docs test-browser-setup test-promtool-setup ## every test but those of faults and images
+test-all: lint docs test-browser-setup test-promtool-setup test-postgresql-setup ## every test but those of faults and images
 	$(BIN)/pytest -q $(WORKERS)
 
 test-faults: setup ## a real server and what may happen to it: half an hour
@@ -71,6 +71,12 @@ test-promtool-setup: setup
 		apt-get download -qq prometheus && \
 		dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && \
 		cp usr/bin/promtool $(CURDIR)/$(BIN)/promtool && rm -r $$folder; }
+
+# Debian's database server, for the studies that machines share. The tests start their own.
+test-postgresql-setup:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }
 
 ##@ Make
 

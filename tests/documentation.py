@@ -44,6 +44,11 @@ RUN_ELSEWHERE = {
     "whetstone tune examples/support_tickets/recipe.yaml --trials 20 --output_dir runs/tuned": (
         "test_tune"
     ),
+    "pip install -c constraints.txt -e '.[train,postgresql]'": "make setup installs the extra",
+    "export OPTUNA_STORAGE=postgresql://user:password@host/database": "test_shared_study",
+    "whetstone tune examples/support_tickets/recipe.yaml --trials 100 --study_name tickets-1": (
+        "test_shared_study"
+    ),
     "WHETSTONE_CAPTURE=captured WHETSTONE_CAPTURE_RATE=0.1 bentoml serve "
     "service.service:TextClassifier": "test_production",
     "WHETSTONE_API_KEYS_FILE=api-keys bentoml serve service.service:TextClassifier": (

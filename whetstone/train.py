@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import shlex
 import textwrap
@@ -39,6 +40,9 @@ CHECK_KEYS = (
     "long_text",
     "trust_remote_code",
 )
+
+# Optuna's own commands read it, too.
+STORAGE_VARIABLE = "OPTUNA_STORAGE"
 
 
 def add_arguments(verbs: Verbs) -> None:
@@ -103,14 +107,23 @@ def tune(parsed: argparse.Namespace) -> None:
     recipe, overwrite = _load_recipe(parsed)
     from training.common.layout import RECORD
     from training.finetuning.output import print_trials
-    from training.finetuning.tune import PICTURE, STUDY
+    from training.finetuning.tune import PICTURE
     from training.finetuning.tune import tune as search
 
     if not re.fullmatch(r"[1-9]\d*", str(parsed.trials)):
         parsed.command.error("--trials N is needed: the number of trainings to try, 1 or more")
-    tuned = search(recipe, int(parsed.trials), overwrite=overwrite)
+    storage = parsed.storage or os.environ.get(STORAGE_VARIABLE) or None
+    if parsed.study_name and not storage:
+        parsed.command.error("--study_name is the name of a study in a database: add --storage URL")
+    tuned = search(
+        recipe,
+        int(parsed.trials),
+        overwrite=overwrite,
+        storage=storage,
+        study_name=parsed.study_name,
+    )
     print_trials(tuned)
-    print(f"written: {tuned.recipe}, {tuned.folder / PICTURE}, {tuned.folder / STUDY}")
+    print(f"written: {tuned.recipe}, {tuned.folder / PICTURE}; trials: {tuned.study}")
     # The run folder may hold a run of the recipe that the search started from.
     replace = " --overwrite" if (recipe.output_dir / RECORD).exists() else ""
     print(f"next: whetstone run {tuned.recipe}{replace}")
@@ -171,9 +184,26 @@ def _add_tune(verbs: Verbs) -> None:
         verbs,
         tune,
         "search for better hyperparameters than the computed ones",
-        flags="--trials N [--overwrite]",
+        flags="--trials N [--storage URL] [--study_name NAME] [--overwrite]",
     )
-    command.add_argument("--trials", metavar="N", help="the largest number of trainings to try")
+    command.add_argument(
+        "--trials",
+        metavar="N",
+        help="search until the study has N finished trainings, those of earlier calls and of other "
+        "processes among them",
+    )
+    command.add_argument(
+        "--storage",
+        metavar="URL",
+        help="share the study with other machines in a database: "
+        "postgresql://user:password@host/database, or mysql:// alike (default: the variable "
+        f"{STORAGE_VARIABLE}, which keeps the password off the command line)",
+    )
+    command.add_argument(
+        "--study_name",
+        metavar="NAME",
+        help="the name of the study in that database (default: the recipe's name)",
+    )
     _add_overwrite(command)
 
 
@@ -237,11 +267,13 @@ def _load_recipe(parsed: argparse.Namespace) -> tuple[Recipe, bool]:
     overwrite = parsed.overwrite or overrides.pop("overwrite", None) == "true"
     if "trials" in parsed:
         parsed.trials = overrides.pop("trials", parsed.trials)
-    if "publish" in overrides and "publish" in parsed:
-        parsed.publish = overrides.pop("publish")
-        # A key without a value means true.
-        if parsed.publish == "true" or not isinstance(parsed.publish, str):
-            parsed.command.error("argument --publish: expected one argument")
+    for flag in ("publish", "storage", "study_name"):
+        if flag in overrides and flag in parsed:
+            value = overrides.pop(flag)
+            # A key without a value means true.
+            if value == "true" or not isinstance(value, str):
+                parsed.command.error(f"argument --{flag}: expected one argument")
+            setattr(parsed, flag, value)
     return load_recipe(parsed.recipe, overrides), overwrite
 
 

@@ -23,11 +23,13 @@ from training.common.exit_status import EXIT_OF_VERDICT
 from training.recipe.load import load_recipe, parse_overrides
 from training.registry.publish import package_at, publish
 from whetstone.main import build_parser, main
+from whetstone.train import STORAGE_VARIABLE
 
 TRAINING = ROOT / "k8s" / "training"
 DOCKERFILE = (TRAINING / "Dockerfile").read_text("utf-8")
-KINDS = ("data", "job", "cronjob", "trainjob")
+KINDS = ("data", "job", "cronjob", "trainjob", "tune")
 SECRET = "training-credentials"  # noqa: S105 - its name; whoever publishes to a bucket makes it
+STUDY = "tuning-study"
 
 
 class Training(Manifests):
@@ -58,7 +60,8 @@ def rendered(kind: str) -> Training:
 
 def one(kind: str) -> Resource:
     """The resource that `kind` is there for."""
-    wanted = {"data": "Pod", "job": "Job", "cronjob": "CronJob", "trainjob": "TrainJob"}[kind]
+    kinds = {"data": "Pod", "cronjob": "CronJob", "trainjob": "TrainJob"}
+    wanted = kinds.get(kind, "Job")
     (found,) = rendered(kind).of(wanted)
     return found
 
@@ -132,7 +135,10 @@ def test_every_referenced_resource_exists(kind: str) -> None:
         r"secret(?:Ref|KeyRef):\n(?:\s+key: \w+\n)?\s+name: (\S+)\n\s+optional: true", text
     )
     assert set(secrets) == (set() if kind == "data" else {SECRET})
-    assert text.count("secret") == len(secrets)
+    # Without the address of the study there is nothing to search in.
+    needed = re.findall(r"secretKeyRef:\n\s+key: \w+\n\s+name: (\S+)\n(?!\s+optional)", text)
+    assert needed == ([STUDY] if kind == "tune" else [])
+    assert text.count("secret") == len(secrets) + len(needed)
 
 
 def test_pod_job_and_cron_job_train_in_the_same_pod() -> None:
@@ -146,6 +152,16 @@ def test_pod_job_and_cron_job_train_in_the_same_pod() -> None:
     assert {k: v for k, v in training.items() if k != "args"} == {
         k: v for k, v in retraining.items() if k != "args"
     }
+    workers = job_of(one("tune"))["template"]["spec"]
+    (worker,) = workers["containers"]
+    assert {k: v for k, v in workers.items() if k not in varying} == {
+        k: v for k, v in job.items() if k not in varying
+    }
+    varying = {"name", "args", "env"}
+    assert {k: v for k, v in worker.items() if k not in varying} == {
+        k: v for k, v in training.items() if k not in varying
+    }
+    assert worker["env"][:-1] == training["env"]
     spec = one("trainjob")["spec"]
     assert spec["trainer"]["args"] == training["args"]
     assert spec["trainer"]["image"] == training["image"]
@@ -161,7 +177,7 @@ def test_pod_job_and_cron_job_train_in_the_same_pod() -> None:
     assert settings >= {"PUBLISH", *(entry["name"] for entry in training["env"])}
 
 
-@pytest.mark.parametrize("kind", ["job", "cronjob", "trainjob"])
+@pytest.mark.parametrize("kind", ["job", "cronjob", "trainjob", "tune"])
 def test_training_has_one_thread_for_each_requested_core(kind: str) -> None:
     """By the limit, which is the quota that threads follow; without one they are the node's."""
     found = [container["resources"] for _, container in rendered(kind).containers()]
@@ -208,6 +224,23 @@ def test_the_commands_and_the_recipe_are_whetstones(kind: str, name: str, tmp_pa
         assert compare.verb.__name__ == "compare"
         assert compare.challenger == str(recipe.output_dir / "package")
         assert [compare.data] == recipe.data.test_file
+
+
+def test_workers_search_one_study(tmp_path: Path) -> None:
+    job = one("tune")["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"] > 1
+    assert "backoffLimit" not in job and job["backoffLimitPerIndex"] > 0
+    found = container("tune", "tuning")
+    parsed = build_parser().parse_args(expanded(rendered("tune"), found))
+    assert parsed.verb.__name__ == "tune"
+    overrides = parse_overrides(parsed.overrides)
+    assert int(str(overrides.pop("trials"))) > job["completions"]
+    recipe = load_recipe(recipe_in(rendered("tune"), tmp_path), overrides)
+    assert recipe.output_dir.is_relative_to("/data")
+    # From where the command reads it, so that no password is in a manifest.
+    address = found["env"][-1]
+    assert address["name"] == STORAGE_VARIABLE and "value" not in address
 
 
 def test_a_negative_verdict_is_not_retried() -> None:

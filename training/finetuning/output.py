@@ -9,6 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from training.finetuning.study import WORKER
+
 if TYPE_CHECKING:
     from training.finetuning.tune import Tuned
 
@@ -17,7 +19,9 @@ def print_trials(tuned: Tuned) -> None:
     """All trials as a table, the best one marked."""
     keys = list(tuned.best.params)
     table = Table(title=f"{len(tuned.trials)} trials, {tuned.measure} of the best epoch")
-    for name in ("trial", tuned.measure, *keys, "minutes"):
+    # Where processes have shared the study, which of them trained what.
+    by = [WORKER] if WORKER in tuned.best.user_attrs else []
+    for name in ("trial", tuned.measure, *keys, "minutes", *by):
         table.add_column(name, justify="right")
     for trial in tuned.trials:
         score = _score(trial)
@@ -30,8 +34,13 @@ def print_trials(tuned: Tuned) -> None:
             f"{shown}{pruned}",
             *(f"{trial.params[key]:.3g}" if key in trial.params else "" for key in keys),
             f"{seconds / 60:.1f}",
+            *(str(trial.user_attrs.get(name, "")) for name in by),
         )
     Console().print(table)
+    trained_by = "".join(f", trained by {tuned.best.user_attrs[name]}" for name in by)
+    print(
+        f"best: trial {tuned.best.number + 1}, {tuned.measure} {tuned.best.value:.4f}{trained_by}"
+    )
 
 
 def _score(trial: FrozenTrial) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from service.package.files import file_record, write_text
 from training.common.distributed import (
     all_gather,
+    barrier,
+    is_main_process,
     world_size,
 )
 from training.common.errors import (
@@ -29,10 +33,14 @@ from training.finetuning.base_files import WEIGHTS_FILES
 from training.finetuning.base_models import resolve_base_model
 from training.finetuning.callbacks import StopEarly
 from training.finetuning.fine_tuner import FineTuner
+from training.finetuning.lock import run_lock
 from training.finetuning.record import read_record
 from training.recipe.arguments import (
     Recipe,
 )
+
+# A client of NFS may know for half a minute that a folder does not exist, which does by now.
+APPEAR_SECONDS = 35
 
 
 def drop_torn_checkpoints(folder: Path) -> None:
@@ -188,6 +196,42 @@ def refuse_differences(facts: dict[str, Any]) -> None:
                     f"process {number} has {key} {other[key]}, and process 0 {value}: give every "
                     "node the same recipe, files and base model, and one shared run folder"
                 )
+
+
+def refuse_separate_folders(folder: Path) -> None:
+    """Refuse nodes that have a run folder each, where one cannot continue from the other's files.
+
+    The main process writes a file there, and all look for it.
+
+    Raises:
+        RunError: a process does not see it. Every process raises it.
+    """
+    if world_size() == 1:
+        return
+    # One name in all processes; a file that an earlier run has left does not count.
+    mark = folder / f".{all_gather(secrets.token_hex(8))[0]}.shared"
+    with run_lock(folder):
+        if is_main_process():
+            mark.touch()
+        barrier()
+        seen = all_gather(_appears(mark))
+        if is_main_process():
+            mark.unlink()
+    apart = [str(number) for number, sees in enumerate(seen) if not sees]
+    if apart:
+        raise RunError(
+            f"the run folder {folder} of process 0 is not that of process {', '.join(apart)}: give "
+            "every node one shared run folder, by --output_dir on a file system that all of them "
+            "mount"
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another node has written is here, or is so after a while."""
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return path.exists()
 
 
 def drop_resume_files(folder: Path) -> None:

@@ -75,6 +75,7 @@ from training.finetuning.resume import (
     refuse_other_processes,
     refuse_other_settings,
     refuse_other_weights,
+    refuse_separate_folders,
     state_after_early_stop,
 )
 from training.finetuning.settings import EVALUATED
@@ -116,6 +117,7 @@ def train(
         WhetstoneError: the data, base model or run folder cannot be used.
         InterruptedRunError: Ctrl-C; the last checkpoint is kept.
     """
+    refuse_separate_folders(recipe.output_dir)
     inspected = inspect_data(recipe)
     data = inspected.usable
     record = {} if overwrite else find_run(recipe.output_dir, run_identity(recipe, data))

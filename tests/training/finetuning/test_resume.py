@@ -19,6 +19,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
+from tests.servers import free_port
 from training.common.errors import FullDiskError, RunError
 from training.common.full_disk import full_disk_in_a_sentence
 from training.common.layout import CHECKPOINT, PACKAGE, RECORD
@@ -274,3 +275,35 @@ def test_processes_with_other_rows_do_not_train_one_model(
     assert process.returncode != 0
     assert "process 1 has rows and recipe" in printed and "one shared run folder" in printed
     assert not (tmp_path / "run").exists()
+
+
+IMPATIENT = """
+import sys
+from training.finetuning import resume
+resume.APPEAR_SECONDS = 1
+from whetstone.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_nodes_with_a_run_folder_each_are_refused_before_the_training(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Two of torchrun's nodes; the same relative path is another folder on each."""
+    script = tmp_path / "impatient.py"
+    script.write_text(IMPATIENT, "utf-8")
+    together = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    together += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    words = [str(script), *command(tiny_recipe, Path("run"))]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    nodes = []
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        nodes.append(start([*together, "--node_rank", str(number), *words], cwd=folder))
+    for node, folder in zip(nodes, folders, strict=True):
+        printed, _ = node.communicate(timeout=SECONDS)
+        assert node.returncode != 0
+        assert "whetstone: the run folder run of process 0 is not that of process 1" in printed
+        assert "give every node one shared run folder" in printed
+        assert list(folder.iterdir()) == []

@@ -81,7 +81,7 @@ def test_a_search_continues_with_its_finished_trials(open_recipe: Path, tmp_path
     assert len(set(rates)) == 3
     assert after.trials[0].value == before.trials[0].value
     assert after.trials[0].datetime_complete == before.trials[0].datetime_complete
-    with pytest.raises(RunError, match="the study of another recipe"):
+    with pytest.raises(RunError, match="of another recipe"):
         tune(load_recipe(open_recipe, {"output_dir": str(tmp_path / "run"), "seed": "7"}), 1)
     assert len(tune(recipe, 1, overwrite=True).trials) == 1
 
