@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from service.metrics import METRICS
+from service.settings import read_settings
 from tests.conftest import ROOT
 
 COMPONENTS = ROOT / "k8s" / "components"
@@ -127,6 +128,17 @@ def test_a_service_whose_series_ended_is_down() -> None:
     assert (str(missing.op), str(missing.modifier.matching)) == ("unless", "on (namespace, job)")
     assert asked_for(missing.lhs.prettify()) == {"whetstone_ready"}
     assert missing.lhs.prettify().count("last_over_time") == 1
+
+
+def test_a_pod_that_hangs_is_restarted_before_somebody_is_woken() -> None:
+    (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
+    probe = container["livenessProbe"]
+    noticed = read_settings({}).stall_ms / 1000
+    restarted = noticed + probe["periodSeconds"] * probe["failureThreshold"]
+    alert = alert_named("WhetstoneStalled")
+    minutes = float(alert["for"].removesuffix("m"))
+    woken = float(alert["expr"].rpartition(" > ")[2]) + 60 * minutes
+    assert restarted + probe["timeoutSeconds"] < woken
 
 
 PRODUCTION = 'whetstone_ready{namespace="production", job="classifier", pod="%s"}'

@@ -139,6 +139,14 @@ def _fit(read: Settings, pod: Resource, container: Resource) -> Iterator[str]:
         secret = _mounts(pod, container, "secret").get(str(keys.parent), {})
         if keys.name not in [item["path"] for item in secret.get("items", [])]:
             yield f"{keys} is no file of a mounted Secret"
+    # What began just before its deadline takes as long again at the very most.
+    slowest = 2 * read.timeout_ms / 1000
+    if read.stall_ms / 1000 <= slowest:
+        yield f"WHETSTONE_STALL_MS is {read.stall_ms}, and healthy work may take {slowest:g} s"
+    alive = container.get("livenessProbe", {})
+    patience = alive.get("periodSeconds", 10) * alive.get("failureThreshold", 3)
+    if patience <= slowest:
+        yield f"livenessProbe waits {patience} s, and healthy work may take {slowest:g} s"
     grace = pod.get("terminationGracePeriodSeconds", 30)
     needed = _pause(container) + (read.drain_ms + 2 * read.timeout_ms) / 1000
     if grace <= needed:
