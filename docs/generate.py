@@ -427,6 +427,20 @@ def speed_summary() -> str:
     return "\n".join([lines[0], "", *lines[start:end]])
 
 
+def overload_sentence() -> str:
+    """How much of its deadline an accepted request takes in an overload."""
+    found = []
+    for kind, overload in result("serve")["overload"].items():
+        deadline = overload["deadline_ms"]
+        half, most = (overload[f"in_time_p{share}_ms"] / deadline for share in (50, 99))
+        found.append(
+            f"At {overload['times_capacity']} times the capacity and a deadline of "
+            f"{deadline:,.0f} ms, an answer to {kind} texts took {half:.0%} of the deadline "
+            f"(median) and {most:.0%} (p99)."
+        )
+    return "\n".join(found)
+
+
 def quality_summary() -> str:
     """Score and size of every data set, in short."""
     rows = [
@@ -508,6 +522,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "few rows": few_rows,
     "int8": int8_table,
     "serve": written_by(serve_report.summary, "serve"),
+    "overload": overload_sentence,
     "sizing": written_by(sizing.markdown, "sizing"),
     "soak": written_by(bench_soak.sentence, "soak"),
     "champions": written_by(champions.markdown, "champions"),

@@ -37,6 +37,7 @@ CHECKS = (
     references.replicas,
     references.network,
     references.exposed,
+    references.patience,
 )
 # On a GPU there is no autoscaler to make mistakes in.
 WITHOUT_GPU = tuple(name for name in COMPONENTS if name != "gpu")
@@ -202,6 +203,11 @@ MISTAKES = [
     ("Ingress", f"{RULE} http paths 0 pathType", "Prefix", "exposes"),
     ("HTTPRoute", f"{RULE} matches 0 path value", "/", "exposes"),
     ("ServiceMonitor", "spec endpoints 0 path", "/metric", "no route"),
+    # how long a gateway waits
+    ("HTTPRoute", f"{RULE} timeouts request", "10s", "an answer may take 10 s"),
+    ("HTTPRoute", f"{RULE} timeouts", GONE, "HTTPRoute/text-classifier waits 0s"),
+    ("HTTPRoute", f"{RULE} timeouts request", "quarter", "quarter"),
+    ("ConfigMap", "data WHETSTONE_TIMEOUT_MS", "15000", "HTTPRoute/text-classifier waits 15s"),
 ]
 
 

@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 from service.http.routes import BENTOML_ROUTES, HEALTH_ROUTE, MODEL_ROUTE, ROUTES
 from service.page.page import PATH as UI
+from service.settings import SettingsError, read_settings
 from tests.k8s.manifests.pods import environment
 from tests.k8s.manifests.render import Manifests, Resource, label
+from tests.k8s.manifests.values import seconds
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # In no manifest: whoever deploys creates them.
@@ -188,6 +190,20 @@ def network(manifests: Manifests) -> Iterator[str]:
             wanted.add(("TCP", urlsplit(url).port or 80))
     if ends["egress"] != wanted:
         yield f"egress is allowed to {sorted(ends['egress'])}, needed is {sorted(wanted)}"
+
+
+def patience(manifests: Manifests) -> Iterator[str]:
+    """Gateways that give up before the service does, and so hide its reason."""
+    for _, container in manifests.containers():
+        try:
+            deadline = read_settings(environment(manifests, container)).timeout_ms / 1000
+        except SettingsError:
+            continue
+        for route in manifests.of("HTTPRoute"):
+            for rule in route["spec"]["rules"]:
+                written = rule.get("timeouts", {}).get("request", "0s")
+                if seconds(written) <= deadline:
+                    yield f"{label(route)} waits {written}, and an answer may take {deadline:g} s"
 
 
 # The paths that callers need, and how each is matched. The probe is not for them; the cards of

@@ -16,6 +16,7 @@ FACTORS = {"m": Decimal("0.001"), "k": Decimal(1000), "Ki": Decimal(1024)} | {
     for power, unit in enumerate("MGTPE", start=2)
     for i, base in (("", 1000), ("i", 1024))
 }
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 # Fields with the same meaning everywhere; then fields named `type`, by their parent.
 ENUMS = {
     "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
@@ -51,6 +52,12 @@ def quantity(value: object) -> Decimal:
         raise ValueError(f"{value!r} is not a quantity")
     number, unit, exponent = match.groups()
     return Decimal(number) * FACTORS.get(unit, 1) * Decimal(10) ** int(exponent or 0)
+
+
+def seconds(duration: str) -> float:
+    """A duration such as `1m30s` in seconds; 0 if it is none."""
+    parts = re.findall(r"(\d+)(ms|[smh])", duration)
+    return sum(int(number) * SECONDS[unit] for number, unit in parts)
 
 
 def fields(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
