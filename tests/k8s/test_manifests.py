@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from release.cluster.overlay import CANARY, dump_manifests, workload_of
+from release.cluster.variant import variant_of
+from release.first_pod import SUFFIX
 from tests.k8s.manifests import pods, references, values
 from tests.k8s.manifests.render import (
     COMPONENTS,
@@ -39,9 +42,19 @@ CHECKS = (
     references.exposed,
     references.patience,
 )
-# On a GPU there is no autoscaler to make mistakes in.
-WITHOUT_GPU = tuple(name for name in COMPONENTS if name != "gpu")
-COMBINATIONS = [(), *((name,) for name in COMPONENTS), WITHOUT_GPU, tuple(COMPONENTS)]
+# These take something away: the base's autoscaler, or the ServiceMonitor.
+REPLACING = ("gpu", "keda", "pod-monitor")
+ADDING = tuple(name for name in COMPONENTS if name not in REPLACING)
+# `pod-monitor` has what `prometheus` has.
+REPLACED = tuple(name for name in COMPONENTS if name not in ("gpu", "prometheus"))
+COMBINATIONS = [
+    (),
+    *((name,) for name in COMPONENTS),
+    ADDING,
+    ("gpu", *ADDING),
+    REPLACED,
+    ("gpu", *REPLACED),
+]
 
 
 def problems(manifests: Manifests) -> list[str]:
@@ -64,6 +77,7 @@ def test_every_overlay_is_sound(
 
 
 GONE = object()
+IN_REPLACED = ("PodMonitor", "ScaledObject")
 POD = "spec template spec"
 CONTAINER = f"{POD} containers 0"
 RESOURCES = f"{CONTAINER} resources"
@@ -84,6 +98,10 @@ MISTAKES = [
     ("HTTPRoute", "spec parentRef", [], "parentRef"),
     ("ServiceMonitor", "spec endpoints 0 interval", "15 s", "15 s"),
     ("PrometheusRule", "spec groups 0 rules 0 expression", "1", "expression"),
+    ("PodMonitor", "spec podMetricsEndpoints 0 interval", "15 s", "15 s"),
+    ("ScaledObject", "spec triggers 1 metadata threshold", 1, "ScaledObject/text-classifier: $"),
+    ("ScaledObject", "spec triggers 1 metadata metricName", "x", "ScaledObject/text-classifier: $"),
+    ("ScaledObject", "spec minReplicas", 2, "minReplicas"),
     # values
     ("Deployment", f"{CONTAINER} imagePullPolicy", "IfNotThere", "IfNotThere"),
     ("Deployment", f"{POD} topologySpreadConstraints 0 whenUnsatisfiable", "Anyway", "Anyway"),
@@ -171,6 +189,13 @@ MISTAKES = [
         "other",
         "labels of others",
     ),
+    (
+        "PodMonitor",
+        "spec selector matchExpressions 0 values",
+        ["other"],
+        "PodMonitor/text-classifier chooses",
+    ),
+    ("PodMonitor", "spec podMetricsEndpoints 0 port", "metrics", "asks port metrics"),
     ("Service", "spec ports 0 targetPort", "web", "forwards to port web"),
     ("Service", "spec ports 0 name", "web", "port http of Service"),
     ("Service", "spec ports 0 port", 8080, "port 80 of Service"),
@@ -189,6 +214,8 @@ MISTAKES = [
     ("HorizontalPodAutoscaler", "spec scaleTargetRef apiVersion", "v1", "scales Deployment/"),
     ("HorizontalPodAutoscaler", "spec maxReplicas", 2, "fewer replicas at most"),
     ("HorizontalPodAutoscaler", "spec minReplicas", 0, "fewer replicas at most"),
+    ("ScaledObject", "spec scaleTargetRef name", "other", "scales Deployment/other"),
+    ("ScaledObject", "spec maxReplicaCount", 1, "fewer replicas at most"),
     ("Deployment", "spec replicas", 2, "the autoscaler's"),
     ("Deployment", f"{ROLLING} maxSurge", 0, "pod by pod"),
     ("Deployment", f"{ROLLING} maxUnavailable", 1, "pod by pod"),
@@ -203,6 +230,7 @@ MISTAKES = [
     ("Ingress", f"{RULE} http paths 0 pathType", "Prefix", "exposes"),
     ("HTTPRoute", f"{RULE} matches 0 path value", "/", "exposes"),
     ("ServiceMonitor", "spec endpoints 0 path", "/metric", "no route"),
+    ("PodMonitor", "spec podMetricsEndpoints 0 path", "/metric", "no route"),
     # how long a gateway waits
     ("HTTPRoute", f"{RULE} timeouts request", "10s", "an answer may take 10 s"),
     ("HTTPRoute", f"{RULE} timeouts", GONE, "HTTPRoute/text-classifier waits 0s"),
@@ -241,7 +269,7 @@ def key(place: Any, step: str) -> Any:
 def test_each_mistake_is_reported(
     render: Renderer, kind: str, path: str, value: Any, message: str
 ) -> None:
-    manifests = render("production", *WITHOUT_GPU)
+    manifests = render("production", *(REPLACED if kind in IN_REPLACED else ADDING))
     change(manifests, kind, path, value)
     assert message in str(problems(manifests))
 
@@ -307,6 +335,26 @@ def test_a_changed_setting_makes_a_new_configmap(render: Renderer) -> None:
     }
     assert len(names) == 3
     assert all(name.startswith("text-classifier-") for name in names)
+
+
+def test_the_pod_monitor_sees_the_pods_that_a_release_starts(render: Renderer) -> None:
+    """Those of a first pod and of a canary, which no Service of the overlay selects."""
+    manifests = render("production", "pod-monitor")
+    assert not list(manifests.of("ServiceMonitor"))
+    assert list(manifests.of("PrometheusRule"))
+    image = next(container["image"] for _, container in manifests.containers())
+    content = dump_manifests(manifests)
+    workload = workload_of(content, image)
+    variants = [variant_of(content, workload, suffix) for suffix in (SUFFIX, CANARY)]
+    (deployment,) = manifests.of("Deployment")
+    labels = [deployment["spec"]["template"]["metadata"]["labels"]]
+    labels += [variant.labels for variant in variants]
+    (monitor,) = manifests.of("PodMonitor")
+    (wanted,) = monitor["spec"]["selector"]["matchExpressions"]
+    assert [each[wanted["key"]] for each in labels] == wanted["values"]
+    (service,) = manifests.of("Service")
+    selected = [service["spec"]["selector"].items() <= each.items() for each in labels]
+    assert selected == [True, False, False]
 
 
 def test_a_missing_kubectl_is_reported_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:

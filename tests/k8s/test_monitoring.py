@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +13,20 @@ import yaml
 from service.metrics import METRICS
 from service.settings import read_settings
 from tests.conftest import ROOT
+from tests.k8s.manifests.promql import (
+    EVERY_RULE,
+    OF_THE_CLUSTER,
+    RECORDS,
+    RULES,
+    alert_named,
+    asked_for,
+    run_promtool,
+)
 
 COMPONENTS = ROOT / "k8s" / "components"
 DASHBOARD = json.loads((COMPONENTS / "grafana" / "dashboard.json").read_text("utf-8"))
-RULES = yaml.safe_load((COMPONENTS / "prometheus" / "alerts.yaml").read_text("utf-8"))
-EVERY_RULE = [rule for group in RULES["spec"]["groups"] for rule in group["rules"]]
 ALERTS = [rule for rule in EVERY_RULE if "alert" in rule]
-RECORDS = {rule["record"]: rule["expr"] for rule in EVERY_RULE if "record" in rule}
 DEPLOYMENT = yaml.safe_load((ROOT / "k8s" / "base" / "deployment.yaml").read_text("utf-8"))
-# What Prometheus adds to each series when it asks a pod.
-TARGET_LABELS = {"namespace", "pod"}
-
-
-def exported() -> dict[str, set[str]]:
-    """The labels of every series, by its name."""
-    found: dict[str, set[str]] = {}
-    for metric in METRICS:
-        labels = set(metric.labels)
-        if metric.kind == "histogram":
-            found |= {f"{metric.name}_{part}": labels for part in ("sum", "count")}
-            found[f"{metric.name}_bucket"] = labels | {"le"}
-        else:
-            found[metric.name] = labels
-    return found
-
-
-# What kube-state-metrics says of containers; see docs/metrics/workload/pod-metrics.md there.
-OF_THE_CLUSTER = {
-    "kube_pod_container_resource_limits": {"container", "resource", "unit", "node", "uid"},
-    "kube_pod_container_status_restarts_total": {"container", "uid"},
-}
-SERIES = exported() | OF_THE_CLUSTER | {name: {"label"} for name in RECORDS}
-
-
-def selectors(expression: Any) -> list[Any]:
-    """The vector selectors in a parsed expression."""
-    if isinstance(expression, promql_parser.VectorSelector):
-        return [expression]
-    inside = []
-    for name in ("expr", "lhs", "rhs", "vector_selector", "param"):
-        part = getattr(expression, name, None)
-        if part is not None:
-            inside += selectors(part)
-    for argument in getattr(expression, "args", None) or []:
-        inside += selectors(argument)
-    return inside
-
-
-def asked_for(written: str) -> set[str]:
-    """The metrics that an expression names; each is exported, with the labels it is chosen by."""
-    names = set()
-    for selector in selectors(promql_parser.parse(written)):
-        assert selector.name in SERIES, f"{selector.name} in {written}"
-        chosen = {matcher.name for matcher in selector.matchers.matchers}
-        assert chosen <= SERIES[selector.name] | TARGET_LABELS, written
-        names.add(selector.name)
-    assert names, written
-    return names
 
 
 def panel_expressions() -> list[tuple[str, str]]:
@@ -112,11 +66,6 @@ def test_every_recorded_series_uses_exported_metrics_and_is_asked_for() -> None:
     for name, expression in RECORDS.items():
         assert asked_for(expression)
         assert name in asked
-
-
-def alert_named(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(alert for alert in ALERTS if alert["alert"] == name)
-    return found
 
 
 def test_a_service_whose_series_ended_is_down() -> None:
@@ -265,15 +214,7 @@ def test_prometheus_fires_each_alert_for_its_cause(
         "input_series": [{"series": one, "values": values} for one, values in series.items()],
         "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": fires}],
     }
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES["spec"]), "utf-8")
-    (tmp_path / "cases.yaml").write_text(
-        yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [case]}), "utf-8"
-    )
-    # `make test-all` puts it beside the interpreter.
-    beside = Path(sys.executable).with_name("promtool")
-    words = [shutil.which("promtool") or beside, "test", "rules", "cases.yaml"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_promtool(tmp_path, [case], RULES["spec"])
 
 
 def test_the_parser_refuses_invalid_expressions() -> None:

@@ -64,6 +64,10 @@ def selectors(manifests: Manifests) -> Iterator[str]:
             among, selector = services, spec.get("selector", {}).get("matchLabels", {})
         if selector is not None and not _chosen(selector, among):
             yield f"{label(resource)} chooses nothing by {selector}"
+        if resource["kind"] == "PodMonitor":
+            for wanted in spec["selector"]["matchExpressions"]:
+                if not any(_labels(one).get(wanted["key"]) in wanted["values"] for one in among):
+                    yield f"{label(resource)} chooses nothing by {wanted}"
     for template in templates:
         for spread in template["spec"].get("topologySpreadConstraints", []):
             if not _chosen(spread.get("labelSelector", {}).get("matchLabels", {}), [template]):
@@ -84,6 +88,10 @@ def ports(manifests: Manifests) -> Iterator[str]:
             target = port.get("targetPort", port["port"])
             if target not in in_pods:
                 yield f"{label(service)} forwards to port {target}, which no pod has"
+    for monitor in manifests.of("PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            if endpoint["port"] not in in_pods:
+                yield f"{label(monitor)} asks port {endpoint['port']}, which no pod has"
     for name, port in _asked(manifests):
         if port not in in_services.get(name, set()):
             yield f"port {port} of Service {name} is asked for and not there"
@@ -135,14 +143,16 @@ def references(manifests: Manifests) -> Iterator[str]:
 
 def replicas(manifests: Manifests) -> Iterator[str]:
     """Autoscaling, disruption and rollout that contradict each other."""
-    scaled = list(manifests.of("HorizontalPodAutoscaler"))
+    scaled = list(manifests.of("HorizontalPodAutoscaler", "ScaledObject"))
+    if len(scaled) > 1:
+        yield f"several scale the pods: {', '.join(map(label, scaled))}"
     for scaler in scaled:
-        spec = scaler["spec"]
-        target = spec["scaleTargetRef"]
+        target = scaler["spec"]["scaleTargetRef"]
         found = manifests.find(target["kind"], target["name"])
         if found is None or found["apiVersion"] != target["apiVersion"]:
             yield f"{label(scaler)} scales {target['kind']}/{target['name']}, which is not there"
-        if not 1 <= spec["minReplicas"] <= spec["maxReplicas"]:
+        least, most = _bounds(scaler)
+        if not 1 <= least <= most:
             yield f"{label(scaler)} has fewer replicas at most than at least"
     for workload in manifests.of("Deployment"):
         if "replicas" in workload["spec"]:
@@ -150,13 +160,21 @@ def replicas(manifests: Manifests) -> Iterator[str]:
         rolling = workload["spec"].get("strategy", {}).get("rollingUpdate", {})
         if rolling.get("maxUnavailable") != 0 or rolling.get("maxSurge") in (None, 0, "0%"):
             yield f"{label(workload)} is not replaced pod by pod: {rolling}"
-    least = min((scaler["spec"]["minReplicas"] for scaler in scaled), default=1)
+    least = min((_bounds(scaler)[0] for scaler in scaled), default=1)
     for budget in manifests.of("PodDisruptionBudget"):
         if (
             budget["spec"].get("maxUnavailable") == 0
             or budget["spec"].get("minAvailable", 0) >= least
         ):
             yield f"{label(budget)} keeps every node from being drained"
+
+
+def _bounds(scaler: Resource) -> tuple[int, int]:
+    """The fewest and the most replicas."""
+    spec, names = scaler["spec"], ("minReplicas", "maxReplicas")
+    if scaler["kind"] == "ScaledObject":
+        names = ("minReplicaCount", "maxReplicaCount")
+    return spec[names[0]], spec[names[1]]
 
 
 def network(manifests: Manifests) -> Iterator[str]:
@@ -224,8 +242,9 @@ def exposed(manifests: Manifests) -> Iterator[str]:
         paths = [match["path"] for rule in route["spec"]["rules"] for match in rule["matches"]]
         found = [(path["value"], path["type"]) for path in paths]
         yield from _same(route, {*OUTSIDE, ("/v1/models", "PathPrefix")}, found)
-    for monitor in manifests.of("ServiceMonitor"):
-        for endpoint in monitor["spec"]["endpoints"]:
+    for monitor in manifests.of("ServiceMonitor", "PodMonitor"):
+        spec = monitor["spec"]
+        for endpoint in spec.get("endpoints") or spec["podMetricsEndpoints"]:
             if endpoint.get("path", "/metrics") not in BENTOML_ROUTES:
                 yield f"{label(monitor)} asks for {endpoint['path']}, which is no route"
 

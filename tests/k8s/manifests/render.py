@@ -72,16 +72,22 @@ class Renderer:
         self.tree = folder / "k8s"
         for part in PARTS:
             shutil.copytree(K8S / part, self.tree / part)
-        self._rendered: dict[tuple[str, tuple[str, ...]], Manifests] = {}
+        self._rendered: dict[tuple[str, ...], Manifests] = {}
 
-    def __call__(self, overlay: str, *components: str) -> Manifests:
-        """`overlay` with these additional components; the caller may change the result."""
-        key = overlay, components
+    def __call__(
+        self, overlay: str, *components: str, more: dict[str, Any] | None = None
+    ) -> Manifests:
+        """`overlay` with these additional components; the caller may change the result.
+
+        Args:
+            more: lists that are added to those of the overlay's kustomization.
+        """
+        key = overlay, *components, str(more)
         if key not in self._rendered:
-            self._rendered[key] = kustomize(self._with(overlay, components))
+            self._rendered[key] = kustomize(self._with(overlay, components, more or {}))
         return copy.deepcopy(self._rendered[key])
 
-    def _with(self, overlay: str, components: tuple[str, ...]) -> Path:
+    def _with(self, overlay: str, components: tuple[str, ...], more: dict[str, Any]) -> Path:
         """A new overlay beside the first one, so that relative paths stay valid."""
         text = (self.tree / "overlays" / overlay / "kustomization.yaml").read_text("utf-8")
         content = yaml.safe_load(text)
@@ -90,7 +96,9 @@ class Renderer:
             path = f"../../components/{component}"
             if path not in listed:
                 listed.append(path)
-        folder = self.tree / "overlays" / "-".join([overlay, "with", *components])
+        for name, items in more.items():
+            content[name] = [*content.get(name, []), *items]
+        folder = self.tree / "overlays" / f"{overlay}-{len(self._rendered)}"
         folder.mkdir()
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(content), "utf-8")
         return folder

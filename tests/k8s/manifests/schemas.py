@@ -20,6 +20,8 @@ utils.schema_contents = cache(utils.schema_contents)
 # The custom resources in use, and schemas of their `spec`.
 CUSTOM = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproute.json",
+    ("keda.sh/v1alpha1", "ScaledObject"): "scaledobject.json",
+    ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitor.json",
     ("monitoring.coreos.com/v1", "PrometheusRule"): "prometheusrule.json",
     ("monitoring.coreos.com/v1", "ServiceMonitor"): "servicemonitor.json",
 }

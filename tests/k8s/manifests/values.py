@@ -20,6 +20,7 @@ SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 # Fields with the same meaning everywhere; then fields named `type`, by their parent.
 ENUMS = {
     "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "metricType": {"Utilization", "Value", "AverageValue"},
     "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
     "operator": {"Exists", "Equal", "In", "NotIn", "DoesNotExist"},
     "pathType": {"Exact", "Prefix", "ImplementationSpecific"},
