@@ -12,7 +12,7 @@ import yaml
 from release.cluster.overlay import CANARY, dump_manifests, workload_of
 from release.cluster.variant import variant_of
 from release.first_pod import SUFFIX
-from tests.k8s.manifests import pods, references, values
+from tests.k8s.manifests import pods, references, rollouts, values
 from tests.k8s.manifests.render import (
     COMPONENTS,
     K8S,
@@ -38,20 +38,23 @@ CHECKS = (
     references.ports,
     references.references,
     references.replicas,
+    rollouts.rollouts,
     references.network,
     references.exposed,
     references.patience,
 )
-# These take something away: the base's autoscaler, or the ServiceMonitor.
-REPLACING = ("gpu", "keda", "pod-monitor")
-ADDING = tuple(name for name in COMPONENTS if name not in REPLACING)
+# These take something away: the base's autoscaler or its pods, or the ServiceMonitor. The last one
+# has to be the last one.
+REPLACING = ("keda", "pod-monitor", "argo-rollouts")
+ADDING = tuple(name for name in COMPONENTS if name not in ("gpu", *REPLACING))
 # `pod-monitor` has what `prometheus` has.
-REPLACED = tuple(name for name in COMPONENTS if name not in ("gpu", "prometheus"))
+REPLACED = (*(name for name in ADDING if name != "prometheus"), *REPLACING)
 COMBINATIONS = [
     (),
     *((name,) for name in COMPONENTS),
     ADDING,
     ("gpu", *ADDING),
+    (*ADDING, "argo-rollouts"),
     REPLACED,
     ("gpu", *REPLACED),
 ]
@@ -77,7 +80,7 @@ def test_every_overlay_is_sound(
 
 
 GONE = object()
-IN_REPLACED = ("PodMonitor", "ScaledObject")
+IN_REPLACED = ("AnalysisTemplate", "PodMonitor", "Rollout", "ScaledObject")
 POD = "spec template spec"
 CONTAINER = f"{POD} containers 0"
 RESOURCES = f"{CONTAINER} resources"
@@ -102,6 +105,11 @@ MISTAKES = [
     ("ScaledObject", "spec triggers 1 metadata threshold", 1, "ScaledObject/text-classifier: $"),
     ("ScaledObject", "spec triggers 1 metadata metricName", "x", "ScaledObject/text-classifier: $"),
     ("ScaledObject", "spec minReplicas", 2, "minReplicas"),
+    ("AnalysisTemplate", "spec metrics 0 failureCondition", "result > 1", "result > 1"),
+    ("AnalysisTemplate", "spec metrics 0 every", "30s", "every"),
+    ("Rollout", "spec template", {}, "template"),
+    ("Rollout", "spec strategy canary steps 1 pause duration", "5 m", "5 m"),
+    ("Rollout", "spec strategy canary steps 0 setWeight", 101, "101"),
     # values
     ("Deployment", f"{CONTAINER} imagePullPolicy", "IfNotThere", "IfNotThere"),
     ("Deployment", f"{POD} topologySpreadConstraints 0 whenUnsatisfiable", "Anyway", "Anyway"),
@@ -214,8 +222,21 @@ MISTAKES = [
     ("HorizontalPodAutoscaler", "spec scaleTargetRef apiVersion", "v1", "scales Deployment/"),
     ("HorizontalPodAutoscaler", "spec maxReplicas", 2, "fewer replicas at most"),
     ("HorizontalPodAutoscaler", "spec minReplicas", 0, "fewer replicas at most"),
-    ("ScaledObject", "spec scaleTargetRef name", "other", "scales Deployment/other"),
+    ("ScaledObject", "spec scaleTargetRef name", "other", "scales Rollout/other"),
     ("ScaledObject", "spec maxReplicaCount", 1, "fewer replicas at most"),
+    ("ScaledObject", "spec scaleTargetRef kind", "Deployment", "has taken away"),
+    ("Rollout", "spec workloadRef name", "other", "takes Deployment/other"),
+    ("Rollout", f"spec selector matchLabels {NAME_LABEL}", "other", "selects other pods"),
+    ("Rollout", "spec minReadySeconds", GONE, "minReadySeconds"),
+    ("Rollout", "spec progressDeadlineSeconds", 60, "gives up before"),
+    (
+        "Rollout",
+        "spec strategy canary analysis templates 0 templateName",
+        "x",
+        "no AnalysisTemplate x",
+    ),
+    ("Rollout", "spec strategy canary steps 2 analysis args", [], "needs ['canary-hash'"),
+    ("AnalysisTemplate", "spec args 0 name", "space", "needs ['canary-hash', 'space']"),
     ("Deployment", "spec replicas", 2, "the autoscaler's"),
     ("Deployment", f"{ROLLING} maxSurge", 0, "pod by pod"),
     ("Deployment", f"{ROLLING} maxUnavailable", 1, "pod by pod"),

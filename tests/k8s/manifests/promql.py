@@ -58,13 +58,18 @@ def selectors(expression: Any) -> list[Any]:
     return inside
 
 
-def asked_for(written: str) -> set[str]:
-    """The metrics that an expression names; each is exported, with the labels it is chosen by."""
+def asked_for(written: str, recorded: dict[str, set[str]] | None = None) -> set[str]:
+    """The metrics that an expression names; each is exported, with the labels it is chosen by.
+
+    Args:
+        recorded: the labels of further series, which other rules record.
+    """
     names = set()
+    known = SERIES | (recorded or {})
     for selector in selectors(promql_parser.parse(written)):
-        assert selector.name in SERIES, f"{selector.name} in {written}"
+        assert selector.name in known, f"{selector.name} in {written}"
         chosen = {matcher.name for matcher in selector.matchers.matchers}
-        assert chosen <= SERIES[selector.name] | TARGET_LABELS, written
+        assert chosen <= known[selector.name] | TARGET_LABELS, written
         names.add(selector.name)
     assert names, written
     return names
@@ -94,21 +99,21 @@ def run_promtool(
 
 
 def evaluated(
-    folder: Path, series: dict[str, str], results: dict[str, float | None], at: str
+    folder: Path,
+    series: dict[str, str],
+    results: dict[str, float],
+    at: str,
+    rules: dict[str, Any] | None = None,
 ) -> None:
-    """Check what expressions are at a time, by promtool: a number without labels, or None.
+    """Check what expressions are at a time, by promtool: one number each, without labels.
 
     Args:
         series: what Prometheus has seen, a value a minute.
     """
     tests = [
-        {
-            "expr": expression,
-            "eval_time": at,
-            "exp_samples": [] if result is None else [{"labels": "{}", "value": result}],
-        }
-        for expression, result in results.items()
+        {"expr": each, "eval_time": at, "exp_samples": [{"labels": "{}", "value": result}]}
+        for each, result in results.items()
     ]
     shown = [{"series": name, "values": values} for name, values in series.items()]
     case = {"interval": "1m", "input_series": shown, "promql_expr_test": tests}
-    run_promtool(folder, [case])
+    run_promtool(folder, [case], rules)

@@ -56,7 +56,7 @@ def selectors(manifests: Manifests) -> Iterator[str]:
         among, selector = templates, None
         if resource["kind"] == "Service":
             selector = spec.get("selector", {})
-        elif resource["kind"] in ("Deployment", "PodDisruptionBudget"):
+        elif resource["kind"] in ("Deployment", "Rollout", "PodDisruptionBudget"):
             selector = spec.get("selector", {}).get("matchLabels", {})
         elif resource["kind"] == "NetworkPolicy":
             selector = spec.get("podSelector", {}).get("matchLabels", {})

@@ -19,6 +19,8 @@ VERSIONS = utils.all_versions()[-3:]
 utils.schema_contents = cache(utils.schema_contents)
 # The custom resources in use, and schemas of their `spec`.
 CUSTOM = {
+    ("argoproj.io/v1alpha1", "AnalysisTemplate"): "analysistemplate.json",
+    ("argoproj.io/v1alpha1", "Rollout"): "rollout.json",
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproute.json",
     ("keda.sh/v1alpha1", "ScaledObject"): "scaledobject.json",
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitor.json",
