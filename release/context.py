@@ -111,11 +111,15 @@ class ReleaseContext:
 
     def deployed_pods(self) -> Pods:
         """The pods of the overlay's Deployment, whatever image they run."""
+        render, image = self.render_unbuilt()
+        return self.pods_of(workload_of(render, image))
+
+    def render_unbuilt(self) -> tuple[str, str]:
+        """What the overlay renders to before there is an image, and the name in its place."""
         overlay = self.options.overlay
         content = read_kustomization(kustomization_of(overlay))
         image = f"{repository_of(content)}:{UNBUILT_TAG}"
-        render = render_overlay(self.cluster, overlay, with_image(content, image))
-        return self.pods_of(workload_of(render, image))
+        return render_overlay(self.cluster, overlay, with_image(content, image)), image
 
     def find_package(self, version: str) -> str | None:
         """The package of a version: in the model store, or where an earlier release had it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from release.champion import compare_with_champion
+from release.cluster.apis import check_apis
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import (
     Workload,
@@ -39,6 +40,8 @@ def print_plan(context: ReleaseContext, options: ReleaseOptions) -> int:
     context.console.line(without_secrets(render).rstrip())
     context.console.line(_diff_edit(edit))
     try:
+        for warning in check_apis(context.cluster, render):
+            context.console.line(f"warning: {warning}")
         context.console.line(diff_render(context.cluster, render, workload_of(render, image)))
         for warning in check_references(context.cluster, render):
             context.console.line(f"warning: {warning}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from release.canary import run_canary
+from release.cluster.apis import check_apis
 from release.cluster.overlay import render_overlay, workload_of
 from release.cluster.references import check_references
 from release.cluster.rollout import refuse_paused
@@ -51,6 +52,8 @@ def _release(context: ReleaseContext, options: ReleaseOptions, recovery: Recover
             record = _new_record(context, options, manifest)
         transaction = ReleaseTransaction(record, context)
         with transaction.failing_before_apply():
+            for warning in check_apis(context.cluster, context.render_unbuilt()[0]):
+                context.console.line(f"warning: {warning}")
             status = Preparation(transaction, options, folder, manifest).run()
             if status:
                 return status

@@ -28,6 +28,8 @@ validate, or take time.
     scales    after how many looks the autoscaler adds its pods, which are ready two looks later;
               if it is absent, a Deployment has all its pods at once
     full      whether no node takes the pods that the autoscaler adds
+    lacks     API versions that the cluster does not have, by version: null where it never heard of
+              it, else what it says in place of an answer
     calls     the words of every call so far
     faults    by verb, a list that is used up from its beginning: null for none, "refused" (a
               refused connection), "no context", "forbidden", "kill before" and "kill after" (kill
@@ -53,6 +55,14 @@ STATE = Path(os.environ["STAND_IN"])
 CONTAINER = "text-classifier"
 SPACELESS = ("Namespace",)
 PODS_OF_NO_AUTOSCALER = 1
+# What the API versions have that the cluster is asked for.
+KINDS = {
+    "gateway.networking.k8s.io/v1": ["HTTPRoute"],
+    "keda.sh/v1alpha1": ["ScaledObject"],
+    "metrics.k8s.io/v1beta1": ["NodeMetrics", "PodMetrics"],
+    "monitoring.coreos.com/v1": ["PodMonitor", "PrometheusRule", "ServiceMonitor"],
+    "networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
+}
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -100,6 +110,7 @@ def need_namespace(state: dict[str, Any], resource: dict[str, Any]) -> None:
 
 def apply(state: dict[str, Any], objects: list[dict[str, Any]]) -> None:
     for resource in objects:
+        need_kind(state, resource)
         need_namespace(state, resource)
         old = state["objects"].get(key(resource))
         result = "created"
@@ -330,9 +341,37 @@ def selected(resource: dict[str, Any]) -> bool:
     return True
 
 
+def need_kind(state: dict[str, Any], resource: dict[str, Any]) -> None:
+    version, kind = resource["apiVersion"], resource["kind"]
+    if version in state.get("lacks", {}):
+        meta = resource["metadata"]
+        fail(
+            f'error: resource mapping not found for name: "{meta["name"]}" namespace: '
+            f'"{meta.get("namespace", "")}" from "STDIN": no matches for kind "{kind}" in version '
+            f'"{version}"\nensure CRDs are installed first'
+        )
+
+
+def raw(state: dict[str, Any], version: str) -> None:
+    """The document of an API version."""
+    if version in state.get("lacks", {}):
+        fail(
+            state["lacks"][version]
+            or "Error from server (NotFound): the server could not find the requested resource"
+        )
+    kinds = [{"name": kind.lower() + "s", "kind": kind} for kind in KINDS[version]]
+    print(json.dumps({"kind": "APIResourceList", "groupVersion": version, "resources": kinds}))
+
+
 def get(state: dict[str, Any], words: list[str]) -> None:
+    if "--raw" in sys.argv:
+        raw(state, words[0].removeprefix("/apis/"))
+        return
     if option("filename") == "-":
-        names = [key(resource) for resource in read_objects()]
+        objects = read_objects()
+        for resource in objects:
+            need_kind(state, resource)
+        names = [key(resource) for resource in objects]
         items = [state["objects"][name] for name in names if name in state["objects"]]
         if items:
             print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
@@ -370,6 +409,7 @@ def get(state: dict[str, Any], words: list[str]) -> None:
 def diff(state: dict[str, Any], objects: list[dict[str, Any]]) -> int:
     changed = 0
     for resource in objects:
+        need_kind(state, resource)
         need_namespace(state, resource)
         old = state["objects"].get(key(resource), {})
         # What the server or an autoscaler has set is not a difference.
@@ -408,7 +448,8 @@ def main() -> int:
         os.execv(real, [real, *sys.argv[1:]])
     with cluster() as state:
         state["calls"].append(sys.argv[1:])
-        waiting = state["faults"].get(verb, [])
+        # What the cluster has is asked by a way of its own, which the lists do not count.
+        waiting = state["faults"].get("raw" if "--raw" in sys.argv else verb, [])
         fault = waiting.pop(0) if waiting else None
     # The owner of a forwarding is the parent of the shell around it.
     owner = os.getppid()

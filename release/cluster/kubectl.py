@@ -35,6 +35,7 @@ PASSING = re.compile(
     r"|ServiceUnavailable|InternalError|shutting down|apiserver not ready",
     re.IGNORECASE,
 )
+NOT_FOUND = "Error from server (NotFound)"
 # kubectl repeats an object whose patch was refused, even the content of a Secret.
 REPEATED_OBJECT = re.compile(r"error when applying patch:.*?for: \S+ ", re.DOTALL)
 LONGEST_REASON = 400
@@ -141,6 +142,22 @@ class Cluster:
         )
         words = answer.split()
         return set(words[1:]) if words else None
+
+    def kinds_of(self, version: str) -> set[str] | None:
+        """The kinds of an API version such as `keda.sh/v1alpha1`; None if the cluster has none.
+
+        Every user whom the cluster knows may ask this.
+
+        Raises:
+            ClusterUnreachableError: the cluster, or the server of that API, does not answer.
+        """
+        try:
+            answer = self._run("get", "--raw", f"/apis/{version}")
+        except ClusterError as error:
+            if NOT_FOUND in str(error):
+                return None
+            raise
+        return {each["kind"] for each in json.loads(answer)["resources"]}
 
     def warnings(self, namespace: str) -> list[dict[str, Any]]:
         """The events of type Warning in a namespace."""
