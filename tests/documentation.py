@@ -61,6 +61,7 @@ STARTS_ELSEWHERE = {
     "echo ": "test_contract makes a key and serves with it",
     "curl ": "needs a server at a fixed port; test_clients calls curl",
     "docker ": "needs a container engine: make test-image",
+    "helm ": "needs a cluster; test_chart renders the chart",
     "kind ": "needs a cluster",
     "kubectl ": "needs a cluster",
     "perl -pi -e 's/newTag": "changes the overlay of the repository; test_manifests renders it",
