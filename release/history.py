@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from release.image_name import ImageName
 from release.records import Record, Records
 
 # A file or a pipe has no edge to wrap at.
@@ -45,7 +46,7 @@ def _cells(record: Record) -> tuple[str, ...]:
         describe_outcome(record),
         compared,
         "" if score is None else f"{score:.3f}",
-        record.image or "",
+        ImageName.parse(record.image).shown if record.image else "",
     )
 
 

@@ -4,11 +4,12 @@ verify     the package is sound
 compare    the champion does not speak against it
 register   it is in BentoML's model store
 bento      the bento of exactly this version
-image      built, tried on this machine, and pushed if asked to
+image      built, tried on this machine, and pushed if asked to; or taken from an earlier try
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,17 @@ from release.champion import compare_with_champion
 from release.cluster.overlay import kustomization_of, read_kustomization, repository_of
 from release.image.bento import build_bento, has_bento, record_label_change
 from release.image.build import build_image
-from release.image.engine import find_runner, has_image, push_image
+from release.image.engine import find_runner, image_id, stored_name
+from release.image.localhost import refuse_unpullable
+from release.image.push import Pushed, push_image
+from release.image.reuse import by_digest, digest_of_inputs, find_built, is_pushed, is_usable
 from release.image.trial import try_image
+from release.image_name import ImageName
 from release.options import ReleaseOptions
-from release.records import RecordedVerdict
+from release.records import BuiltImage, RecordedVerdict
 from release.transaction import ReleaseTransaction, read_counters
 from service.package.manifest import Manifest
-from training.common.errors import ReleaseError
+from training.common.errors import ImageError, ReleaseError
 from training.common.layout import IMAGES, REPORT_FILE
 from training.comparison.output import default_folder, write_comparison
 from training.comparison.page import write_comparison_page
@@ -55,6 +60,11 @@ class Preparation:
         content = read_kustomization(kustomization_of(self.options.overlay))
         repository = self.options.image_repository or repository_of(content)
         engine = self._find_engine() if self.options.image is None else None
+        if engine is not None:
+            repository = stored_name(engine, repository)
+        elif self.options.image:
+            repository = ImageName.parse(self.options.image).repository
+        refuse_unpullable(repository, self.options.push, self.transaction.cluster.context)
         self._verify()
         status = self._compare()
         if status:
@@ -63,8 +73,7 @@ class Preparation:
         if engine is None:
             self.transaction.record.image = self.options.image
         else:
-            bento = self._build_bento(tag)
-            self._build_image(bento, tag, engine, repository)
+            self._provide_image(tag, engine, repository)
         return 0
 
     def _find_engine(self) -> str:
@@ -107,39 +116,103 @@ class Preparation:
             results.append(tag)
         return tag
 
-    def _build_bento(self, tag: str) -> str:
+    def _provide_image(self, tag: str, engine: str, repository: str) -> None:
+        """An image of this package that works, and that the cluster can pull."""
+        record, options = self.transaction.record, self.options
+        inputs = digest_of_inputs(
+            tag, engine=engine, platform=options.platform, repository=repository
+        )
+        found = find_built(self.transaction.records.all(), inputs)
+        if found and is_usable(found[1]):
+            earlier, record.built = found
+            record.bento = record.built.bento
+            taken = f"{record.built.name} of {earlier.id} is taken, because nothing in it changed"
+        else:
+            bento = self._build_bento(tag, found[1].bento if found else None)
+            record.built = BuiltImage(
+                inputs=inputs, engine=engine, bento=bento, git_commit=record.git_commit
+            )
+            taken = None
+        with self.transaction.step("image") as results:
+            results += [taken] if taken else []
+            self._build_image(record.built, repository)
+            results += self._try_and_push(record.built, tag)
+
+    def _build_bento(self, tag: str, bento: str | None) -> str:
         """The tag of a bento of this package, built if it was not built before."""
         record = self.transaction.record
         with self.transaction.step("bento") as results:
-            bento = record.bento
             if bento is None or not has_bento(bento):
                 bento = build_bento(tag)
-                record.bento, record.image = bento, None
+            record.bento = bento
             results.append(bento)
         return bento
 
-    def _build_image(self, bento: str, tag: str, engine: str, repository: str) -> None:
-        record, report = self.transaction.record, self.transaction.console.report
-        with self.transaction.step("image") as results:
-            wanted = f"{repository}:{bento.partition(':')[2]}"
-            if record.image != wanted or not has_image(engine, wanted):
-                report("building, a minute or two")
-                built = build_image(
-                    bento,
-                    engine,
-                    platform=self.options.platform,
-                    repository=repository,
-                    sbom_folder=IMAGES,
-                )
-                record.image = built.name
-                self.transaction.records.save(record)
-            report("trying it")
-            try_image(engine, str(record.image), tag)
-            results.append(f"{record.image} answers here as recorded")
-            if self.options.push is not None:
-                report("pushing")
-                record.pushed = push_image(engine, str(record.image), self.options.push)
-                results.append(record.pushed)
+    def _build_image(self, built: BuiltImage, repository: str) -> None:
+        if built.name is not None:
+            return
+        # A release that is killed meanwhile has a bento that the next one takes.
+        self.transaction.records.save(self.transaction.record)
+        self.transaction.console.report("building, a minute or two")
+        with self.transaction.timed("image: build"):
+            image = build_image(
+                built.bento,
+                built.engine,
+                platform=self.options.platform,
+                repository=repository,
+                sbom_folder=IMAGES,
+            )
+        built.name, built.id = image.name, image_id(built.engine, image.name)
+        self.transaction.records.save(self.transaction.record)
+
+    def _try_and_push(self, built: BuiltImage, tag: str) -> list[str]:
+        """Try the image here while it is pushed; the results for the screen.
+
+        Raises:
+            ReleaseError: one of them failed, after both have ended.
+        """
+        record, command = self.transaction.record, self.options.push
+        results = []
+        known = not command and is_pushed(built)
+        with ThreadPoolExecutor(1) as pool:
+            pushing = None
+            if command is not None and not known:
+                pushing = pool.submit(push_image, built.engine, str(built.name), command)
+            if not built.tried:
+                self._try(built, tag, pushing)
+                results.append(f"{built.name} answers here as recorded")
+            if pushing is not None:
+                self.transaction.console.report("pushing")
+                pushed = pushing.result()
+                built.digest, record.pushed = pushed.digest, pushed.done
+                record.durations["image: push"] = pushed.seconds
+                results.append(pushed.done)
+            elif known:
+                results.append("it is in the registry already")
+        if pushing is None and not known:
+            built.digest = None
+        record.image = str(by_digest(str(built.name), built.digest))
+        return results
+
+    def _try(self, built: BuiltImage, tag: str, pushing: Future[Pushed] | None) -> None:
+        self.transaction.console.report("trying and pushing it" if pushing else "trying it")
+        try:
+            with self.transaction.timed("image: try"):
+                try_image(built.engine, str(built.name), tag)
+        except (ReleaseError, ImageError) as error:
+            raise ReleaseError(f"{error}{_describe_unused(built, pushing)}") from None
+        built.tried = True
+        self.transaction.records.save(self.transaction.record)
+
+
+def _describe_unused(built: BuiltImage, pushing: Future[Pushed] | None) -> str:
+    """After a try-out that failed, what became of the push; empty if there was none."""
+    if pushing is None:
+        return ""
+    problem = pushing.exception()
+    if problem is not None:
+        return f"; nor was it pushed: {problem}"
+    return f"; {built.name} was pushed meanwhile (`{pushing.result().done}`), and nothing uses it"
 
 
 def write_report(comparison: Comparison) -> RecordedVerdict:

@@ -154,6 +154,26 @@ class CanaryStep(_Strict):
     differences: list[str] = Field(default_factory=list)
 
 
+class BuiltImage(_Strict):
+    """An image that a release built, as far as it got: another try of the same takes it.
+
+    Attributes:
+        inputs: a SHA-256 of all that goes into the image.
+        name: the image with its tag; None until it is built. `id` is the engine's digest of it.
+        tried: whether it answered as the package did.
+        digest: the registry's, if the engine pushed it.
+    """
+
+    inputs: str
+    engine: str
+    bento: str
+    git_commit: str | None = None
+    name: str | None = None
+    id: str | None = None
+    tried: bool = False
+    digest: str | None = None
+
+
 class FailureEvidence(_Strict):
     """What the cluster said of a failure: bounded in size, and without known forms of secrets.
 
@@ -182,9 +202,11 @@ class Record(_Strict):
         package: the package as the user named it.
         champion: the champion as the user named it; for a rollback, the id of its target.
         champion_version: the version that ran before.
+        image: with the tag, and with the digest if it was pushed.
         image_given: whether the user gave the image, so that none was built.
         evidence: what the cluster said of the failure, read before anything was undone.
-        durations: seconds of each step, the failed one included.
+        durations: seconds of each step, the failed one included; parts of a step are named
+            `step: part`.
     """
 
     format: Literal[1] = 1
@@ -214,6 +236,7 @@ class Record(_Strict):
     bento: str | None = None
     image: str | None = None
     image_given: bool = False
+    built: BuiltImage | None = None
     pushed: str | None = None
     overlay_edit: OverlayEdit | None = None
     render: SavedRender | None = None

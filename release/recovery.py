@@ -112,12 +112,10 @@ def _undo(context: ReleaseContext, transaction: ReleaseTransaction) -> None:
 
 
 def _start_again(context: ReleaseContext, options: ReleaseOptions, undone: Record) -> Record:
-    """A new record of the same release, with the bento and the image that were made."""
+    """A new record of the same release."""
     context.console.line("then the same package is released again from the start")
     record = context.new_record(undone.version, undone.name, options.package)
     record.metrics = undone.metrics
-    record.bento = undone.bento
-    record.image = None if undone.image_given else undone.image
     record.image_given = undone.image_given
     return record
 

@@ -66,6 +66,15 @@ class ReleaseTransaction:
         self.records.save(self.record)
 
     @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Record how long a part of a step takes, named `step: part`; it may run in a thread."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.record.durations[part] = round(time.monotonic() - began, 1)
+
+    @contextmanager
     def failing_before_apply(self) -> Iterator[None]:
         """Restore the overlay and record the failure if the block raises.
 

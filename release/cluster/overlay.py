@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from release.cluster.kubectl import Cluster
+from release.image_name import ImageName
 from service.package.files import write_text
 from training.common.errors import ReleaseError
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 KUSTOMIZATION_NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 # The name of the image in the base; an overlay replaces it by name and tag.
 IMAGE = "text-classifier"
+# The keys of an image by which a kustomization says which one of the repository it is.
+TAG_KEY, DIGEST_KEY = "newTag", "digest"
+# The comment behind a digest that a release wrote.
+TAG_NOTE = re.compile(r"# tag \S+ ?")
 # The keys of a kustomization that name folders.
 FOLDER_KEYS = ("resources", "components", "bases")
 DEFAULT_PORT = 3000
@@ -80,20 +86,30 @@ def repository_of(content: str) -> str:
     return str(entry.get("newName") or IMAGE)
 
 
+def image_of_content(content: str) -> str | None:
+    """The image that the overlay names, as manifests have it; None if it names none."""
+    entry = _image_entry(yaml.safe_load(content) or {})
+    tag, digest = entry.get(TAG_KEY), entry.get(DIGEST_KEY)
+    if not tag and not digest:
+        return None
+    return ImageName(repository_of(content), str(tag), digest).reference
+
+
 def with_image(content: str, image: str) -> str:
     """The kustomization with this image; comments, order and quotes stay.
 
+    An image whose digest is known is named by it, and the tag becomes a comment. kustomize would
+    take both, but what it makes of both differs between its versions.
+
     Raises:
-        ReleaseError: the image has no tag.
+        ReleaseError: the image has neither a tag nor a digest.
     """
-    repository, separator, tag = image.rpartition(":")
-    if not separator or "/" in tag or "@" in image:
-        raise ReleaseError(f"{image} has no tag: name an image as NAME:TAG")
+    name = ImageName.parse(image)
     windows = "\r\n" in content
     content = content.replace("\r\n", "\n")
     editor = _editor_for(content)
     document = editor.load(content)
-    _set_image(document, repository, tag)
+    _set_image(document, name)
     edited = io.StringIO()
     editor.dump(document, edited)
     return edited.getvalue().replace("\n", "\r\n" if windows else "\n")
@@ -119,15 +135,19 @@ def render_overlay(cluster: Cluster, overlay: Path, content: str) -> str:
 def workload_of(manifests: str, image: str) -> Workload:
     """The Deployment that runs `image`.
 
+    Args:
+        image: with a tag, a digest, or both; the manifests have one of them.
+
     Raises:
         ReleaseError: not exactly one Deployment runs it, or it has no namespace.
     """
+    reference = ImageName.parse(image).reference
     matches = [
         (deployment, container)
         for deployment in load_manifests(manifests)
         if deployment["kind"] == "Deployment"
         for container in deployment["spec"]["template"]["spec"]["containers"]
-        if container.get("image") == image
+        if container.get("image") == reference
     ]
     if len(matches) != 1:
         raise ReleaseError(
@@ -195,21 +215,57 @@ def _editor_for(content: str) -> YAML:
     return editor
 
 
-def _set_image(document: Any, repository: str, tag: str) -> None:
+def _set_image(document: Any, image: ImageName) -> None:
+    from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     images = document.setdefault("images", [])
+    if not _image_entry(document):
+        images.append(CommentedMap(name=IMAGE))
     entry = _image_entry(document)
-    if not entry:
-        images.append({"name": IMAGE})
-        entry = images[-1]
-    if repository == IMAGE:
+    key, value = (DIGEST_KEY, image.digest) if image.digest else (TAG_KEY, image.tag)
+    _replace_pin(entry, key)
+    if image.repository == IMAGE:
         entry.pop("newName", None)
+    elif "newName" in entry:
+        entry["newName"] = image.repository
     else:
-        entry["newName"] = repository
+        entry.insert(list(entry).index(key), "newName", image.repository)
     # Without quotes a tag of digits, or one such as 1e5, would be read as a number.
-    entry["newTag"] = DoubleQuotedScalarString(tag)
-    entry.pop("digest", None)
+    entry[key] = DoubleQuotedScalarString(value) if key == TAG_KEY else value
+    _note_tag(entry, key, image.tag if image.digest else None)
+
+
+def _replace_pin(entry: Any, key: str) -> None:
+    """Let `key` stand where tag or digest stood, with the comments that stand there."""
+    place, comment = len(entry), None
+    for old in (DIGEST_KEY, TAG_KEY):
+        if old != key and old in entry:
+            place = list(entry).index(old)
+            comment = entry.ca.items.pop(old, None)
+            del entry[old]
+    if key not in entry:
+        entry.insert(place, key, None)
+    if comment is not None:
+        entry.ca.items.setdefault(key, comment)
+
+
+def _note_tag(entry: Any, key: str, tag: str | None) -> None:
+    """Write the tag behind the digest; a comment that somebody else wrote there stays."""
+    from ruamel.yaml.error import CommentMark
+    from ruamel.yaml.tokens import CommentToken
+
+    comments = entry.ca.items.get(key) or [None, None, None, None]
+    # A comment token goes on to the next key: the lines below belong to it, too.
+    line, _, below = (comments[2].value if comments[2] else "").partition("\n")
+    note = "" if tag is None or entry.fa.flow_style() else f"# tag {tag}"
+    changed = " ".join(filter(None, (note, TAG_NOTE.sub("", line))))
+    if changed == line:
+        return
+    comments[2] = CommentToken(f"{changed}\n{below}", CommentMark(0), None)
+    entry.ca.items[key] = comments
+    if not changed and not below:
+        del entry.ca.items[key]
 
 
 def _image_entry(document: Any) -> Any:

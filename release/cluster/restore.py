@@ -8,6 +8,7 @@ from release.cluster.kubectl import LAST_APPLIED, Cluster
 from release.cluster.overlay import Workload, dump_manifests, load_manifests
 from release.cluster.pods import Pods, Report, image_of
 from release.cluster.rollout import apply_manifests, check_pods
+from release.image_name import ImageName
 from release.records import Previous, Record, Records
 from training.common.errors import ClusterError, ClusterUnreachableError
 
@@ -128,7 +129,9 @@ def identities_of(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _last_release_of(records: Records, record: Record, image: str | None) -> Record | None:
     """The last successful release of this overlay and image that has a render."""
     for earlier in reversed(records.of(record.overlay)):
-        if earlier.released_in(record.context) and earlier.image == image and earlier.render:
+        if not earlier.released_in(record.context) or not earlier.image or not earlier.render:
+            continue
+        if ImageName.parse(earlier.image).reference == image:
             return earlier
     return None
 

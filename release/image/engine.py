@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from release.image.commands import last_lines, read_output, reason_in, run_command
-from training.common.errors import ImageError, ReleaseError
+from release.image.commands import last_lines, read_output, run_command
+from release.image_name import LOCALHOST
+from training.common.errors import ImageError
 
 # In the order in which they are looked for.
 ENGINES = ("docker", "podman", "buildah")
@@ -133,30 +133,18 @@ def layers_above_base(layers: Sequence[Layer]) -> list[Layer]:
     return [Layer(_shorten(layer.made_by), layer.size) for layer in layers[first:] if layer.size]
 
 
-def has_image(engine: str, image: str) -> bool:
-    """Whether an engine has an image."""
-    return run_command([engine, "image", "inspect", image]).returncode == 0
+def image_id(engine: str, image: str) -> str | None:
+    """The engine's id of an image, which is a digest of its content; None if it has no such."""
+    done = run_command([engine, "image", "inspect", "--format", "{{.Id}}", image])
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def push_image(engine: str, image: str, command: str) -> str:
-    """Push an image to where the cluster finds it; what was done, for the record.
-
-    Args:
-        command: a command that gets the image's name as its last word; empty for the engine's push.
-
-    Raises:
-        ReleaseError: the push failed.
-    """
-    words = [*(shlex.split(command) if command else [engine, "push"]), image]
-    # The words between may be credentials.
-    shown = f"{words[0]} … {image}" if command else shlex.join(words)
-    try:
-        done = run_command(words)
-    except OSError as error:
-        raise ReleaseError(f"--push {words[0]}: {error.strerror}") from None
-    if done.returncode != 0:
-        raise ReleaseError(f"`{shown}` failed: {reason_in(done.stderr or done.stdout)}")
-    return shown
+def stored_name(engine: str, repository: str) -> str:
+    """The name under which an engine keeps what it builds: podman completes a short one."""
+    first, slash, _ = repository.partition("/")
+    # As podman reads names: the first part is a registry if it looks like a host.
+    has_registry = bool(slash) and (first == "localhost" or "." in first or ":" in first)
+    return repository if engine == "docker" or has_registry else f"{LOCALHOST}{repository}"
 
 
 def _first_usable(engines: Sequence[str]) -> tuple[str | None, list[str]]:
