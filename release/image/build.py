@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -77,12 +78,16 @@ def build_image(
     model, manifest = stored_model(bento)
     name = f"{repository or bento.tag.name}:{bento.tag.version}"
     with tempfile.TemporaryDirectory(prefix="whetstone-image-") as folder:
-        context = Path(folder)
-        shutil.copytree(bento.path, context, dirs_exist_ok=True)
+        context = Path(folder) / "context"
+        shutil.copytree(bento.path, context)
         shutil.copytree(model, context / "models" / model.parent.name / model.name)
         requirements = context / "env" / "python" / "requirements.txt"
         write_sbom(context / SBOM_FILE, requirements, name, manifest)
-        build_with(engine, context, name, labels_of(bento, manifest), platform)
+        # Not in the context: its labels are of this build, and the context goes into a layer.
+        dockerfile = Path(folder) / "Dockerfile"
+        own = (context / "env" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+        dockerfile.write_text(own + label_instructions(labels_of(bento, manifest)), "utf-8")
+        build_with(engine, context, dockerfile, name, platform)
         sbom = sbom_folder / f"{bento.tag.name}-{bento.tag.version}.cdx.json"
         _copy_whole(context / SBOM_FILE, sbom)
     layers = read_layers(engine, name)
@@ -110,6 +115,16 @@ def labels_of(bento: Bento, manifest: Manifest) -> dict[str, str]:
         "whetstone.model.name": manifest.name,
         "whetstone.model.version": manifest.version,
     }
+
+
+def label_instructions(labels: dict[str, str]) -> str:
+    """The end of a Dockerfile that labels the image.
+
+    Not the option `--label` of the build: podman and buildah label the first stage, too, with the
+    time of the build, and so find no layer of an earlier build again.
+    """
+    quoted = {key: re.sub(r'(["\\$])', r"\\\1", value) for key, value in labels.items()}
+    return "".join(f'\nLABEL {key}="{value}"' for key, value in quoted.items()) + "\n"
 
 
 def revision_of(bento: Path, root: Path = ROOT) -> str | None:

@@ -77,17 +77,14 @@ def find_runner(wanted: str | None) -> str:
 
 
 def build_with(
-    engine: str, context: Path, name: str, labels: dict[str, str], platform: str | None
+    engine: str, context: Path, dockerfile: Path, name: str, platform: str | None
 ) -> None:
     """Build an image of the bento in `context`.
 
     Raises:
         ImageError: the build failed.
     """
-    words = [engine, "build", "--file", str(context / "env" / "docker" / "Dockerfile")]
-    words += ["--tag", name]
-    for key, value in labels.items():
-        words += ["--label", f"{key}={value}"]
+    words = [engine, "build", "--file", str(dockerfile), "--tag", name]
     if platform:
         words += ["--platform", platform]
     environment = dict(os.environ)

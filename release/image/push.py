@@ -63,8 +63,12 @@ def _push_with(engine: str, image: str, shown: str) -> str | None:
 
 
 def is_in_registry(engine: str, reference: str) -> bool:
-    """Whether a registry has an image, as far as the engine may ask it."""
-    return run_command([engine, "manifest", "inspect", reference]).returncode == 0
+    """Whether the engine gets an image from its registry.
+
+    A pull asks only for the manifest if the engine has the layers. podman 4 has no other question:
+    its `manifest inspect` refuses an image that is no list of images.
+    """
+    return run_command([engine, "pull", reference]).returncode == 0
 
 
 def _run(words: list[str], shown: str) -> str:

@@ -56,7 +56,7 @@ with (here / "engine.lock").open("w") as lock:
             cluster.write_text(json.dumps(known))
     elif verb == "image":
         status = 0 if name in state["images"] else 1
-    elif verb == "manifest":
+    elif verb == "pull":
         status = 0 if name in state["registry"] else 1
     file.write_text(json.dumps(state))
 faults = here / "engine-faults"

@@ -62,7 +62,8 @@ build)
     printf '%s\\n' "$@" > "$here/asked"
     [ ! -e "$here/broken" ] || { echo "STEP 4/9: RUN pip"; echo "No space left"; exit 125; }
     for context; do :; done
-    /bin/cp -r "$context" "$here/context" ;;
+    /bin/cp -r "$context" "$here/context"
+    /bin/cp "$3" "$here/Dockerfile" ;;
 history)
     # Rootless podman warns like this on machines without systemd.
     echo 'level=warning msg="/ is not a shared mount"' >&2
@@ -191,10 +192,13 @@ def test_the_engine_gets_bento_model_labels_and_materials(
     asked = engines.asked
     assert asked[asked.index("--tag") + 1] == name
     assert asked[asked.index("--platform") + 1] == "linux/arm64"
-    assert f"whetstone.model.version={manifest.version}" in asked
-    assert f"org.opencontainers.image.version={bento.name}" in asked
-    created = [word for word in asked if word.startswith("org.opencontainers.image.created=")]
-    assert re.fullmatch(r".*=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", created[0])
+    # Labels as options would be those of the first stage as well, and no layer be used again.
+    assert "--label" not in asked
+    own, _, labels = (engines.folder / "Dockerfile").read_text("utf-8").partition("\nLABEL ")
+    assert own.strip() == dockerfile(bento).strip()
+    assert f'whetstone.model.version="{manifest.version}"' in labels
+    assert f'org.opencontainers.image.version="{bento.name}"' in labels
+    assert re.search(r'created="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"\n', labels)
     context = engines.folder / "context"
     stored = context / "models" / "text-classifier" / manifest.version / MODEL_FILE
     assert stored.read_bytes() == (tiny_package / MODEL_FILE).read_bytes()
