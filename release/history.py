@@ -52,7 +52,7 @@ def _cells(record: Record) -> tuple[str, ...]:
 
 def describe_outcome(record: Record) -> str:
     """The outcome of a release, as the table shows it."""
-    if record.is_unfinished:
+    if record.outcome == "unfinished":
         return f"unfinished at {record.step}"
     if record.kind == "rollback" and record.outcome == "released":
         return "rolled back"

@@ -13,6 +13,8 @@ from training.common.exit_status import EXIT_OF_VERDICT
 CURRENT = "current"
 WATCH_SECONDS = 60.0
 CANARY_SECONDS = 300.0
+# How long a GitOps tool may take to apply what was prepared. Argo CD looks every three minutes.
+WAIT_SECONDS = 900.0
 CANARY_SHIFT = 0.02
 
 
@@ -42,7 +44,9 @@ class ReleaseOptions(RolloutOptions):
         champion: `current`, `none`, or a package to compare with.
         data: labeled rows that neither package has seen.
         bounds, columns: those of the comparison; None counts as not given.
-        apply: release the package; without it nothing is changed.
+        apply: release the package.
+        prepare: do all but changing the cluster; a GitOps tool does that. Without one of both
+            nothing is changed.
         image: an image that is already pushed; without it bento and image are built.
         image_repository: the name of the image without a tag; the overlay's where it is None.
         push: the command that pushes the image; empty for the engine's own; None for no push.
@@ -59,6 +63,7 @@ class ReleaseOptions(RolloutOptions):
     allow_label_change: bool = False
     accept_inconclusive: bool = False
     apply: bool = False
+    prepare: bool = False
     image: str | None = None
     image_repository: str | None = None
     engine: str | None = None
@@ -73,6 +78,17 @@ class ReleaseOptions(RolloutOptions):
         if verdict == "inconclusive" and self.accept_inconclusive:
             return 0
         return EXIT_OF_VERDICT[verdict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserveOptions(RolloutOptions):
+    """What an observation of a prepared release was asked for.
+
+    Attributes:
+        wait: how long the cluster may take to show the prepared version, in seconds.
+    """
+
+    wait: float = WAIT_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,9 @@ from release.cluster.overlay import (
 )
 from release.cluster.references import check_references
 from release.context import UNBUILT_TAG, ReleaseContext
+from release.history import describe_outcome
+from release.image.localhost import refuse_unpullable
+from release.image_name import ImageName
 from release.options import ReleaseOptions
 from release.records import OverlayEdit
 from release.transaction import edit_image
@@ -31,7 +34,7 @@ def print_plan(context: ReleaseContext, options: ReleaseOptions) -> int:
     """Print what would be done; the exit status that the verdict has."""
     for record in context.unfinished_records():
         context.console.line(
-            f"release {record.id} is unfinished at {record.step}: --apply begins with it"
+            f"release {record.id} is {describe_outcome(record)}: --apply begins with it"
         )
     comparison = _verify_and_compare(context, options)
     image = options.image or f"{_repository(options)}:{UNBUILT_TAG}"
@@ -42,6 +45,8 @@ def print_plan(context: ReleaseContext, options: ReleaseOptions) -> int:
     try:
         for warning in check_apis(context.cluster, render):
             context.console.line(f"warning: {warning}")
+        repository = ImageName.parse(image).repository
+        refuse_unpullable(repository, options.push, context.cluster.context)
         context.console.line(diff_render(context.cluster, render, workload_of(render, image)))
         for warning in check_references(context.cluster, render):
             context.console.line(f"warning: {warning}")

@@ -34,6 +34,8 @@ Step = Literal[
     "image",
     "overlay",
     "diff",
+    "prepared",
+    "wait",
     "first pod",
     "canary",
     "apply",
@@ -54,7 +56,7 @@ CLUSTER_STEPS: tuple[Step, ...] = (
 # Names of steps and outcomes in older records.
 OLD_STEPS = {"put back": "undo", "roll back": "undo"}
 OLD_OUTCOMES = {"rolled back": "undone"}
-ReleaseOutcome = Literal["unfinished", "released", "refused", "failed", "undone"]
+ReleaseOutcome = Literal["unfinished", "prepared", "released", "refused", "failed", "undone"]
 
 
 class _Strict(BaseModel):
@@ -195,8 +197,9 @@ class Record(_Strict):
     """One release or rollback, as far as it got.
 
     Attributes:
-        outcome: "undone" is a release that failed and that the command undid by itself. A rollback
-            that a person asked for is a record of its own.
+        outcome: "prepared" is a release that a GitOps tool applies, until it was observed. "undone"
+            is a release that failed and that the command undid by itself, or whose overlay it
+            wrote as before. A rollback that a person asked for is a record of its own.
         step: the step that was begun last.
         abandoned: the release failed, and its changes were left in the cluster.
         package: the package as the user named it.
@@ -259,13 +262,18 @@ class Record(_Strict):
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the release was killed, or could not be undone."""
-        return self.outcome == "unfinished"
+        """Whether the release was killed, could not be undone, or was prepared and not observed."""
+        return self.outcome in ("unfinished", "prepared")
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a GitOps tool is to apply the release, and nobody has seen how that ended."""
+        return self.outcome == "prepared"
 
     @property
     def touched_cluster(self) -> bool:
-        """Whether the cluster may hold something of the release."""
-        return self.step in CLUSTER_STEPS
+        """Whether this command may have left something of the release in the cluster."""
+        return self.step in CLUSTER_STEPS and not self.is_prepared
 
     def is_in(self, context: str | None) -> bool:
         """Whether the release is of this cluster, as far as that is known."""

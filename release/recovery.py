@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from release.cluster.rollout import known_running_version
 from release.context import ReleaseContext
 from release.options import ReleaseOptions, RollbackOptions
 from release.records import Record
 from release.transaction import ReleaseTransaction
 from service.package.manifest import read_manifest
+from training.common.errors import ReleaseError
 from training.registry.publish import package_at
 
 
@@ -95,13 +97,32 @@ def _recover_for_release(
     if record.touched_cluster:
         _undo(context, transaction)
         return ToContinue(_start_again(context, options, record)) if same else Undone()
+    if record.is_prepared and not same:
+        _refuse_running(context, record)
     transaction.restore_overlay()
     if not same:
         transaction.give_up()
         return Undone()
     context.console.line(f"release {record.id} stopped at {record.step}: continuing it")
+    record.outcome = "unfinished"
     record.overlay_edit = record.previous = record.render = None
     return ToContinue(record)
+
+
+def _refuse_running(context: ReleaseContext, record: Record) -> None:
+    """Refuse to go on from a prepared release that runs already: nobody has seen how it does.
+
+    Raises:
+        ReleaseError: every pod serves it.
+    """
+    if record.is_in(context.cluster.context) and (
+        known_running_version(context.recorded_pods(record)) == record.version
+    ):
+        raise ReleaseError(
+            f"release {record.id} is prepared and runs, and was not observed: run whetstone "
+            f"release --observe --overlay {record.overlay}, or take it back with whetstone "
+            f"rollback --overlay {record.overlay} --unfinished"
+        )
 
 
 def _undo(context: ReleaseContext, transaction: ReleaseTransaction) -> None:

@@ -1,6 +1,7 @@
 """A release: a package into production, or everything as it was before.
 
 Until the step `overlay`, nothing that anybody uses is changed, and what was made can be used again.
+Where a GitOps tool applies what is committed, the release ends there; `release.observe` goes on.
 From the step `first pod` on, every failure and every interruption restores what ran before. A
 release that is killed leaves a record. The next release or rollback of the overlay begins with it.
 """
@@ -13,7 +14,8 @@ from typing import Any
 
 from release.canary import run_canary
 from release.cluster.apis import check_apis
-from release.cluster.overlay import render_overlay, workload_of
+from release.cluster.kubectl import Cluster
+from release.cluster.overlay import Workload, render_overlay, workload_of
 from release.cluster.references import check_references
 from release.cluster.rollout import refuse_paused
 from release.context import ReleaseContext
@@ -25,19 +27,25 @@ from release.records import Record
 from release.recovery import Recovery, ToContinue, recover_for_release
 from release.transaction import ReleaseTransaction, RolloutStage, edit_image
 from service.package.manifest import MODEL_STORE_NAME, Manifest, read_manifest
+from training.common.errors import ClusterError, ReleaseError
 from training.registry.publish import package_at
 
 
 def release(options: ReleaseOptions) -> int:
-    """Release a package, or without `apply` show the plan; the exit status.
+    """Release a package, prepare that for a GitOps tool, or show the plan; the exit status.
 
     Raises:
         WhetstoneError: nothing was released; the message says why.
         PackageError, GoldenMismatchError: the package is not sound.
     """
     context = ReleaseContext.open(options)
-    if not options.apply:
+    if not options.apply and not options.prepare:
         return print_plan(context, options)
+    if options.prepare and options.canary:
+        raise ReleaseError(
+            "a canary is pods that this command applies, and with --prepare it applies nothing: "
+            "leave --canary out, or release with --apply"
+        )
     with context.locked():
         recovery = recover_for_release(context, options)
         return _release(context, options, recovery)
@@ -57,7 +65,9 @@ def _release(context: ReleaseContext, options: ReleaseOptions, recovery: Recover
             status = Preparation(transaction, options, folder, manifest).run()
             if status:
                 return status
-            render = _write_overlay(transaction)
+            render = _write_overlay(transaction, options)
+        if options.prepare:
+            return _end_prepared(transaction)
         package = f"{MODEL_STORE_NAME}:{record.version}"
         stages: list[RolloutStage] = [ask_first_pod]
         if options.canary:
@@ -79,7 +89,19 @@ def _new_record(context: ReleaseContext, options: ReleaseOptions, manifest: Mani
     return record
 
 
-def _write_overlay(transaction: ReleaseTransaction) -> str:
+def _end_prepared(transaction: ReleaseTransaction) -> int:
+    record = transaction.record
+    transaction.end("prepared")
+    transaction.console.line(
+        f"prepared: {record.name} {record.version} in {record.namespace} as {record.image}\n"
+        f"commit:   {record.overlay_edit.file if record.overlay_edit else record.overlay} and "
+        f"{transaction.records.folder}\n"
+        f"then:     whetstone release --observe --overlay {record.overlay}"
+    )
+    return 0
+
+
+def _write_overlay(transaction: ReleaseTransaction, options: ReleaseOptions) -> str:
     """Steps 6 and 7: save what ran before, write the image into the overlay; the render.
 
     Raises:
@@ -91,18 +113,37 @@ def _write_overlay(transaction: ReleaseTransaction) -> str:
         edit = edit_image(overlay, image)
         render = render_overlay(cluster, overlay, edit.after)
         workload = workload_of(render, image)
-        transaction.save_previous(render, workload)
+        if options.prepare:
+            transaction.note_previous(workload)
+        else:
+            transaction.save_previous(render, workload)
         transaction.write_overlay(edit, image, render)
         results.append(f"{edit.file}: {image}")
     with transaction.step("diff") as results:
-        difference = diff_render(cluster, render, workload)
-        refuse_paused(cluster, workload)
-        warnings = check_references(cluster, render)
+        try:
+            difference, warnings = _look_at_cluster(cluster, render, workload)
+        except ClusterError as error:
+            # Who prepares may perhaps not ask what `apply` would do.
+            if not options.prepare:
+                raise
+            difference, warnings = f"it is not known what would change in the cluster: {error}", []
         results.append(f"{len(difference.splitlines())} lines")
     for warning in warnings:
         transaction.console.line(f"warning: {warning}")
     transaction.console.line(difference)
     return render
+
+
+def _look_at_cluster(cluster: Cluster, render: str, workload: Workload) -> tuple[str, list[str]]:
+    """What would change in the cluster, and warnings.
+
+    Raises:
+        ReleaseError: the rollout is paused, or the pods need what the cluster does not have.
+        ClusterError: the cluster cannot be asked.
+    """
+    difference = diff_render(cluster, render, workload)
+    refuse_paused(cluster, workload)
+    return difference, check_references(cluster, render)
 
 
 def headline_metrics(manifest: Manifest) -> dict[str, Any]:

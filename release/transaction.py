@@ -18,16 +18,24 @@ from release.cluster.overlay import (
     workload_of,
     write_kustomization,
 )
-from release.cluster.pods import Pods
+from release.cluster.pods import Pods, image_of
 from release.cluster.restore import identities_of, restore_previous, save_previous
 from release.cluster.rollout import apply_manifests, check_pods, wait_for_rollout, watch_pods
 from release.cluster.variant import Variant
 from release.context import ReleaseContext
-from release.records import OverlayEdit, Record, ReleaseOutcome, Step, WatchSummary, timestamp
+from release.records import (
+    OverlayEdit,
+    Previous,
+    Record,
+    ReleaseOutcome,
+    Step,
+    WatchSummary,
+    timestamp,
+)
 from release.signals import signals_ignored, signals_interrupt
 from service.package.files import PackageError
 from service.package.golden import GoldenMismatchError
-from training.common.errors import ReleaseError, WhetstoneError
+from training.common.errors import ClusterError, ReleaseError, WhetstoneError
 
 # Errors that a user can mend. Any other error is a fault of Whetstone.
 EXPECTED = (WhetstoneError, PackageError, GoldenMismatchError, OSError)
@@ -91,7 +99,9 @@ class ReleaseTransaction:
         """Record the outcome; this is the last thing written."""
         self.record.outcome, self.record.reason = outcome, reason
         self.record.finished_at = timestamp()
-        if outcome != "unfinished":
+        if outcome == "prepared":
+            self.record.step = "prepared"
+        elif outcome != "unfinished":
             self.record.step = "end"
         self.records.save(self.record)
 
@@ -100,6 +110,19 @@ class ReleaseTransaction:
         self.record.namespace, self.record.deployment = workload.namespace, workload.name
         self.record.previous = save_previous(
             self.cluster, self.records, self.record, render, workload
+        )
+
+    def note_previous(self, workload: Workload) -> None:
+        """Note which image runs, where a GitOps tool applies and restores, if that is known."""
+        self.record.namespace, self.record.deployment = workload.namespace, workload.name
+        try:
+            deployment = self.context.pods_of(workload).deployment()
+        except ClusterError:
+            return
+        self.record.previous = Previous(
+            kind="nothing" if deployment is None else "live",
+            image=None if deployment is None else image_of(deployment),
+            version=self.record.champion_version,
         )
 
     def write_overlay(self, edit: OverlayEdit, image: str, render: str) -> None:
@@ -171,8 +194,8 @@ class ReleaseTransaction:
                 for stage in stages:
                     stage(self, render, workload, package)
                 self._apply(pods, render)
-                self._check(pods, package)
-                self._watch(pods, baseline)
+                self.check(pods, package)
+                self.watch(pods, baseline)
         except EXPECTED as error:
             self.undo(pods, str(error))
             raise ReleaseError(
@@ -196,7 +219,8 @@ class ReleaseTransaction:
         version, key_file = self.record.version, self.context.options.api_key_file
         return check_pods(pods, version, package, key_file, self.console.report)
 
-    def _check(self, pods: Pods, package: str | None) -> None:
+    def check(self, pods: Pods, package: str | None) -> None:
+        """The step that asks every pod. See `check_pods`."""
         with self.step("check") as results:
             self.record.pods = self.ask(pods, package)
             served = f"{len(self.record.pods)} pods serve {self.record.version}"
@@ -205,7 +229,8 @@ class ReleaseTransaction:
             else:
                 results.append(f"{served}, and the golden texts are answered as recorded")
 
-    def _watch(self, pods: Pods, baseline: Baseline) -> None:
+    def watch(self, pods: Pods, baseline: Baseline) -> None:
+        """The step that watches the pods. See `watch_pods`."""
         with self.step("watch") as results:
             seconds = self.context.options.watch
             self.record.watched = watch_pods(pods, baseline, seconds, self.console.report)
@@ -218,7 +243,7 @@ class ReleaseTransaction:
             ReleaseError: that failed; the message says what to do.
         """
         self.record.reason = reason
-        self._keep_evidence(self._failing or pods, reason)
+        self.keep_evidence(self._failing or pods, reason)
         self.cluster.be_patient()
         try:
             # A canceled job may get a second signal meanwhile.
@@ -240,7 +265,7 @@ class ReleaseTransaction:
             ) from error
         self.end("undone", reason)
 
-    def _keep_evidence(self, pods: Pods, reason: str) -> None:
+    def keep_evidence(self, pods: Pods, reason: str) -> None:
         """Show and record what the cluster says of the failure: undoing it deletes that.
 
         Whatever happens here, the release must still be undone.
@@ -256,10 +281,12 @@ class ReleaseTransaction:
             self.console.line(shown)
 
     def give_up(self) -> None:
-        """End a release that was killed before anything was applied."""
+        """End a release that was killed, or only prepared, before anything was applied."""
         record = self.record
-        self.console.line(f"{record.kind} {record.id} stopped at {record.step}: it is given up")
-        self.end("failed", f"killed at {record.step}, before anything was applied")
+        how = "was prepared and not observed" if record.is_prepared else f"stopped at {record.step}"
+        self.console.line(f"{record.kind} {record.id} {how}: it is given up")
+        why = how if record.is_prepared else f"killed at {record.step}"
+        self.end("failed", f"{why}, before anything was applied")
 
     def abandon(self, why: str) -> None:
         """End a release that was killed, and leave its changes in the cluster."""

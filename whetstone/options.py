@@ -58,9 +58,13 @@ def add_drop_invalid(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_comparison(command: argparse.ArgumentParser) -> None:
-    """Add the flags of a comparison: data, bounds, and how the rows are read."""
-    command.add_argument("--data", required=True, metavar="FILE", help=DATA_TEXT)
+def add_comparison(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the flags of a comparison: data, bounds, and how the rows are read.
+
+    Args:
+        required: whether the parser asks for the data; else the command does.
+    """
+    command.add_argument("--data", required=required, metavar="FILE", help=DATA_TEXT)
     for name, text in BOUND_TEXTS.items():
         command.add_argument(f"--{name}", metavar="SHARE", help=text)
     command.add_argument(

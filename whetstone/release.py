@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from release.options import CANARY_SECONDS, CANARY_SHIFT, WATCH_SECONDS
+from release.options import CANARY_SECONDS, CANARY_SHIFT, WAIT_SECONDS, WATCH_SECONDS
 from whetstone.options import add_comparison, add_verb, read_bounds, read_columns
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ def image(parsed: argparse.Namespace) -> None:
 
 def release(parsed: argparse.Namespace) -> int:
     """`whetstone release PACKAGE --overlay DIR --champion WHICH --data FILE`"""
+    if parsed.observe:
+        return _observe(parsed)
     from release.options import ReleaseOptions
     from release.release import release as release_package
 
+    _require(parsed, package="PACKAGE", champion="--champion", data="--data")
     options = ReleaseOptions(
         **_rollout(parsed),
         package=parsed.package,
@@ -56,6 +59,7 @@ def release(parsed: argparse.Namespace) -> int:
         allow_label_change=parsed.allow_label_change,
         accept_inconclusive=parsed.accept_inconclusive,
         apply=parsed.apply,
+        prepare=parsed.prepare,
         image=parsed.image,
         image_repository=parsed.image_repository,
         engine=parsed.engine,
@@ -66,6 +70,33 @@ def release(parsed: argparse.Namespace) -> int:
         canary_shift=parsed.canary_shift,
     )
     return release_package(options)
+
+
+def _observe(parsed: argparse.Namespace) -> int:
+    """`whetstone release --observe --overlay DIR`"""
+    from release.observe import observe
+    from release.options import ObserveOptions
+    from training.common.errors import ReleaseError
+
+    if parsed.package is not None:
+        raise ReleaseError(
+            f"--observe takes no PACKAGE, because the record says what was prepared: leave out "
+            f"{parsed.package}"
+        )
+    return observe(ObserveOptions(**_rollout(parsed), wait=parsed.wait))
+
+
+def _require(parsed: argparse.Namespace, **names: str) -> None:
+    """Refuse a command line without what only an observation does without.
+
+    Raises:
+        ReleaseError: something is missing; the message names all of it.
+    """
+    from training.common.errors import ReleaseError
+
+    missing = [shown for name, shown in names.items() if getattr(parsed, name) is None]
+    if missing:
+        raise ReleaseError(f"a release needs {', '.join(missing)}: see whetstone release --help")
 
 
 def rollback(parsed: argparse.Namespace) -> int:
@@ -128,16 +159,18 @@ def _add_release(verbs: Verbs) -> None:
         "Without --apply nothing is changed. The exit status is 0 when the package is released (or "
         "may be), 3 when the comparison refuses, 4 when it is inconclusive and 1 for anything "
         "else; the version that ran before then still runs, or runs again. "
-        "releases/<version>.json has the record."
+        "releases/<version>.json has the record. Where a GitOps tool applies what is committed, "
+        "--prepare ends before the cluster changes, and --observe looks at what the tool applied."
     )
-    command.add_argument("package", help="folder, tag, version, or address of a published version")
+    command.add_argument(
+        "package", nargs="?", help="folder, tag, version, or address of a published version"
+    )
     _add_rollout(command)
     command.add_argument(
         "--champion",
-        required=True,
         help="current: the version that runs; none: a first release; or a package to compare with",
     )
-    add_comparison(command)
+    add_comparison(command, required=False)
     command.add_argument(
         "--accept_inconclusive",
         action="store_true",
@@ -147,6 +180,25 @@ def _add_release(verbs: Verbs) -> None:
     mode.add_argument("--apply", action="store_true", help="release the package")
     mode.add_argument(
         "--plan", action="store_true", help="show what would be released (the default)"
+    )
+    mode.add_argument(
+        "--prepare",
+        action="store_true",
+        help="do everything but changing the cluster: a GitOps tool applies what you commit",
+    )
+    mode.add_argument(
+        "--observe",
+        action="store_true",
+        help="wait for the prepared version, check and watch it; if it fails, write the overlay as "
+        "before",
+    )
+    command.add_argument(
+        "--wait",
+        type=_seconds,
+        default=WAIT_SECONDS,
+        metavar="SECONDS",
+        help="how long the GitOps tool may take before --observe gives up "
+        f"(default: {WAIT_SECONDS:g})",
     )
     _add_release_image(command)
     _add_canary(command)

@@ -223,7 +223,7 @@ def _set_image(document: Any, image: ImageName) -> None:
     if not _image_entry(document):
         images.append(CommentedMap(name=IMAGE))
     entry = _image_entry(document)
-    key, value = (DIGEST_KEY, image.digest) if image.digest else (TAG_KEY, image.tag)
+    key = DIGEST_KEY if image.digest else TAG_KEY
     _replace_pin(entry, key)
     if image.repository == IMAGE:
         entry.pop("newName", None)
@@ -232,7 +232,7 @@ def _set_image(document: Any, image: ImageName) -> None:
     else:
         entry.insert(list(entry).index(key), "newName", image.repository)
     # Without quotes a tag of digits, or one such as 1e5, would be read as a number.
-    entry[key] = DoubleQuotedScalarString(value) if key == TAG_KEY else value
+    entry[key] = image.digest or DoubleQuotedScalarString(image.tag or "")
     _note_tag(entry, key, image.tag if image.digest else None)
 
 

@@ -11,7 +11,13 @@ from release.cluster.health import Sample, read_sample
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload
 from service.package.golden import GoldenMismatchError
-from training.common.errors import ClusterError, ClusterUnreachableError, ReleaseError, VerifyError
+from training.common.errors import (
+    ClusterError,
+    ClusterUnreachableError,
+    KeyRefusedError,
+    ReleaseError,
+    VerifyError,
+)
 from training.registry.client import VERSION, Service
 
 POLL_SECONDS = 2.0
@@ -137,6 +143,8 @@ class Pods:
             try:
                 with self.cluster.forward(workload.namespace, name, workload.port) as address:
                     return question(address)
+            except KeyRefusedError as error:
+                raise KeyRefusedError(f"pod {name}: {error}") from None
             except (ClusterError, VerifyError, OSError) as error:
                 if name not in self.present():
                     raise PodDeletedError from None

@@ -9,6 +9,7 @@ WhetstoneError
 │   └── FullDiskError     no room for what has to be written
 ├── ExportError       a graph that does not answer as its checkpoint does
 ├── VerifyError       a copy or a service that differs from its package
+│   └── KeyRefusedError   a service that wants another API key
 ├── PublishError      a place for packages that cannot be used, or has other content
 ├── CompareError      two packages that cannot be compared
 ├── ImageError        a container image that cannot be built
@@ -52,6 +53,10 @@ class ExportError(WhetstoneError):
 
 class VerifyError(WhetstoneError):
     """A service cannot be asked, or does not serve what it should."""
+
+
+class KeyRefusedError(VerifyError):
+    """The API key is missing or wrong: that says nothing about what the service serves."""
 
 
 class PublishError(WhetstoneError):

@@ -19,7 +19,7 @@ import numpy as np
 from service.inference.decisions import Decision
 from service.package.golden import GoldenAnswer
 from service.package.manifest import VERSION_PATTERN, Manifest
-from training.common.errors import VerifyError
+from training.common.errors import KeyRefusedError, VerifyError
 
 TIMEOUT_SECONDS = 10.0
 # Ten times an answer to 32 texts with a thousand labels.
@@ -134,7 +134,7 @@ def _decision(item: Any, manifest: Manifest) -> Decision:
 
 
 def _refuse(address: str, status: int) -> NoReturn:
-    """Raise VerifyError with the meaning of a status."""
+    """Raise VerifyError or KeyRefusedError with the meaning of a status."""
     meaning = {
         401: "the API key is missing or wrong: give it with --api_key_file",
         404: "that is not Whetstone's: is this the right address?",
@@ -148,7 +148,8 @@ def _refuse(address: str, status: int) -> NoReturn:
     if 300 <= status < 400:
         meaning = "it redirects, which is not followed: give the address that it redirects to"
     phrases = {status.value: status.phrase for status in HTTPStatus}
-    raise VerifyError(
+    kind = KeyRefusedError if status == HTTPStatus.UNAUTHORIZED else VerifyError
+    raise kind(
         f"{address} answered {status} {phrases.get(status, '')}".rstrip()
         + (f": {meaning}" if meaning else "")
     )
