@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from release.cluster.health import Sample, total_since
+from release.cluster.health import Sample, describe_sample, total_since
 from release.cluster.judgement import SIGNIFICANCE_OF_A_LOOK, find_difference, judge
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload
@@ -134,8 +134,8 @@ def _watch(
         if left <= 0:
             break
         transaction.console.report(
-            f"{what}: {now.requests:,} of {now.requests + beside.requests:,} requests, "
-            f"{now.errors} errors; {left:.0f} s left"
+            f"{what}: of {now.requests + beside.requests:,} requests "
+            f"{describe_sample(now, beside)}; {left:.0f} s left"
         )
     return _judge(options, transaction, now, beside, share, (len(first), len(first_stable)))
 

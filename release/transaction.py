@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,10 @@ from training.common.errors import ClusterError, ReleaseError, WhetstoneError
 EXPECTED = (WhetstoneError, PackageError, GoldenMismatchError, OSError)
 
 
+# Between the name of a step and that of a part of it, in the durations.
+PART_MARK = ": "
+
+
 class ReleaseTransaction:
     """One release or rollback that is recorded step by step.
 
@@ -58,11 +62,12 @@ class ReleaseTransaction:
         self.counters: dict[str, Sample] = {}
         # The pods of the variant that is in use; if the release fails now, they say why.
         self._failing: Pods | None = None
+        self._took_steps = False
 
     @contextmanager
     def step(self, name: Step) -> Iterator[list[str]]:
         """Record a step, time it, and print a line with the results that the block adds."""
-        self.record.step = name
+        self.record.step, self._took_steps = name, True
         self.records.save(self.record)
         began = time.monotonic()
         try:
@@ -75,7 +80,7 @@ class ReleaseTransaction:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Record how long a part of a step takes, named `step: part`; it may run in a thread."""
+        """Record how long a part of a step takes, named `step: part`."""
         began = time.monotonic()
         try:
             yield
@@ -104,6 +109,8 @@ class ReleaseTransaction:
         elif outcome != "unfinished":
             self.record.step = "end"
         self.records.save(self.record)
+        if self._took_steps and outcome != "unfinished":
+            self.console.line(describe_durations(self.record.durations))
 
     def save_previous(self, render: str, workload: Workload) -> None:
         """Save what is restored if the release fails."""
@@ -342,6 +349,23 @@ def read_counters(pods: Pods) -> dict[str, Sample]:
         return pods.samples()
     except EXPECTED:
         return {}
+
+
+def describe_durations(durations: Mapping[str, float]) -> str:
+    """A table of the seconds of each step, with its parts below it."""
+    rows = []
+    for name, seconds in durations.items():
+        if PART_MARK in name:
+            continue
+        rows.append((name, seconds))
+        start = f"{name}{PART_MARK}"
+        rows += [
+            (f"  {part.removeprefix(start)}", of_part)
+            for part, of_part in durations.items()
+            if part.startswith(start)
+        ]
+    rows.append(("in all", sum(each for name, each in rows if not name.startswith(" "))))
+    return "\n".join([f"{'step':<12} seconds", *(f"{name:<12} {each:7.1f}" for name, each in rows)])
 
 
 def describe_watch(watched: WatchSummary) -> str:

@@ -169,6 +169,21 @@ def choose_baseline(first: dict[str, Sample], latest: dict[str, Sample]) -> Base
     return Baseline(total_since({}, latest), "the pods started")
 
 
+def describe_sample(now: Sample, before: Sample) -> str:
+    """The numbers that `find_trouble` judges, on a line."""
+    words = [
+        f"{now.requests:,} requests",
+        f"{now.errors:,} errors",
+        f"{now.refused:.1%} refused (before {before.refused:.1%})",
+    ]
+    if now.p99 is None:
+        words.append(f"p99 needs {LEAST_FOR_P99} requests")
+    else:
+        known = "not known" if before.p99 is None else f"{before.p99 * 1000:.0f} ms"
+        words.append(f"p99 {now.p99 * 1000:.0f} ms (before {known})")
+    return ", ".join(words)
+
+
 def find_trouble(now: Sample, before: Sample) -> str | None:
     """Why the release must be undone; None if nothing speaks against it."""
     if now.errors > max(MOST_ERRORS, MOST_ERROR_SHARE * now.requests):

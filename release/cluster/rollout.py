@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from release.cluster.crashes import CrashCounter
-from release.cluster.health import Baseline, Sample, find_trouble, total_since
+from release.cluster.health import (
+    Baseline,
+    Sample,
+    describe_sample,
+    find_trouble,
+    total_since,
+)
 from release.cluster.kubectl import LAST_APPLIED, Cluster
 from release.cluster.overlay import Workload, dump_manifests, load_manifests
 from release.cluster.pods import Pods, Report, condition_of, explain_not_ready
@@ -279,10 +285,10 @@ def watch_pods(pods: Pods, baseline: Baseline, seconds: float, report: Report) -
         trouble = find_trouble(sample, baseline.sample) or find_restart(pods, restarts)
         if trouble is not None:
             raise ReleaseError(f"while the pods were watched, {trouble}")
-        left = end - time.monotonic()
-        if left <= 0:
+        left = max(0.0, end - time.monotonic())
+        report(f"{describe_sample(sample, baseline.sample)}; {left:.0f} s left")
+        if not left:
             break
-        report(f"{sample.requests:,} requests, {sample.errors} errors; {left:.0f} s left")
     wait_for_rollout(pods, report)
     return _summarize(sample, baseline, seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,26 @@ def test_the_baseline_is_what_the_old_pods_served_since_the_release_began(
     )
     assert first and first.before_since == "the pods started"
     assert second and second.before_since == "the release began"
+
+
+def test_the_watch_shows_what_it_judges_and_the_end_where_the_time_went(
+    deployed: World, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("release.cluster.rollout.SAMPLE_SECONDS", 0.2)
+    monkeypatch.setattr("release.console.LOG_SECONDS", 0.0)
+    assert deployed.release("second", SECOND, "--watch", "0.5") == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^watch: 0 requests, 0 errors, 0\.0% refused \(before 0\.0%\), p99 needs 100 requests; "
+        r"0 s left$",
+        out,
+        re.MULTILINE,
+    )
+    table = out[out.index("step         seconds") :].splitlines()
+    durations = deployed.records[deployed.version("second")].durations
+    names = [line.split("  ")[0].strip() for line in table[1 : len(durations) + 2]]
+    assert names == [*durations, "in all"]
+    assert table[names.index("watch") + 1].split()[-1] == f"{durations['watch']:.1f}"
 
 
 def test_a_change_by_hand_since_the_last_release_is_restored(deployed: World) -> None:

@@ -7,7 +7,14 @@ from collections import Counter
 
 import pytest
 
-from release.cluster.health import Baseline, Sample, choose_baseline, find_trouble, read_sample
+from release.cluster.health import (
+    Baseline,
+    Sample,
+    choose_baseline,
+    describe_sample,
+    find_trouble,
+    read_sample,
+)
 
 PAGE = """\
 # TYPE whetstone_requests counter
@@ -81,6 +88,15 @@ def test_errors_refusals_and_a_slower_p99_speak_against_a_release(
 ) -> None:
     trouble = find_trouble(now, before)
     assert (trouble is None) if expected is None else (trouble and expected in trouble)
+
+
+def test_what_is_judged_is_shown_with_what_was_before() -> None:
+    now, before = sample({200: 1100, 429: 100, 503: 3}), sample({200: 1000})
+    assert describe_sample(now, before) == (
+        "1,203 requests, 3 errors, 8.3% refused (before 0.0%), p99 50 ms (before 50 ms)"
+    )
+    assert describe_sample(sample({200: 99}), before).endswith(", p99 needs 100 requests")
+    assert describe_sample(before, Sample()).endswith("p99 50 ms (before not known)")
 
 
 def test_the_baseline_is_the_requests_since_the_release_began() -> None:

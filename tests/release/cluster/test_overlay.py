@@ -11,6 +11,7 @@ import yaml
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import (
     dump_manifests,
+    image_of_content,
     kustomization_of,
     read_kustomization,
     render_overlay,
@@ -25,6 +26,7 @@ from training.common.errors import ReleaseError
 
 OVERLAYS = sorted((ROOT / "k8s" / "overlays").iterdir())
 IMAGE = "registry.example.com/team/text-classifier:1e5"
+DIGEST = f"sha256:{'5' * 64}"
 
 
 def names(path: Path) -> str:
@@ -83,10 +85,42 @@ def test_the_rest_of_an_overlay_stays_as_it_was(content: str) -> None:
         assert (comment in content) == (comment in after)
 
 
-@pytest.mark.parametrize("image", ["name", "host:5000/name", "name@sha256:00"])
-def test_an_image_without_a_tag_is_refused(image: str) -> None:
-    with pytest.raises(ReleaseError, match="has no tag"):
-        with_image("resources: [a]\n", image)
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (
+            "images:\n  - name: text-classifier\n    newName: a/b\n    newTag: old  # ours\n\n"
+            "# below\nresources: [a]\n",
+            f"    digest: {DIGEST} # tag 1e5 # ours",
+        ),
+        ("resources: [a]\n", f"  digest: {DIGEST} # tag 1e5"),
+        # Behind a comment, the rest of such a line would be lost.
+        ("images: [{name: text-classifier, newTag: old}]\n", f", digest: {DIGEST}}}]"),
+    ],
+)
+def test_a_digest_takes_the_place_of_the_tag_and_a_tag_that_of_the_digest(
+    content: str, line: str
+) -> None:
+    after = with_image(content, f"{IMAGE}@{DIGEST}")
+    assert any(each.endswith(line) for each in after.splitlines())
+    assert with_image(after, f"{IMAGE}@{DIGEST}") == after
+    repository = IMAGE.rpartition(":")[0]
+    (entry,) = yaml.safe_load(after)["images"]
+    assert entry == {"name": "text-classifier", "newName": repository, "digest": DIGEST}
+    assert image_of_content(after) == f"{repository}@{DIGEST}"
+    back = with_image(after, IMAGE)
+    assert image_of_content(back) == IMAGE and "digest" not in back and "# tag" not in back
+    for comment in ("# ours", "# below"):
+        assert (comment in content) == (comment in after) == (comment in back)
+    assert image_of_content("resources: [a]\n") is None
+
+
+def test_kustomize_renders_a_digest_without_the_tag() -> None:
+    overlay = OVERLAYS[0]
+    content = with_image(kustomization_of(overlay).read_text("utf-8"), f"{IMAGE}@{DIGEST}")
+    render = render_overlay(Cluster(), overlay, content)
+    assert f"image: {IMAGE.rpartition(':')[0]}@{DIGEST}\n" in render
+    assert workload_of(render, f"{IMAGE}@{DIGEST}").name == "text-classifier"
 
 
 def test_a_folder_without_a_kustomization_is_refused(tmp_path: Path) -> None:
