@@ -123,7 +123,7 @@ class Preparation:
             tag, engine=engine, platform=options.platform, repository=repository
         )
         found = find_built(self.transaction.records.all(), inputs)
-        if found and is_usable(found[1]):
+        if found and is_usable(found[1], here=bool(options.push)):
             earlier, record.built = found
             record.bento = record.built.bento
             taken = f"{record.built.name} of {earlier.id} is taken, because nothing in it changed"

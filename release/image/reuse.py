@@ -59,11 +59,18 @@ def find_built(records: Iterable[Record], inputs: str) -> tuple[Record, BuiltIma
     return None
 
 
-def is_usable(built: BuiltImage) -> bool:
-    """Whether the engine still has exactly this image, or the registry, if it was tried already."""
+def is_usable(built: BuiltImage, *, here: bool) -> bool:
+    """Whether exactly this image is still there, so that it need not be built again.
+
+    Args:
+        here: whether this machine must have it, to be loaded from here; else it is enough if it was
+            tried and the registry has it.
+    """
     if built.name is None or built.id is None:
         return False
-    return image_id(built.engine, built.name) == built.id or (built.tried and is_pushed(built))
+    if image_id(built.engine, built.name) == built.id:
+        return True
+    return not here and built.tried and is_pushed(built)
 
 
 def is_pushed(built: BuiltImage) -> bool:

@@ -1,4 +1,4 @@
-"""The release workflow: its scripts and commands."""
+"""The release workflows: their scripts and commands."""
 
 from __future__ import annotations
 
@@ -7,24 +7,38 @@ import shlex
 import subprocess
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT
 from whetstone.main import build_parser
 
-WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
+WORKFLOWS = ROOT / ".github" / "workflows"
 
 
-def steps_of_the_workflow() -> list[dict[str, Any]]:
-    """The steps of every job."""
-    jobs = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+def read_workflow(name: str) -> dict[str, Any]:
+    """A workflow."""
+    content: dict[str, Any] = yaml.safe_load((WORKFLOWS / name).read_text("utf-8"))
+    return content
+
+
+def steps_of(name: str) -> list[dict[str, Any]]:
+    """The steps of every job of a workflow."""
+    jobs = read_workflow(name)["jobs"]
     return [step for job in jobs.values() for step in job["steps"]]
 
 
-def test_the_workflows_scripts_parse_and_its_commands_exist() -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("release.yaml", ["check", "run", "release", "rollback"]),
+        ("gitops.yaml", ["release --prepare", "release --observe"]),
+    ],
+)
+def test_the_workflows_scripts_parse_and_its_commands_exist(name: str, expected: list[str]) -> None:
     """The scripts are parsed, not run."""
     verbs = []
-    for step in steps_of_the_workflow():
+    for step in steps_of(name):
         script = step.get("run", "")
         # A value inside the text of a script would be run. Values come by the environment.
         assert "${{" not in script
@@ -36,17 +50,28 @@ def test_the_workflows_scripts_parse_and_its_commands_exist() -> None:
             words = words[words[:1] == ["exec"] :]
             if words[:1] != ["whetstone"]:
                 continue
-            verbs.append(words[1])
+            modes = [word for word in words if word in ("--prepare", "--observe")]
+            verbs.append(" ".join([words[1], *modes]))
             # Files and packages need not exist.
             build_parser().parse_args(words[1:])
             used = set(re.findall(r"\$(\w+)", line))
             assert used <= {*environment, "OVERLAY", "RUNNER_TEMP"}
-    assert verbs == ["check", "run", "release", "rollback"]
+    assert verbs == expected
 
 
 def test_the_workflow_never_releases_twice_at_once_and_keeps_its_records() -> None:
-    content = yaml.safe_load(WORKFLOW.read_text("utf-8"))
+    content = read_workflow("release.yaml")
     assert content["concurrency"]["cancel-in-progress"] is False
     assert content["jobs"]["retrain"]["if"] == "vars.MODELS != ''"
-    keeping = next(step for step in steps_of_the_workflow() if "git push" in step.get("run", ""))
+    keeping = next(step for step in steps_of("release.yaml") if "git push" in step.get("run", ""))
     assert keeping["if"] == "always()"
+
+
+def test_the_gitops_workflow_applies_nothing_and_keeps_what_an_observation_found() -> None:
+    content = read_workflow("gitops.yaml")
+    assert content["concurrency"] == read_workflow("release.yaml")["concurrency"]
+    assert all(job["if"].startswith("vars.GITOPS != ''") for job in content["jobs"].values())
+    scripts = [step.get("run", "") for step in steps_of("gitops.yaml")]
+    assert not [script for script in scripts if "--apply" in script or "kubectl" in script]
+    keeping = content["jobs"]["observe"]["steps"][-1]
+    assert keeping["if"] == "always()" and "git push" in keeping["run"]

@@ -93,4 +93,15 @@ if ! "$runner" image inspect "$base" >/dev/null 2>&1 &&
     rm "$folder/base.tar"
 fi
 
+# A registry to push to: Debian's, as a program only. Its package would start a server.
+registry=$(command -v docker-registry || true)
+if [ -z "$registry" ] && command -v apt-get dpkg-deb >/dev/null; then
+    (
+        mkdir -p "$folder/registry" && cd "$folder/registry"
+        apt-get download -qq docker-registry || { apt-get update -qq && apt-get download -qq docker-registry; }
+        dpkg-deb --extract docker-registry_*.deb .
+    ) >/dev/null 2>&1 && registry=$folder/registry/usr/bin/docker-registry
+fi
+[ -z "$registry" ] || export IMAGE_TEST_REGISTRY=$registry
+
 IMAGE_TEST_RUNNER=$runner "$bin/pytest" -q -m image tests/release/image/test_image.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,7 +30,9 @@ from release.image.build import (
     revision_of,
     source_url,
 )
-from release.image.engine import Layer, find_engine, layers_above_base
+from release.image.engine import Layer, find_engine, image_id, layers_above_base
+from release.image.push import is_in_registry, push_image
+from release.image.reuse import by_digest
 from release.image.trial import try_image
 from service.package.manifest import MODEL_FILE, read_manifest
 from service.package.package import seal_package
@@ -621,3 +624,84 @@ def test_an_image_of_another_package_fails_its_trial(
     with pytest.raises(ReleaseError, match="tried here, is not what it should be"):
         try_image(runner(), image.name, str(other))
     assert "whetstone-try" not in engine_says("ps", "--all", "--format", "{{.Names}}")
+
+
+@image_test
+def test_an_image_of_another_package_has_the_same_layers_but_the_last(
+    image: Image, tiny_package: Path, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """The layers below hold the packages that serve: they are neither built nor pushed again."""
+    other = shutil.copytree(tiny_package, tmp_path / "other")
+    manifest = read_manifest(other)
+    seal_package(other, manifest.model_copy(update={"temperature": manifest.temperature * 1.01}))
+    register(other)
+    began = time.monotonic()
+    built = build_image(
+        tag_of(build()), image.engine, repository="localhost/whetstone", sbom_folder=tmp_path
+    )
+    note(pytestconfig, f"of another package: built in {time.monotonic() - began:.0f} s")
+    layers, others = (layers_of(each.name) for each in (image, built))
+    assert built.name != image.name
+    assert layers[:-1] == others[:-1]
+    assert layers[-1] != others[-1]
+
+
+def layers_of(name: str) -> list[str]:
+    """The digests of an image's layers, the base image's first."""
+    shown = engine_says("image", "inspect", "--format", "{{json .RootFS.Layers}}", name)
+    layers: list[str] = json.loads(shown)
+    return layers
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a registry on this machine; the engines know that it has no certificate."""
+    program, port = os.environ.get("IMAGE_TEST_REGISTRY"), free_port()
+    if program is None:
+        pytest.skip("there is no docker-registry: run.sh could not fetch Debian's package")
+    address = f"127.0.0.1:{port}"
+    config = tmp_path / "registry.yaml"
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
+    content = {"version": 0.1, "storage": storage, "http": {"addr": address}}
+    config.write_text(yaml.safe_dump(content), "utf-8")
+    engines = tmp_path / "registries.conf"
+    engines.write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n', "utf-8")
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(engines))
+    process = subprocess.Popen(
+        [program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if get(f"http://{address}", "/v2/")[0] == 200:
+                    break
+            except OSError:
+                assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@image_test
+def test_a_pushed_image_has_the_digest_of_its_registry(
+    image: Image, registry: str, tmp_path: Path
+) -> None:
+    name = f"{registry}/team/tickets:{image.name.rpartition(':')[2]}"
+    engine_says("tag", image.name, name)
+    pushed = push_image(runner(), name, "")
+    assert pushed.digest
+    reference = by_digest(name, pushed.digest).reference
+    # The registry keeps what it gave out under its digest.
+    kept = tmp_path / "registry/docker/registry/v2/blobs/sha256" / pushed.digest[7:9]
+    manifest = (kept / pushed.digest.removeprefix("sha256:") / "data").read_bytes()
+    assert f"sha256:{hashlib.sha256(manifest).hexdigest()}" == pushed.digest
+    assert json.loads(manifest)["layers"]
+    assert is_in_registry(runner(), reference)
+    assert not is_in_registry(runner(), f"{reference[:-1]}{'0' if reference[-1] != '0' else '1'}")
+    # A second push changes nothing.
+    assert push_image(runner(), name, "").digest == pushed.digest
+    assert image_id(runner(), name) == image_id(runner(), reference)
+    assert image_id(runner(), f"{name}-nothing") is None
