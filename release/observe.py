@@ -167,10 +167,11 @@ def _take_back(transaction: ReleaseTransaction, pods: Pods, reason: str) -> None
         ReleaseError: always; the message says what failed, and what to do.
     """
     transaction.keep_evidence(pods, reason)
-    transaction.end("undone", reason)
     edit = transaction.record.overlay_edit
     file = edit.file if edit else transaction.record.overlay
-    if _restore_image(transaction):
+    restored = _restore_image(transaction)
+    transaction.end("undone", reason)
+    if restored:
         what = f"{file} is as before: commit it, and the GitOps tool takes the version back"
     else:
         what = (

@@ -20,7 +20,14 @@ from release.image.build import build_image
 from release.image.engine import find_runner, image_id, stored_name
 from release.image.localhost import refuse_unpullable
 from release.image.push import Pushed, push_image
-from release.image.reuse import by_digest, digest_of_inputs, find_built, is_pushed, is_usable
+from release.image.reuse import (
+    base_id,
+    by_digest,
+    digest_of_inputs,
+    find_built,
+    is_pushed,
+    is_usable,
+)
 from release.image.trial import try_image
 from release.image_name import ImageName
 from release.options import ReleaseOptions
@@ -163,6 +170,7 @@ class Preparation:
                 sbom_folder=IMAGES,
             )
         built.name, built.id = image.name, image_id(built.engine, image.name)
+        built.base = base_id(built.engine)
         self.transaction.records.save(self.transaction.record)
 
     def _try_and_push(self, built: BuiltImage, tag: str) -> list[str]:

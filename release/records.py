@@ -160,7 +160,8 @@ class BuiltImage(_Strict):
     """An image that a release built, as far as it got: another try of the same takes it.
 
     Attributes:
-        inputs: a SHA-256 of all that goes into the image.
+        inputs: a SHA-256 of all that goes into the image, without the base image.
+        base: the engine's id of the base image.
         name: the image with its tag; None until it is built. `id` is the engine's digest of it.
         tried: whether it answered as the package did.
         digest: the registry's, if the engine pushed it.
@@ -170,6 +171,7 @@ class BuiltImage(_Strict):
     engine: str
     bento: str
     git_commit: str | None = None
+    base: str | None = None
     name: str | None = None
     id: str | None = None
     tried: bool = False

@@ -14,7 +14,6 @@ from typing import Any
 
 from release.canary import run_canary
 from release.cluster.apis import check_apis
-from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload, render_overlay, workload_of
 from release.cluster.references import check_references
 from release.cluster.rollout import refuse_paused
@@ -120,13 +119,7 @@ def _write_overlay(transaction: ReleaseTransaction, options: ReleaseOptions) -> 
         transaction.write_overlay(edit, image, render)
         results.append(f"{edit.file}: {image}")
     with transaction.step("diff") as results:
-        try:
-            difference, warnings = _look_at_cluster(cluster, render, workload)
-        except ClusterError as error:
-            # Who prepares may perhaps not ask what `apply` would do.
-            if not options.prepare:
-                raise
-            difference, warnings = f"it is not known what would change in the cluster: {error}", []
+        difference, warnings = _look_at_cluster(transaction, options, render, workload)
         results.append(f"{len(difference.splitlines())} lines")
     for warning in warnings:
         transaction.console.line(f"warning: {warning}")
@@ -134,16 +127,32 @@ def _write_overlay(transaction: ReleaseTransaction, options: ReleaseOptions) -> 
     return render
 
 
-def _look_at_cluster(cluster: Cluster, render: str, workload: Workload) -> tuple[str, list[str]]:
+def _look_at_cluster(
+    transaction: ReleaseTransaction, options: ReleaseOptions, render: str, workload: Workload
+) -> tuple[str, list[str]]:
     """What would change in the cluster, and warnings.
+
+    Who prepares may perhaps read the cluster only, which `kubectl diff` is more than, or not even
+    that.
 
     Raises:
         ReleaseError: the rollout is paused, or the pods need what the cluster does not have.
-        ClusterError: the cluster cannot be asked.
+        ClusterError: the cluster cannot be asked, and the release would change it.
     """
-    difference = diff_render(cluster, render, workload)
-    refuse_paused(cluster, workload)
-    return difference, check_references(cluster, render)
+    cluster = transaction.cluster
+    try:
+        difference = diff_render(cluster, render, workload)
+    except ClusterError as error:
+        if not options.prepare:
+            raise
+        difference = f"it is not known what would change in the cluster: {error}"
+    try:
+        refuse_paused(cluster, workload)
+        return difference, check_references(cluster, render)
+    except ClusterError as error:
+        if not options.prepare:
+            raise
+        return difference, [f"it is not known whether the cluster has what the pods need: {error}"]
 
 
 def headline_metrics(manifest: Manifest) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import bentoml
+import yaml
 
 from release.image.bento import ROOT
 from release.image.engine import image_id
@@ -68,9 +69,19 @@ def is_usable(built: BuiltImage, *, here: bool) -> bool:
     """
     if built.name is None or built.id is None:
         return False
+    base = base_id(built.engine)
+    if base is not None and base != built.base:
+        # Somebody has pulled a newer one, to have its corrections.
+        return False
     if image_id(built.engine, built.name) == built.id:
         return True
     return not here and built.tried and is_pushed(built)
+
+
+def base_id(engine: str, root: Path = ROOT) -> str | None:
+    """The engine's id of the base image that a build would take; None if it would pull one."""
+    bentofile = yaml.safe_load((root / "bentofile.yaml").read_text(encoding="utf-8"))
+    return image_id(engine, bentofile["docker"]["base_image"])
 
 
 def is_pushed(built: BuiltImage) -> bool:

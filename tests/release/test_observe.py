@@ -262,6 +262,19 @@ def test_a_first_release_is_prepared_without_a_cluster(world: World, capsys: Cap
     assert world.image == FIRST
 
 
+def test_who_may_only_read_prepares_and_hears_what_is_missing(
+    deployed: World, capsys: Captured
+) -> None:
+    """`kubectl diff` asks for a dry run, which is the right to patch."""
+    deployed.faults(diff=["forbidden"])
+    deployed.write(deployed.state | {"others": {}})
+    before = deployed.overlay
+    assert prepare(deployed, "second", SECOND) == 1
+    assert "the pods need what whetstone-staging does not have" in sentence(capsys)
+    assert deployed.overlay == before
+    assert deployed.records[deployed.version("second")].outcome == "failed"
+
+
 def test_what_does_not_go_together_is_refused(deployed: World, capsys: Captured) -> None:
     assert prepare(deployed, "second", SECOND, "--canary", "5%") == 1
     assert "leave --canary out" in sentence(capsys)

@@ -228,7 +228,15 @@ def test_a_second_try_takes_the_image_that_was_built_tried_and_pushed(
     assert third.built and third.built.inputs != first.built.inputs
     assert third.image != first.image
     assert engine_verbs(with_engine).count("build") == 1
-    monkeypatch.undo()
+
+    # Somebody has pulled a newer base image.
+    state = engine_state(with_engine)
+    state["images"]["docker.io/library/python:3.11-slim"] = "newer"
+    file.write_text(json.dumps(state), "utf-8")
+    assert main(words) == 0
+    fourth = with_engine.records[f"{with_engine.version('second')}-4"]
+    assert fourth.built and (fourth.built.base, fourth.bento) == ("newer", third.bento)
+    assert engine_verbs(with_engine).count("build") == 2
 
 
 @pytest.mark.slow
