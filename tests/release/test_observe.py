@@ -180,6 +180,22 @@ def test_the_wait_has_a_limit_and_can_be_taken_up_again(deployed: World, capsys:
     assert deployed.overlay != before
 
 
+def test_a_killed_observation_is_given_up_without_touching_the_cluster(deployed: World) -> None:
+    before = deployed.overlay
+    assert prepare(deployed, "second", SECOND) == 0
+    apply_overlay()
+    deployed.faults(port_forward=["kill before"])
+    deployed.killed(["release", "--observe", "--overlay", OVERLAY])
+    deployed.faults()
+    record = deployed.records[deployed.version("second")]
+    assert (record.outcome, record.step) == ("prepared", "check")
+    since = calls(deployed)
+    assert main(["rollback", "--overlay", OVERLAY, "--unfinished"]) == 0
+    assert not changes(deployed, since)
+    assert (deployed.image, deployed.overlay) == (SECOND, before)
+    assert deployed.records[deployed.version("second")].outcome == "failed"
+
+
 def test_a_third_version_and_an_overlay_of_another_commit_decide_nothing(
     deployed: World, capsys: Captured
 ) -> None:
