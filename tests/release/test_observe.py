@@ -120,6 +120,11 @@ def test_what_is_prepared_is_applied_by_the_gitops_tool_and_observed(
     assert main(["rollback", record.id, "--overlay", OVERLAY, "--watch", "0"]) == 0
     assert deployed.image == f"{SECOND.partition(':')[0]}{DIGEST}"
     assert f"digest: {DIGEST[1:]} # tag second" in deployed.overlay
+    # So does a release that is undone: what ran is found among the records.
+    assert deployed.release("first", BROKEN) == 1
+    failed = deployed.records[f"{deployed.version('first')}-3"]
+    assert failed.previous and failed.previous.release == f"{record.id}-2"
+    assert deployed.image == f"{SECOND.partition(':')[0]}{DIGEST}"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,7 @@ def test_a_third_version_and_an_overlay_of_another_commit_decide_nothing(
     container = state["objects"][DEPLOYMENT]["spec"]["template"]["spec"]["containers"][0]
     container["image"] = BROKEN
     deployed.write(state)
-    assert observe() == 1
+    assert observe("--wait", "5") == 1
     line = sentence(capsys)
     assert f"shows {BROKEN}, which is neither the prepared {SECOND} nor {FIRST} before" in line
     Path(OVERLAY, "kustomization.yaml").write_text(overlay, "utf-8")

@@ -392,6 +392,20 @@ def test_changed_labels_are_refused_or_recorded_and_shown_at_info(
     assert not read_manifest(Path(stored)).provenance["label_change"]
 
 
+def test_an_image_that_no_cluster_can_pull_is_refused_before_any_work(
+    deployed: World, capsys: Captured
+) -> None:
+    before, calls = deployed.overlay, len(deployed.state["calls"])
+    words = deployed.words("second", "localhost/text-classifier:1")
+    assert main(words) == 1
+    assert "localhost/text-classifier is podman's name for an image of" in sentence(capsys)
+    assert deployed.overlay == before and deployed.image == FIRST
+    assert deployed.records[deployed.version("second")].durations == {}
+    assert {call[0] for call in deployed.state["calls"][calls:]} == {"config"}
+    assert main([word for word in words if word != "--apply"]) == 0
+    assert "--apply would be refused: localhost/text-classifier is" in capsys.readouterr().out
+
+
 def test_a_missing_key_file_stops_before_anything_changes(
     deployed: World, capsys: Captured
 ) -> None:
