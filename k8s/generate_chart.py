@@ -37,6 +37,7 @@ SWITCHES = {
     "grafana": "grafana",
     "ingress": "ingress",
     "prometheus": "prometheus",
+    "pullSecret": "pull-secret",
     "podMonitor": "pod-monitor",
     "tracing": "tracing",
     "keda": "keda",
