@@ -9,7 +9,7 @@ import sys
 import warnings
 
 from training.common.distributed import is_main_process
-from training.common.errors import InterruptedRunError, WhetstoneError
+from training.common.errors import InterruptedRunError, WhetstoneError, install_command
 from training.common.exit_status import EXIT_ERROR, EXIT_INTERRUPTED
 from training.common.threads import limit_threads
 from whetstone import package, production, release, train
@@ -76,7 +76,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, WhetstoneError | PackageError | GoldenMismatchError | NotFiniteError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return f"this needs the package {error.name}: pip install 'whetstone[train]'"
+        return f"this needs the package {error.name}: {install_command('train')}"
     if isinstance(error, OSError) and error.strerror:
         place = f" {error.filename}" if error.filename else ""
         return f"cannot use{place}: {error.strerror}"

@@ -16,7 +16,7 @@ import pytest
 
 from service.inference.classifier import Classifier
 from tests.conftest import ROOT, example_rows, write_csv
-from training.common.errors import InterruptedRunError
+from training.common.errors import InterruptedRunError, install_command
 from training.recipe.arguments import OWN_ARGUMENTS, Recipe
 from whetstone.main import EXIT_ERROR, EXIT_INTERRUPTED, main
 
@@ -182,7 +182,8 @@ def test_a_package_that_is_not_installed_is_one_line(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     out = labelled.with_name("out.parquet")
     line = error_line(capsys, "predict", tiny_package, labelled, "--out", out)
-    assert line == "whetstone: this needs the package pyarrow: pip install 'whetstone[train]'"
+    assert line == f"whetstone: this needs the package pyarrow: {install_command('train')}"
+    assert "-e '.[train]'" in line
 
 
 def test_an_unexpected_error_is_not_hidden(

