@@ -55,6 +55,8 @@ RUN_ELSEWHERE = {
         "test_contract"
     ),
 }
+# A page whose commands are one story, which test_walk plays in a folder of its own.
+WALK = DOCS / "guides" / "loop.md"
 # Beginnings of commands that no test runs as they are written, and why.
 STARTS_ELSEWHERE = {
     "KEY=": "test_contract makes a key and serves with it",
@@ -110,10 +112,10 @@ def text_of_pages() -> str:
     return "\n".join(page.read_text("utf-8") for page in pages())
 
 
-def steps() -> list[str | WrittenFile]:
-    """Commands and files of all pages in order; continued lines are joined."""
+def steps(text: str | None = None) -> list[str | WrittenFile]:
+    """Commands and files of all pages, or of a text, in order; continued lines are joined."""
     found: list[str | WrittenFile] = []
-    for language, block in BLOCK.findall(text_of_pages()):
+    for language, block in BLOCK.findall(text_of_pages() if text is None else text):
         name = FILE_NAME.match(block)
         if language == "yaml":
             found += [WrittenFile(name[1], block)] if name else []
@@ -128,6 +130,8 @@ def where_else(command: str) -> str | None:
     """Where a command is tested that test_chain does not run; None for one that it runs."""
     if command in RUN_ELSEWHERE:
         return RUN_ELSEWHERE[command]
+    if command in steps(WALK.read_text("utf-8")):
+        return "test_walk"
     for start, reason in STARTS_ELSEWHERE.items():
         if command.startswith(start):
             return reason
