@@ -9,7 +9,7 @@ WORKERS := -n 2 --dist loadfile
 .PHONY: help setup demo lint docs reference test test-slow test-all test-faults test-image \
 	test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup chart screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-few bench-threads
+	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-loop bench-few bench-threads
 
 # Targets with `## text` are listed by `make help`, under the last `##@ group` above them.
 help: ## list the targets
@@ -166,6 +166,10 @@ bench-drift: setup ## how often the drift checks err
 
 bench-capture: runs/bench/package/manifest.json ## what capturing costs a server
 	$(BIN)/python -m benchmarks.capture
+
+bench-loop: setup ## rows that collect saves, beside random ones; DATA=, SETS=, ROUNDS=
+	$(BIN)/python -m benchmarks.loop --data $(DATA) $(if $(SETS),--sets $(SETS)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-canary: setup ## how often a canary is judged wrongly
 	$(BIN)/python -m benchmarks.canary

@@ -5,8 +5,9 @@
 
 FOLDER holds a folder for each set with train.csv and test.csv (columns text,label). Of a set so
 many rows of each label are drawn by the seed, and every method gets the same; Whetstone sets its
-validation rows aside from them. All are measured on the same sample of the test rows. What is in
-the result already is not measured again, so an interrupted run goes on.
+validation rows aside from them. All are measured on the same sample of the test rows. SetFit pairs
+every row with every other one: where that takes longer than a limit it is stopped, and said to be.
+What is in the result already is not measured again, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ ROWS = (4, 8, 16, 64)
 SEEDS = (0, 1, 2, 3, 4)
 TEST_ROWS = 1000
 TEXTS_AT_ONCE = 64
+# Of SetFit. Training and answering of the other methods takes minutes.
+LIMIT_SECONDS = 600
 PACKAGES = ("whetstone", "torch", "transformers", "scikit-learn", "tokenizers")
 PEER = ROOT / "benchmarks" / "setfit_peer.py"
 PEER_PACKAGES = ROOT / "benchmarks" / "peers" / "setfit.txt"
@@ -176,11 +179,11 @@ def _fewest(rows: Table) -> int:
     return min(rows.labels.count(label) for label in set(rows.labels))
 
 
-def by_setfit(train: Path, test: Path, folder: Path) -> list[str]:
-    """Of SetFit by its defaults, from the same base.
+def by_setfit(train: Path, test: Path, folder: Path) -> list[str] | None:
+    """Of SetFit by its defaults, from the same base; None where it was stopped at the limit.
 
     Raises:
-        SetError: its environment cannot be made, or it failed.
+        SetError: it failed.
     """
     from training.finetuning.base_models import embedded_folder
 
@@ -189,13 +192,17 @@ def by_setfit(train: Path, test: Path, folder: Path) -> list[str]:
     log = folder / "setfit.log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w", encoding="utf-8") as handle:
-        status = subprocess.run(
-            [python, PEER, embedded_folder(), train, test, answers],
-            stdout=handle,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            check=False,
-        ).returncode
+        try:
+            status = subprocess.run(
+                [python, PEER, embedded_folder(), train, test, answers],
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
+                timeout=LIMIT_SECONDS,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return None
     if status:
         raise SetError(f"setfit failed: see {log}")
     found: list[str] = json.loads(answers.read_text("utf-8"))
@@ -223,7 +230,7 @@ def make_setfit_environment() -> None:
     (folder / ".installed").touch()
 
 
-METHODS: dict[str, Callable[[Path, Path, Path], list[str]]] = {
+METHODS: dict[str, Callable[[Path, Path, Path], list[str] | None]] = {
     "whetstone": by_whetstone,
     "regression": by_regression,
     "tfidf": by_tfidf,
@@ -247,12 +254,15 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
     began, before = time.monotonic(), _cpu_seconds()
     answers = METHODS[cell.method](train, test, folder)
     spent = _cpu_seconds() - before
-    right = sum(map(str.__eq__, answers, sample.labels))
+    accuracy = None
+    if answers is not None:
+        accuracy = sum(map(str.__eq__, answers, sample.labels)) / len(sample.texts)
     record = read_json(folder / "run" / "training.json")
     shutil.rmtree(folder / "run", ignore_errors=True)
     return {
         **cell._asdict(),
-        "accuracy": right / len(sample.texts),
+        # None where it was stopped at the limit.
+        "accuracy": accuracy,
         "training_rows": len(rows.texts),
         "test_rows": len(sample.texts),
         # With the answers to the test rows.
@@ -262,6 +272,15 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
         "machine": machine(PACKAGES),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def was_stopped(cell: Cell, entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether another seed of the same took longer than the limit: this one would, too."""
+    return any(
+        entry["accuracy"] is None
+        for entry in entries.values()
+        if (entry["set"], entry["rows"], entry["method"]) == cell[:3]
+    )
 
 
 def _cpu_seconds() -> float:
@@ -302,6 +321,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tqdm([cell for cell in wanted if cell.key not in entries], unit="cell") as bar:
         for cell in bar:
             bar.set_postfix_str(cell.key)
+            if was_stopped(cell, entries):
+                continue
             try:
                 if cell.method == "setfit":
                     make_setfit_environment()

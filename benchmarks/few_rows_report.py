@@ -45,15 +45,7 @@ def summary(entries: Mapping[str, Any]) -> str:
     for name, rows in sorted({key[:2] for key in found}):
         cells = []
         for method in methods:
-            own = found.get((name, rows, method), [])
-            scores = [entry["accuracy"] for entry in own]
-            cost = statistics.mean(entry["cpu_seconds"] for entry in own) if own else 0.0
-            deviation = f" ± {spread(scores):.3f}" if len(own) > 1 else ""
-            cells.append(
-                f"{statistics.mean(scores):.3f}{deviation} ({len(own)}; {cost:,.0f} s)"
-                if own
-                else "-"
-            )
+            cells.append(_cell(found.get((name, rows, method), [])))
         lines.append(f"| `{name}` | {rows} | {' | '.join(cells)} |")
     tests = sorted({entry["test_rows"] for entry in entries.values()})
     lines += [
@@ -64,6 +56,16 @@ def summary(entries: Mapping[str, Any]) -> str:
         "training rows.",
     ]
     return "\n".join(lines)
+
+
+def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and spread of a method's seeds, or how long it was waited for."""
+    scores = [entry["accuracy"] for entry in entries if entry["accuracy"] is not None]
+    if scores:
+        cost = statistics.mean(entry["cpu_seconds"] for entry in entries)
+        deviation = f" ± {spread(scores):.3f}" if len(scores) > 1 else ""
+        return f"{statistics.mean(scores):.3f}{deviation} ({len(scores)}; {cost:,.0f} s)"
+    return f"stopped after {entries[0]['seconds']:,.0f} s" if entries else "-"
 
 
 def draw(entries: Mapping[str, Any], path: Path) -> None:
@@ -83,10 +85,11 @@ def draw(entries: Mapping[str, Any], path: Path) -> None:
     for axis, name in zip(axes[0], sets, strict=True):
         counts = sorted({key[1] for key in found if key[0] == name})
         for method, title in TITLES.items():
+            seeds = [(rows, found.get((name, rows, method), [])) for rows in counts]
             points = [
-                (rows, [entry["accuracy"] for entry in found[name, rows, method]])
-                for rows in counts
-                if (name, rows, method) in found
+                (rows, [entry["accuracy"] for entry in own])
+                for rows, own in seeds
+                if own and own[0]["accuracy"] is not None
             ]
             if points:
                 axis.errorbar(

@@ -36,6 +36,7 @@ from benchmarks import (  # noqa: E402
     drift,
     explain,
     few_rows_report,
+    loop_report,
     optimism,
     promises,
     quality_report,
@@ -67,7 +68,7 @@ DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = DOCS / "images"
 # Figures that a benchmark draws; MkDocs reads pictures below docs/ only.
-FIGURES = ("serve.png", "soak.png", "train.png", "quality.png", "few_rows.png")
+FIGURES = ("serve.png", "soak.png", "train.png", "quality.png", "few_rows.png", "loop.png")
 REGION = re.compile(r"(<!-- generated: ([a-z0-9 _-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -494,6 +495,11 @@ def few_rows() -> str:
     return few_rows_report.summary(result("few_rows")["entries"]).strip()
 
 
+def loop() -> str:
+    """Scores by labeled rows, picked and random."""
+    return loop_report.summary(result("loop")["entries"]).strip()
+
+
 REGIONS: dict[str, Callable[[], str]] = {
     "recipe keys": recipe_keys,
     "refused keys": refused_keys,
@@ -538,6 +544,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "promises": written_by(promises.markdown, "promises"),
     "drift": written_by(drift.markdown, "drift"),
     "canary": written_by(canary.markdown, "canary"),
+    "loop": loop,
     "capture": written_by(capture.sentence, "capture"),
     "explain": written_by(explain.markdown, "explain"),
     "optimism": written_by(optimism.markdown, "optimism"),

@@ -87,6 +87,24 @@ def test_a_method_that_fails_leaves_the_others(
     assert "setfit cannot be installed" in capsys.readouterr().err
 
 
+def test_what_takes_too_long_is_stopped_said_and_not_tried_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "runs" / "few-setfit" / "bin" / "python"
+    slow.parent.mkdir(parents=True)
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(few_rows, "ROOT", tmp_path)
+    monkeypatch.setattr(few_rows, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(few_rows, "make_setfit_environment", lambda: None)
+    words = ["--data", str(data), "--sets", "tiny", "--rows", "8", "--seeds", "0", "1", "2"]
+    words += ["--methods", "setfit", "--out", str(tmp_path / "few.json")]
+    assert main([*words, "--work", str(tmp_path / "work")]) == 0
+    entries = json.loads((tmp_path / "few.json").read_text("utf-8"))["entries"]
+    assert list(entries) == [Cell("tiny", 8, "setfit", 0).key]
+    assert "| stopped after " in (tmp_path / "few.md").read_text("utf-8")
+
+
 def test_the_table_says_what_was_not_run(tmp_path: Path) -> None:
     def entry(rows: int, method: str, accuracy: float) -> dict[str, Any]:
         fixed = {"set": "a_set", "seed": 0, "cpu_seconds": 12.3, "test_rows": 1000}
