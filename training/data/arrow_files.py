@@ -13,7 +13,11 @@ READ_ROWS = 256
 
 
 def read_arrow(
-    content: Any, format_: str, file: str, wanted: Sequence[str] | None
+    content: Any,
+    format_: str,
+    file: str,
+    wanted: Sequence[str] | None,
+    rows: range | None = None,
 ) -> Iterator[TableBlock]:
     """Rows as blocks; the first block is empty and has the columns.
 
@@ -21,6 +25,7 @@ def read_arrow(
         content: a file that can be read from anywhere.
         format_: parquet or arrow.
         wanted: columns, dotted ones too; all when None.
+        rows: of Parquet, those to read; all when None.
 
     Raises:
         DataError: it is no such file.
@@ -28,14 +33,14 @@ def read_arrow(
     import pyarrow
 
     try:
-        schema, batches = _open(content, format_, wanted)
+        schema, batches = _open(content, format_, wanted, rows)
         names = list(schema.names)
         if len(set(names)) < len(names):
             doubled = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{file} has two columns named {doubled!r}")
         numbered = _label_names(schema)
         yield TableBlock(file, 0, names, table=schema.empty_table(), numbered=numbered)
-        start = 0
+        start = rows.start if rows else 0
         for part in _joined(batches):
             table = pyarrow.Table.from_batches(part)
             yield TableBlock(file, start, names, table=table, numbered=numbered)
@@ -45,8 +50,10 @@ def read_arrow(
         raise DataError(f"{file} cannot be read as {format_.capitalize()}: {reason}") from None
 
 
-def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any, Iterator[Any]]:
-    """The schema of all columns, and batches of the wanted columns."""
+def _open(
+    content: Any, format_: str, wanted: Sequence[str] | None, rows: range | None
+) -> tuple[Any, Iterator[Any]]:
+    """The schema of all columns, and batches of the wanted columns and rows."""
     import pyarrow
 
     if format_ == "parquet":
@@ -54,7 +61,12 @@ def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any
 
         file = parquet.ParquetFile(content)
         schema = file.schema_arrow
-        return schema, file.iter_batches(READ_ROWS, columns=_columns(schema, wanted))
+        columns = _columns(schema, wanted)
+        if rows is None:
+            return schema, file.iter_batches(READ_ROWS, columns=columns)
+        groups, before = _groups_of(file.metadata, rows)
+        batches = file.iter_batches(READ_ROWS, row_groups=groups, columns=columns)
+        return schema, _cut(batches, rows.start - before, len(rows))
     if content.read(4) == b"FEA1":
         from pyarrow import feather
 
@@ -70,6 +82,31 @@ def _open(content: Any, format_: str, wanted: Sequence[str] | None) -> tuple[Any
         reader = pyarrow.ipc.open_stream(content)
         batches = iter(reader)
     return reader.schema, (part for batch in batches for part in _parts(batch))
+
+
+def _groups_of(metadata: Any, rows: range) -> tuple[list[int], int]:
+    """The row groups of Parquet that have any of the rows, and the rows before these groups."""
+    groups: list[int] = []
+    first = before = 0
+    for group in range(metadata.num_row_groups):
+        end = first + metadata.row_group(group).num_rows
+        if first < rows.stop and end > rows.start:
+            before = before if groups else first
+            groups.append(group)
+        first = end
+    return groups, before
+
+
+def _cut(batches: Iterator[Any], skipped: int, count: int) -> Iterator[Any]:
+    """`count` rows of batches behind the first `skipped` ones."""
+    for batch in batches:
+        part = batch.slice(skipped, count)
+        skipped = max(0, skipped - batch.num_rows)
+        count -= part.num_rows
+        if part.num_rows:
+            yield part
+        if not count:
+            return
 
 
 def _parts(batch: Any) -> Iterator[Any]:
@@ -107,7 +144,11 @@ def _label_names(schema: Any) -> dict[str, list[str]]:
     """The names for the numbers of each column, where `datasets` wrote the file."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
-    from datasets import ClassLabel, Features
+    try:
+        from datasets import ClassLabel, Features
+    except ModuleNotFoundError:
+        # Where a cluster scores. Only labels are numbered, and scoring reads none.
+        return {}
 
     features = Features.from_arrow_schema(schema)
     inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}

@@ -118,7 +118,7 @@ def read_content(
         refuse_other_kinds(head, source.name)
         raise DataError(f"{source.name}: the names of files end in {ENDINGS}, or in .gz or .zst")
     if format_ == "parquet" or (format_ == "text" and head.startswith(b"PAR1")):
-        return read_arrow(content.as_file(), "parquet", source.name, wanted)
+        return read_arrow(content.as_file(), "parquet", source.name, wanted, source.rows)
     if format_ == "arrow" or (format_ == "text" and head.startswith(b"ARROW1")):
         return read_arrow(content.as_file(), "arrow", source.name, wanted)
     return _read_text(content, format_, source, looked_for, keys)

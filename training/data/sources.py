@@ -90,12 +90,16 @@ class Content(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Source:
-    """One file; `name` is what people call it, and `state` changes when the file does."""
+    """One file; `name` is what people call it, and `state` changes when the file does.
+
+    `rows` are those to read, all of them when None; only of Parquet some can be read by themselves.
+    """
 
     name: str
     path: str
     fs: AbstractFileSystem
     state: tuple[Any, ...]
+    rows: range | None = None
 
     @property
     def size(self) -> int | None:

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.inference.classifier import Prediction
 from service.package.manifest import Manifest
 from training.common.errors import DataError
+from training.recipe.arguments import DataArguments
 from training.scoring.tables import Row
 
 LABEL, SCORE, LABELS, ABSTAINED, ERROR = "label", "score", "labels", "abstained", "error"
 SCORE_PREFIX = "score_"
 # Put before an added column whose name the input already has.
 CLASH_PREFIX = "predicted_"
+
+
+@dataclass(frozen=True)
+class ScoringColumns:
+    """The columns that scoring reads and adds.
+
+    Attributes:
+        text: the column of the text, or of the texts of a pair.
+        added: the name of each added column, by its key.
+        separator: joins several labels; None where a cell can be a list.
+    """
+
+    text: list[str]
+    added: dict[str, str]
+    separator: str | None = None
+
+
+def text_columns(manifest: Manifest, arguments: DataArguments) -> list[str]:
+    """The column of the text, or of the texts of a pair."""
+    second = [arguments.text_pair_column or "text_pair"] if manifest.has_pairs else []
+    return [arguments.text_column, *second]
 
 
 def added_columns(columns: Sequence[str], manifest: Manifest, all_scores: bool) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from service.inference.classifier import Classifier
+from service.package.manifest import Manifest
 from training.common.errors import DataError
 from training.common.storage import file_system
 from training.data.layouts import Layouts
@@ -16,7 +16,7 @@ from training.data.rows import keys_of
 from training.data.sources import COMPRESSIONS, Source, find_sources
 from training.recipe.arguments import DataArguments
 from training.scoring.arrow_tables import refuse_unwritable
-from training.scoring.columns import added_columns, arrow_type
+from training.scoring.columns import ScoringColumns, added_columns, arrow_type, text_columns
 from training.scoring.survey import Survey, survey
 from training.scoring.tables import TableFormat
 
@@ -34,38 +34,30 @@ PARTS_FORMAT = 2
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """A scoring command.
+    """A scoring command; `manifest` is that of the package that answers."""
 
-    Attributes:
-        text_columns: the columns of the text, or of the texts of a pair.
-        added: the name of each added column, by its key.
-        separator: joins several labels; None where a cell can be a list.
-    """
-
-    classifier: Classifier
+    manifest: Manifest
     sources: list[Source]
     arguments: DataArguments
-    text_columns: list[str]
-    added: dict[str, str]
+    columns: ScoringColumns
     format: TableFormat
-    separator: str | None
     layouts: Layouts
 
     def identity(self) -> str:
         """Twelve digits that change with everything that the result depends on."""
         content = {
             "format": PARTS_FORMAT,
-            "package": self.classifier.manifest.version,
+            "package": self.manifest.version,
             "sources": [(source.path, source.state) for source in self.sources],
             "arguments": asdict(self.arguments),
-            "columns": [self.text_columns, self.added, list(self.format.columns)],
+            "columns": [self.columns.text, self.columns.added, list(self.format.columns)],
             "kind": [self.format.kind, self.format.compression, str(self.format.schema)],
         }
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
 
 
 def plan_job(
-    classifier: Classifier,
+    manifest: Manifest,
     source: str | Path | Sequence[str],
     target: str,
     arguments: DataArguments,
@@ -77,27 +69,18 @@ def plan_job(
         DataError: a file, a column or one of the two formats cannot be used.
     """
     sources = _input_sources(source, target)
-    text_columns = [arguments.text_column]
-    if classifier.manifest.has_pairs:
-        text_columns.append(arguments.text_pair_column or "text_pair")
+    read = text_columns(manifest, arguments)
     kind, compression = _format_of(target)
     layouts = Layouts(arguments.text_column, arguments.label_column)
-    surveyed = survey(sources, kind, keys_of(arguments), text_columns, layouts)
+    surveyed = survey(sources, kind, keys_of(arguments), read, layouts)
     if target == STANDARD_OUTPUT and surveyed.is_csv:
         kind = "csv"
-    added = added_columns(surveyed.columns, classifier.manifest, all_scores)
+    added = added_columns(surveyed.columns, manifest, all_scores)
     schema = _schema(surveyed, added, kind) if kind in ("parquet", "arrow") else None
     format_ = TableFormat(kind, compression, surveyed.columns, list(added.values()), schema)
-    return ScoringJob(
-        classifier=classifier,
-        sources=sources,
-        arguments=arguments,
-        text_columns=text_columns,
-        added=added,
-        format=format_,
-        separator=None if format_.has_lists else arguments.label_separator or DEFAULT_SEPARATOR,
-        layouts=layouts,
-    )
+    separator = None if format_.has_lists else arguments.label_separator or DEFAULT_SEPARATOR
+    columns = ScoringColumns(read, added, separator)
+    return ScoringJob(manifest, sources, arguments, columns, format_, layouts)
 
 
 def _input_sources(source: str | Path | Sequence[str], target: str) -> list[Source]:
@@ -105,7 +88,9 @@ def _input_sources(source: str | Path | Sequence[str], target: str) -> list[Sour
     sources = find_sources(source)
     if len(sources) > 1 and target != STANDARD_OUTPUT:
         target_path = file_system(target, DataError)[1]
-        sources = [file for file in sources if file.path != target_path]
+        # Of a cluster the result is a folder.
+        own = f"{target_path}/"
+        sources = [file for file in sources if not f"{file.path}/".startswith(own)]
     return sources
 
 
