@@ -27,6 +27,17 @@ PACKAGE_TEXT = "folder, tag or version of the model store, or published address"
 DATA_TEXT = "labeled rows that neither package has seen"
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
 def add_verb(
     verbs: Verbs, verb: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from whetstone.options import (
     add_drop_invalid,
     add_input_keys,
     add_verb,
+    positive,
     read_bounds,
     read_columns,
     read_input_keys,
@@ -22,6 +23,15 @@ from whetstone.options import (
 if TYPE_CHECKING:
     from service.inference.classifier import Classifier
     from whetstone.options import Verbs
+
+LOCAL = "local"
+# The options of `predict` that only one engine has, and which.
+ENGINE_OPTIONS = {
+    "ray_address": "ray",
+    "num_workers": "ray",
+    "device": "ray",
+    "spark_master": "spark",
+}
 
 
 def add_arguments(verbs: Verbs) -> None:
@@ -146,6 +156,12 @@ def predict(parsed: argparse.Namespace) -> None:
     from training.recipe.arguments import columns_of
     from training.scoring.predict import predict as predict_file
 
+    for option, engine in ENGINE_OPTIONS.items():
+        if getattr(parsed, option) is not None and parsed.engine != engine:
+            parsed.command.error(f"--{option} is for --engine {engine}")
+    if parsed.engine != LOCAL:
+        _predict_on_cluster(parsed)
+        return
     classifier = _load(parsed.package)
     rows, failures = predict_file(
         classifier,
@@ -156,6 +172,23 @@ def predict(parsed: argparse.Namespace) -> None:
     )
     summary = f"{rows} rows, {failures} of them without an answer (column error): {parsed.out}"
     print(summary, file=sys.stderr if parsed.out == "-" else sys.stdout)
+
+
+def _predict_on_cluster(parsed: argparse.Namespace) -> None:
+    from training.scoring.engines import EngineOptions, predict_on
+    from training.scoring.output import print_tally
+
+    given = {name: getattr(parsed, name) for name in ENGINE_OPTIONS}
+    options = EngineOptions(parsed.engine, **{**given, "device": parsed.device or "cpu"})
+    tally = predict_on(
+        options,
+        parsed.package,
+        parsed.files,
+        parsed.out,
+        read_input_keys(parsed),
+        all_scores=parsed.all_scores,
+    )
+    print_tally(tally, parsed.out)
 
 
 def _load(package: str) -> Classifier:
@@ -252,4 +285,30 @@ def _add_predict(verbs: Verbs) -> None:
     add_input_keys(command, [key for key in INPUT_KEYS if key != "label_column"])
     command.add_argument(
         "--all_scores", action="store_true", help="add a column score_<label> for every label"
+    )
+    _add_engines(command)
+
+
+def _add_engines(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--engine",
+        choices=(LOCAL, *dict.fromkeys(ENGINE_OPTIONS.values())),
+        default=LOCAL,
+        help="what scores: this process (default), or a cluster's Ray or Spark, for which --out "
+        "names a folder of parts",
+    )
+    command.add_argument(
+        "--ray_address", help="the Ray cluster (default: RAY_ADDRESS, or this machine)"
+    )
+    command.add_argument(
+        "--num_workers",
+        type=positive,
+        metavar="N",
+        help="Ray's actors (default: one for each core, or GPU, of the cluster)",
+    )
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), help="what each of Ray's actors has (default: cpu)"
+    )
+    command.add_argument(
+        "--spark_master", help="Spark's master (default: that of spark-submit, or this machine)"
     )

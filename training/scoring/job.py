@@ -104,6 +104,12 @@ def _schema(surveyed: Survey, added: dict[str, str], kind: str) -> object:
     return schema
 
 
+def ending_of(target: str) -> str:
+    """The ending of a result's name that says its format, with that of the compression."""
+    endings = PurePosixPath(target).suffixes
+    return "".join(endings[-2:] if endings[-1].lower() in COMPRESSIONS else endings[-1:])
+
+
 def _format_of(target: str) -> tuple[str, str | None]:
     """The format and the compression of a result, by its name; standard output is JSON lines.
 

@@ -94,7 +94,7 @@ class Parts:
 
         They are not removed: a user may want to continue the earlier command.
         """
-        if _is_local(self._fs):
+        if is_local(self._fs):
             names = self._fs.glob(f"{glob.escape(begin)}*.parts")
         elif set(BUCKETS).intersection(_protocols(self._fs)):
             # By their beginning, which lists nothing else.
@@ -112,7 +112,7 @@ class Parts:
             )
 
     def _display_name(self, path: str) -> str:
-        return path if _is_local(self._fs) else str(self._fs.unstrip_protocol(path))
+        return path if is_local(self._fs) else str(self._fs.unstrip_protocol(path))
 
     def _open(self) -> Iterator[BinaryIO]:
         for index in sorted(self.written):
@@ -122,7 +122,7 @@ class Parts:
     def _write(self, path: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file whole or not at all; in a folder by a temporary name."""
         folder, _, name = path.rpartition("/")
-        temporary = f"{folder}/.{name}.tmp" if _is_local(self._fs) else path
+        temporary = f"{folder}/.{name}.tmp" if is_local(self._fs) else path
         file = self._fs.open(temporary, "wb")
         try:
             write(file)
@@ -144,7 +144,18 @@ class Parts:
             yield
 
 
-def _is_local(fs: AbstractFileSystem) -> bool:
+def names_beginning(fs: AbstractFileSystem, folder: str, begin: str) -> list[str]:
+    """The names in a folder that begin so; of a bucket nothing else is listed."""
+    if begin and set(BUCKETS).intersection(_protocols(fs)):
+        paths = fs.find(folder, prefix=begin)
+    else:
+        paths = fs.ls(folder, detail=False, refresh=True)
+    names = (path.rstrip("/").rpartition("/")[2] for path in paths)
+    return [name for name in names if name.startswith(begin)]
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether files lie on a disk of this machine, or look so."""
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(fs, LocalFileSystem)
