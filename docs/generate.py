@@ -41,6 +41,7 @@ from benchmarks import (  # noqa: E402
     promises,
     quality_report,
     scale,
+    scoring,
     serve_report,
     sizing,
 )
@@ -540,6 +541,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "kills": written_by(bench_kills.sentence, "kills"),
     "predict": written_by(bench_predict.markdown, "predict"),
     "predict-memory": written_by(bench_predict.markdown, "predict-memory"),
+    "scoring": written_by(scoring.markdown, "scoring"),
     "quality": written_by(quality_report.summary, "quality"),
     "promises": written_by(promises.markdown, "promises"),
     "drift": written_by(drift.markdown, "drift"),

@@ -98,7 +98,7 @@ def refuse_missing(engine: str) -> None:
     if importlib.util.find_spec(LIBRARIES[engine]) is None:
         raise DataError(
             f"--engine {engine} needs {LIBRARIES[engine]}, which is not installed: "
-            f"pip install -c constraints.txt '.[{engine}]'"
+            f"pip install -c constraints.txt -e '.[{engine}]'"
         )
 
 

@@ -119,7 +119,12 @@ def test_a_node_of_ray_that_is_killed_loses_no_row_and_doubles_none(
 
 
 def test_an_executor_of_spark_that_is_killed_loses_no_row_and_doubles_none(
-    tiny_package: Path, published: str, rows_in_a_bucket: str, tmp_path: Path, s3: str
+    tiny_package: Path,
+    published: str,
+    rows_in_a_bucket: str,
+    tmp_path: Path,
+    s3: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = f"{s3}/scored.parquet"
 
@@ -132,8 +137,10 @@ def test_an_executor_of_spark_that_is_killed_loses_no_row_and_doubles_none(
         executors[0].kill()
         return True
 
-    options = ["--engine", "spark", "--spark_master", EXECUTORS]
-    words = command(published, rows_in_a_bucket, target, *options)
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    submit = str(Path(sys.executable).with_name("spark-submit"))
+    words = [submit, "--master", EXECUTORS, "examples/spark_predict.py"]
+    words += [published, rows_in_a_bucket, "--out", target]
     said = killed_in_the_middle(words, target, tmp_path / "log", kill)
     assert "Spark shows the work at http://" in said
     expect_every_row_once(tiny_package, tmp_path / "in", target, said)

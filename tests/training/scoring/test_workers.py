@@ -260,9 +260,7 @@ def test_an_engine_that_is_not_installed_is_one_sentence(
     monkeypatch.setitem(engines.LIBRARIES, engine, "not_installed")
     words = ["predict", "package", "in.csv", "--out", "out.csv", "--engine", engine]
     assert main(words) == EXIT_ERROR
-    said = (
-        f"needs not_installed, which is not installed: pip install -c constraints.txt '.[{engine}]'"
-    )
+    said = f"needs not_installed, which is not installed: pip install -c constraints.txt -e '.[{engine}]'"
     assert said in capsys.readouterr().err
 
 
