@@ -184,9 +184,9 @@ def sizes(result: Mapping[str, Any]) -> str:
     found = []
     for way in ("Ray, 2 workers", "Spark, 2 executors"):
         hours = result["ways"][way]["cpu_seconds"] / result["rows"] * SIZED_ROWS / 3600
-        found.append(f"{hours:,.0f} core-hours ({hours / SIZED_CORES:,.0f} hours) with {way[:5]}")
-    sized = " and ".join(text.replace("Ray, ", "Ray") for text in found)
-    return f"A billion such rows on {SIZED_CORES} such cores: {sized}."
+        engine = way.partition(",")[0]
+        found.append(f"{hours:,.0f} core-hours ({hours / SIZED_CORES:,.0f} hours) with {engine}")
+    return f"A billion such rows on {SIZED_CORES} such cores: {' and '.join(found)}."
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:

@@ -134,6 +134,8 @@ def _to_send(job: ScoringJob) -> ScoringJob:
 
 
 def _run(shipment: Shipment, options: EngineOptions, show: Show) -> Tally:
+    if not shipment.pieces:
+        return Tally()
     if options.engine == "ray":
         from training.scoring.ray import score_pieces
     else:

@@ -182,7 +182,9 @@ def test_a_result_without_rows_has_the_columns(tiny_package: Path, tmp_path: Pat
         source,
     )
     shipment = plan(tiny_package, source, out)
-    assert engines._finish(shipment, score(shipment)).rows == 0
+    # The engine is not even started.
+    tally = engines._run(shipment, EngineOptions("ray", ray_address="nowhere"), lambda _: None)
+    assert engines._finish(shipment, tally).rows == 0
     assert dataset.dataset(out).schema.names == ["id", "text", "label", "score", "error"]
 
 
@@ -260,8 +262,9 @@ def test_an_engine_that_is_not_installed_is_one_sentence(
     monkeypatch.setitem(engines.LIBRARIES, engine, "not_installed")
     words = ["predict", "package", "in.csv", "--out", "out.csv", "--engine", engine]
     assert main(words) == EXIT_ERROR
-    said = f"needs not_installed, which is not installed: pip install -c constraints.txt -e '.[{engine}]'"
-    assert said in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "needs not_installed, which is not installed: pip install -c constraints.txt" in said
+    assert f"-e '.[{engine}]'" in said
 
 
 @pytest.mark.parametrize(("source", "target"), [("-", "out.csv"), ("in.csv", "-")])
