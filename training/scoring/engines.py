@@ -85,6 +85,9 @@ def predict_on(
 
         try:
             tally = _run(shipment, options, show)
+        except DataError:
+            shipment.folder.discard_empty()
+            raise
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 f"interrupted: the parts in {target} are kept; the same command goes on behind them"

@@ -108,6 +108,12 @@ class PartsFolder:
                 if name.endswith(".tmp"):
                     self.place.fs.rm((self.place / name).path)
 
+    def discard_empty(self) -> None:
+        """Remove the folder where it has no part."""
+        with suppress(Exception):
+            if self._names() == [self._records.path.rpartition("/")[2]]:
+                self.place.fs.rm(self.place.path, recursive=True)
+
     @property
     def _records(self) -> Place:
         return self.place / f"_whetstone-{self.identity}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from training.common.errors import DataError
 from training.scoring.engines import sentence_in
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 BLOCKS_A_WORKER = 64
 # The next block waits at the actor meanwhile; more would only be lost with it.
 BLOCKS_IN_FLIGHT = 2
+CONNECT_SECONDS = 10
 
 
 class ScoringActor:
@@ -77,6 +80,8 @@ def score_pieces(shipment: Shipment, options: EngineOptions, show: Show) -> Tall
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
     """A connection to a cluster; without an address RAY_ADDRESS, or this machine by itself."""
+    if address is not None:
+        _refuse_unreachable(address)
     # Ray Data starts lost actors again, which Ray's core thinks worth a line for each.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -88,16 +93,31 @@ def _connected(address: str | None) -> Iterator[None]:
     try:
         context = ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"there is no Ray cluster at {address or 'RAY_ADDRESS'} ({_first_line(error)}): start "
-            "one with `ray start --head`, and name it with --ray_address"
-        ) from None
+        raise _no_cluster(address or "RAY_ADDRESS", error) from None
     try:
         if context.dashboard_url:
             print_page("Ray", f"http://{context.dashboard_url}")
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise DataError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        port = parts.port
+        if port is not None:
+            socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> DataError:
+    return DataError(
+        f"there is no Ray cluster at {address} ({_first_line(error)}): start one with "
+        "`ray start --head`, and name it with --ray_address HOST:PORT"
+    )
 
 
 def _workers(options: EngineOptions) -> int:

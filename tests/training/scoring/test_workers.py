@@ -267,6 +267,23 @@ def test_an_engine_that_is_not_installed_is_one_sentence(
     assert f"-e '.[{engine}]'" in said
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:none"])
+def test_a_cluster_that_is_not_there_is_one_sentence_and_leaves_no_folder(
+    tiny_package: Path,
+    folder: Path,
+    tmp_path: Path,
+    address: str,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(engines.LIBRARIES, "ray", "json")
+    out = tmp_path / "out.csv"
+    words = ["predict", str(tiny_package), str(folder), "--out", str(out), "--engine", "ray"]
+    assert main([*words, "--ray_address", address]) == EXIT_ERROR
+    assert f"there is no Ray cluster at {address} (" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("source", "target"), [("-", "out.csv"), ("in.csv", "-")])
 def test_standard_input_and_output_are_for_the_local_engine(
     source: str, target: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
