@@ -69,7 +69,7 @@ class RayCluster:
             log = self._folder / f"node-{len(self._commands)}.log"
             with log.open("w", encoding="utf-8") as output:
                 process = subprocess.Popen(
-                    [*words, "--dashboard-agent-listen-port", str(free_port())],
+                    [*words, *_agent_ports()],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
@@ -114,6 +114,13 @@ class RayCluster:
             words = command_of(process)
             if "/raylet " in words and str(self._folder) in words:
                 yield process.pid
+
+
+def _agent_ports() -> list[str]:
+    """A port for each agent of a node; without them the node waits until they have chosen some."""
+    names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
+    ports = [(f"--{name}-port", str(free_port())) for name in (*names, "metrics-export")]
+    return [word for pair in ports for word in pair]
 
 
 @contextmanager

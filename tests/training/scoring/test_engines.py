@@ -41,16 +41,20 @@ def published(tiny_package: Path, s3: str) -> str:
 
 
 @pytest.fixture
-def rows_in_a_bucket(tmp_path: Path, s3: str) -> str:
-    """A folder of Parquet; some rows have no text, and each an id of its own."""
-    folder = tmp_path / "in"
+def many_rows(tmp_path: Path, s3: str) -> str:
+    """Enough of them to kill something meanwhile."""
+    return write_rows(tmp_path / "in", s3, FILES, ROWS)
+
+
+def write_rows(folder: Path, bucket: str, files: int, count: int) -> str:
+    """A folder of Parquet in a bucket; some rows have no text, and each an id of its own."""
     folder.mkdir()
-    for number in range(FILES):
-        ids = [number * ROWS + row for row in range(ROWS)]
+    for number in range(files):
+        ids = [number * count + row for row in range(count)]
         texts = [TEXTS[row % 20] * 3 if row % 50 else (None, "")[row % 100 > 0] for row in ids]
         parquet.write_table(pyarrow.table({"id": ids, "text": texts}), folder / f"{number}.parquet")
-    filesystem("s3").put(f"{folder}/", f"{s3}/in/", recursive=True)
-    return f"{s3}/in/"
+    filesystem("s3").put(f"{folder}/", f"{bucket}/in/", recursive=True)
+    return f"{bucket}/in/"
 
 
 def command(package: str, source: str, target: str, *options: str) -> list[str]:
@@ -74,7 +78,7 @@ def expect_every_row_once(package: Path, source: Path, address: str, said: str) 
     local = source.parent / "local.parquet"
     rows, failures = predict(Classifier.load(package), source, local)
     found, expected = table_at(address), parquet.read_table(local).sort_by("id")
-    assert found["id"].to_pylist() == list(range(FILES * ROWS))
+    assert found["id"].to_pylist() == list(range(rows))
     for name in expected.column_names:
         if name != "score":
             assert found[name].to_pylist() == expected[name].to_pylist(), name
@@ -101,7 +105,7 @@ def killed_in_the_middle(
 
 
 def test_a_node_of_ray_that_is_killed_loses_no_row_and_doubles_none(
-    tiny_package: Path, published: str, rows_in_a_bucket: str, tmp_path: Path, s3: str
+    tiny_package: Path, published: str, many_rows: str, tmp_path: Path, s3: str
 ) -> None:
     target = f"{s3}/scored.parquet"
     with ray_cluster() as cluster:
@@ -113,7 +117,7 @@ def test_a_node_of_ray_that_is_killed_loses_no_row_and_doubles_none(
             cluster.kill(cluster.node)
             return True
 
-        words = command(published, rows_in_a_bucket, target, *options)
+        words = command(published, many_rows, target, *options)
         said = killed_in_the_middle(words, target, tmp_path / "log", kill)
     expect_every_row_once(tiny_package, tmp_path / "in", target, said)
 
@@ -121,7 +125,7 @@ def test_a_node_of_ray_that_is_killed_loses_no_row_and_doubles_none(
 def test_an_executor_of_spark_that_is_killed_loses_no_row_and_doubles_none(
     tiny_package: Path,
     published: str,
-    rows_in_a_bucket: str,
+    many_rows: str,
     tmp_path: Path,
     s3: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -140,7 +144,7 @@ def test_an_executor_of_spark_that_is_killed_loses_no_row_and_doubles_none(
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     submit = str(Path(sys.executable).with_name("spark-submit"))
     words = [submit, "--master", EXECUTORS, "examples/spark_predict.py"]
-    words += [published, rows_in_a_bucket, "--out", target]
+    words += [published, many_rows, "--out", target]
     said = killed_in_the_middle(words, target, tmp_path / "log", kill)
     assert "Spark shows the work at http://" in said
     expect_every_row_once(tiny_package, tmp_path / "in", target, said)
@@ -231,7 +235,7 @@ def walk_through() -> list[str]:
 
 
 def test_the_walk_through_of_the_guide(
-    tiny_package: Path, published: str, rows_in_a_bucket: str, tmp_path: Path, s3: str
+    tiny_package: Path, published: str, tmp_path: Path, s3: str
 ) -> None:
     """Its commands as they stand there; only names are others: bucket, package, addresses."""
     lines = [line.strip() for line in walk_through()]
@@ -240,7 +244,7 @@ def test_the_walk_through_of_the_guide(
     assert [words[2] for words in starts] == ["--head", "--address"]
     names = {
         "s3://models/whetstone/support_tickets/<version>": published,
-        "s3://rows/messages/": rows_in_a_bucket,
+        "s3://rows/messages/": write_rows(tmp_path / "in", s3, 3, 400),
         "s3://rows/scored": f"{s3}/scored",
         "spark://<master>:7077": EXECUTORS,
     }
