@@ -29,8 +29,10 @@ EXECUTOR = "CoarseGrainedExecutorBackend"
 
 
 @pytest.fixture
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_environment(monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
     """What every process of a cluster needs: this project, and no network but this machine's."""
+    # As it is where nobody sets it: a server that is busy for a moment fails no piece.
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
