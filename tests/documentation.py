@@ -45,6 +45,8 @@ RUN_ELSEWHERE = {
         "test_tune"
     ),
     "pip install -c constraints.txt -e '.[train,postgresql]'": "make setup installs the extra",
+    "pip install -c constraints.txt -e '.[ray]'": "make test-engines-setup installs the extra",
+    "pip install -c constraints.txt -e '.[spark]'": "make test-engines-setup installs the extra",
     "export OPTUNA_STORAGE=postgresql://user:password@host/database": "test_shared_study",
     "whetstone tune examples/support_tickets/recipe.yaml --trials 100 --study_name tickets-1": (
         "test_shared_study"
@@ -62,7 +64,6 @@ STARTS_ELSEWHERE = {
     "KEY=": "test_contract makes a key and serves with it",
     "echo ": "test_contract makes a key and serves with it",
     "curl ": "needs a server at a fixed port; test_clients calls curl",
-    "pip install -c constraints.txt ": "make test-engines-setup installs the extras",
     "ray start ": "needs a second node; test_engines starts both",
     "spark-submit ": "needs a cluster; test_engines submits to one of this machine",
     "whetstone predict s3://": "names a version and needs a cluster; test_engines",

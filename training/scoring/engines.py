@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from service.package.package import verify_package
-from training.common.errors import DataError, InterruptedRunError
+from training.common.errors import DataError, InterruptedRunError, install_command
 from training.common.progress import progress
 from training.data.layouts import Layouts
 from training.data.sources import STANDARD_INPUT
@@ -101,7 +101,7 @@ def refuse_missing(engine: str) -> None:
     if importlib.util.find_spec(LIBRARIES[engine]) is None:
         raise DataError(
             f"--engine {engine} needs {LIBRARIES[engine]}, which is not installed: "
-            f"pip install -c constraints.txt -e '.[{engine}]'"
+            f"{install_command(engine)}"
         )
 
 
