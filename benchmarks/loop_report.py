@@ -52,23 +52,26 @@ def verdict(name: str, arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     )
 
 
+def sentences(entries: Mapping[str, Any]) -> str:
+    """The verdicts of all sets."""
+    return " ".join(verdict(name, arms) for (name, _), arms in sorted(curves(entries).items()))
+
+
 def summary(entries: Mapping[str, Any]) -> str:
     """A table with a line for each set and round, and a sentence about each set."""
     lines = [
         "| set | round | rows | macro-F1, random | macro-F1, `collect` |",
         "|---|---|---|---|---|",
     ]
-    sentences = []
     for (name, _), arms in sorted(curves(entries).items()):
         for random, collect in zip(arms["random"], arms["collect"], strict=True):
             cells = [f"`{name}`", str(random["round"]), f"{random['rows']:,}"]
             cells += [f"{entry['macro_f1']:.3f}" for entry in (random, collect)]
             lines.append(f"| {' | '.join(cells)} |")
-        sentences.append(verdict(name, arms))
     tests = {entry["set"]: entry["test_rows"] for entry in entries.values()}
     measured = ", ".join(f"{rows:,} of `{name}`" for name, rows in sorted(tests.items()))
-    sentences.append(f"Macro-F1 on all test rows ({measured}), one training a figure.")
-    return "\n".join([*lines, "", " ".join(sentences)])
+    about = f"Macro-F1 on all test rows ({measured}), one training a figure."
+    return "\n".join([*lines, "", f"{sentences(entries)} {about}"])
 
 
 def draw(entries: Mapping[str, Any], path: Path) -> None:

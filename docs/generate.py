@@ -547,6 +547,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "drift": written_by(drift.markdown, "drift"),
     "canary": written_by(canary.markdown, "canary"),
     "loop": loop,
+    "loop sentences": lambda: loop_report.sentences(result("loop")["entries"]),
     "capture": written_by(capture.sentence, "capture"),
     "explain": written_by(explain.markdown, "explain"),
     "optimism": written_by(optimism.markdown, "optimism"),

@@ -189,7 +189,8 @@ def test_a_killed_observation_is_given_up_without_touching_the_cluster(deployed:
     before = deployed.overlay
     assert prepare(deployed, "second", SECOND) == 0
     apply_overlay()
-    deployed.faults(port_forward=["kill before"])
+    # The cluster shows the image at once: the third look is of the check.
+    deployed.faults(get=[None, None, "kill before"])
     deployed.killed(["release", "--observe", "--overlay", OVERLAY])
     deployed.faults()
     record = deployed.records[deployed.version("second")]
