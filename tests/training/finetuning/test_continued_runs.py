@@ -309,6 +309,8 @@ def test_a_run_is_continued_only_by_as_many_processes_as_began_it(
     monkeypatch.setattr("training.finetuning.train.make_head_start", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(recipe)
+    # One process says that it is of two: nobody else can look at the folder.
+    monkeypatch.setattr("training.finetuning.train.refuse_separate_folders", lambda _: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="begun by 1 process, and this is one of 2"):
         train(recipe)
