@@ -69,7 +69,15 @@ DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = DOCS / "images"
 # Figures that a benchmark draws; MkDocs reads pictures below docs/ only.
-FIGURES = ("serve.png", "soak.png", "train.png", "quality.png", "few_rows.png", "loop.png")
+FIGURES = (
+    "serve.png",
+    "soak.png",
+    "train.png",
+    "quality.png",
+    "few_rows.png",
+    "loop.png",
+    "scoring.png",
+)
 REGION = re.compile(r"(<!-- generated: ([a-z0-9 _-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

@@ -27,6 +27,7 @@ from benchmarks import (
     promises,
     quality_report,
     scale,
+    scoring,
     serve_report,
     sizing,
 )
@@ -165,6 +166,7 @@ def test_the_documentation_counts_the_examples_rows() -> None:
         ("train-card", bench_train.markdown),
         ("threads", bench_threads.markdown),
         ("scale", scale.markdown),
+        ("scoring", scoring.markdown),
         ("kills", bench_kills.sentence),
         ("predict", bench_predict.markdown),
         ("predict-memory", bench_predict.markdown),

@@ -27,7 +27,10 @@ def test_the_table_has_ratios_shares_and_the_line_of_sizes() -> None:
     }
     said = scoring.markdown({"rows": 20_000, "ways": ways})
     assert "| local | 190 | 1.05 | 105 | 5 s | 10% |" in said
-    assert "1.96 times as fast with Ray, 2 workers" in said
+    # One worker takes 110 s, two take 56 s.
+    assert "Ray, 2 workers 1.96 times as fast as one (met)" in said
+    ways["Spark, 2 executors"]["seconds"] = ways["Spark, 1 executor"]["seconds"]
+    assert "Spark, 2 executors 1.00 times as fast as one (missed)" in scoring.gains(ways)
     assert (
         "A billion such rows on 100 such cores: 1,556 core-hours (16 hours) with Ray and " in said
     )
