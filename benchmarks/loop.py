@@ -48,7 +48,7 @@ SEPARATOR = "|"
 START = 0.1
 SHARE = 0.05
 ROUNDS = 5
-# Of a larger training file a sample: a training costs a thousand times what `collect` does.
+# Of a larger training file a sample: the trainings take nearly all of the time.
 MOST_ROWS = 10_000
 # A team that starts has seen some of every label.
 ROWS_OF_A_LABEL = 4

@@ -12,8 +12,9 @@ from training.data.blocks import BLOCK_ROWS
 from training.data.readers import BAR_SECONDS
 from training.data.sources import Source
 
-# The blocks of a piece, and of a part of the result, at most: some minutes of a core, so that
-# little is lost with a worker. A small input has smaller ones, so that many workers share it.
+# The blocks of a piece, and of a part of the result, at most: of short texts about a minute of a
+# core, so that little is lost with a worker. A small input has smaller ones, so that many workers
+# share it.
 MOST_BLOCKS = 8
 WANTED_PIECES = 64
 
