@@ -232,7 +232,8 @@ def measure(name: str, seed: int, given: argparse.Namespace) -> Iterator[tuple[s
                     "machine": machine(PACKAGES),
                     "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 }
-                entries[key] = {**found, "arm": arm}
+                # Read again: another process may have measured another set meanwhile.
+                entries = read_json(given.out).get("entries", {}) | {key: {**found, "arm": arm}}
                 write_result(given.out, {"entries": dict(sorted(entries.items()))})
             yield arm, number
 
