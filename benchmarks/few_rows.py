@@ -321,16 +321,19 @@ def main(arguments: list[str] | None = None) -> int:
     with tqdm([cell for cell in wanted if cell.key not in entries], unit="cell") as bar:
         for cell in bar:
             bar.set_postfix_str(cell.key)
-            if was_stopped(cell, entries):
+            # Read each time: another process may measure other sets into the same result.
+            entries = read_json(given.out).get("entries", {})
+            if cell.key in entries or was_stopped(cell, entries):
                 continue
             try:
                 if cell.method == "setfit":
                     make_setfit_environment()
-                entries[cell.key] = measure(cell, given.data, given.work.resolve())
+                found = measure(cell, given.data, given.work.resolve())
             except (SetError, OSError) as error:
                 failed += 1
                 bar.write(f"{cell.key}: {error}", file=sys.stderr)
                 continue
+            entries = read_json(given.out).get("entries", {}) | {cell.key: found}
             write_result(given.out, {"entries": dict(sorted(entries.items()))})
     if entries:
         write_whole(given.out.with_suffix(".md"), summary(entries) + "\n")

@@ -71,6 +71,26 @@ def test_every_method_gets_the_same_and_nothing_is_measured_twice(
     assert (tmp_path / "few.png").stat().st_size > 5_000
 
 
+def test_what_another_process_measures_meanwhile_is_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(data), "--sets", "tiny", "--rows", "8", "--methods", "tfidf"]
+    words += ["--out", str(tmp_path / "few.json"), "--seeds"]
+    measured = []
+
+    def with_another(train: Path, test: Path, folder: Path) -> list[str]:
+        measured.append(folder)
+        if len(measured) == 1:
+            assert main([*words, "1", "--work", str(tmp_path / "other")]) == 0
+        return by_tfidf(train, test, folder)
+
+    monkeypatch.setattr(few_rows, "METHODS", {"tfidf": with_another})
+    assert main([*words, "0", "1", "--work", str(tmp_path / "work")]) == 0
+    entries = json.loads((tmp_path / "few.json").read_text("utf-8"))["entries"]
+    assert list(entries) == [Cell("tiny", 8, "tfidf", seed).key for seed in (0, 1)]
+    assert len(measured) == 2
+
+
 def test_a_method_that_fails_leaves_the_others(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,8 @@ from whetstone.main import main
 sys.exit(main(sys.argv[1:]))
 """
 TRIALS = 9
+# What each trial of `open_recipe` chooses.
+CHOSEN = {"learning_rate", "weight_decay"}
 BY_LOSS = {"metric_for_best_model": "loss", "greater_is_better": "false"}
 
 
@@ -122,10 +124,11 @@ def trials_of(address: str) -> list[FrozenTrial]:
 
 
 def trial_under_way(address: str, process: subprocess.Popen[str]) -> FrozenTrial | None:
-    """The trial that a process has chosen values for and trains."""
+    """The trial that a process has chosen every value for and trains."""
     for trial in trials_of(address):
         is_its = str(trial.user_attrs.get(WORKER)).endswith(f"-{process.pid}")
-        if is_its and trial.state == TrialState.RUNNING and trial.params:
+        # A process writes its values one after another: one killed in between has left some open.
+        if is_its and trial.state == TrialState.RUNNING and trial.params.keys() >= CHOSEN:
             return trial
     return None
 
