@@ -31,10 +31,9 @@ from benchmarks.load import (
     cpu_seconds,
     drive,
     end_by_signals,
-    free_port,
     machine,
     post,
-    server,
+    whetstone_server,
     write_result,
 )
 
@@ -96,14 +95,9 @@ def run(package: Path, rounds: int, requests: int) -> dict[str, Any]:
         own = {"WHETSTONE_CAPTURE": folder, "WHETSTONE_CAPTURE_TEXT": "1"}
         running: dict[str, tuple[int, int]] = {}
         for name, more in (("plain", {}), ("captured", own)):
-            port = free_port()
-            command = [sys.executable, "-m", "bentoml", "serve", "service.service:TextClassifier"]
-            words = [*command, "--host", HOST, "--port", str(port)]
-            home = stack.enter_context(tempfile.TemporaryDirectory())
-            environment = {"WHETSTONE_PACKAGE": str(package.resolve()), "BENTOML_HOME": home}
-            pid = stack.enter_context(server(words, port, environment | more))
-            running[name] = port, pid
-            drive(port, bodies[:500], CONNECTIONS)
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            running[name] = stack.enter_context(whetstone_server(package, home, more))
+            drive(running[name][0], bodies[:500], CONNECTIONS)
         before = lines_of(running["captured"][0])
         for number in tqdm(range(rounds), unit="round"):
             names = ["plain", "captured"] if number % 2 else ["captured", "plain"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import drive, free_port, percentile, post, server
+from benchmarks.load import drive, percentile, post, whetstone_server
 from service.inference.cores import available_cores
 
 WORDS = 20
@@ -34,12 +34,12 @@ def serve_costs(package: Path, test_file: Path) -> dict[str, Any]:
     texts = _texts(test_file)
     explain = [_body("/explain", text) for text in texts]
     plain = [_body("/classify", texts[place % len(texts)]) for place in range(PLAIN)]
-    port = free_port()
-    command = [sys.executable, "-m", "bentoml", "serve", "service.service:TextClassifier"]
-    environment = {"WHETSTONE_PACKAGE": str(package), "WHETSTONE_EXPLAIN": "1"}
     alone: list[float] = []
     beside: list[float] = []
-    with server([*command, "--host", "127.0.0.1", "--port", str(port)], port, environment):
+    with (
+        tempfile.TemporaryDirectory() as home,
+        whetstone_server(package, Path(home), {"WHETSTONE_EXPLAIN": "1"}) as (port, _),
+    ):
         drive(port, plain[:200], CONNECTIONS)
         explained = drive(port, explain, 1)
         for _ in range(ROUNDS):

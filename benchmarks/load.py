@@ -471,6 +471,27 @@ def server(
             _stop(process)
 
 
+@contextmanager
+def whetstone_server(
+    package: Path, home: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Serve a package by its defaults until the block ends; yields the port and the process id.
+
+    Args:
+        home: BentoML's folder: nothing of this user's is read or changed.
+        settings: environment variables of the service.
+
+    Raises:
+        ServerError: it ended, or it did not get ready in time.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "bentoml", "serve", "service.service:TextClassifier"]
+    environment = {"WHETSTONE_PACKAGE": str(package.resolve()), "BENTOML_HOME": str(home)}
+    words = [*command, "--host", HOST, "--port", str(port)]
+    with server(words, port, environment | dict(settings or {})) as pid:
+        yield port, pid
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a server and everything below it."""
     tree = process_tree(process.pid) if process.poll() is None else []

@@ -29,14 +29,12 @@ from tqdm import tqdm
 
 from benchmarks.bench_quality import SetError, folder_of, read_json, whetstone
 from benchmarks.load import (
-    HOST,
     ROOT,
     drive,
     end_by_signals,
-    free_port,
     machine,
     post,
-    server,
+    whetstone_server,
     write_result,
     write_whole,
 )
@@ -130,18 +128,11 @@ def serve(package: Path, texts: Sequence[str], captured: Path, home: Path) -> No
     Raises:
         SetError: a request failed.
     """
-    port = free_port()
-    command = [sys.executable, "-m", "bentoml", "serve", "service.service:TextClassifier"]
-    environment = {
-        "WHETSTONE_PACKAGE": str(package),
-        "BENTOML_HOME": str(home),
-        "WHETSTONE_CAPTURE": str(captured),
-        "WHETSTONE_CAPTURE_TEXT": "1",
-    }
+    settings = {"WHETSTONE_CAPTURE": str(captured), "WHETSTONE_CAPTURE_TEXT": "1"}
     starts = range(0, len(texts), TEXTS_OF_A_REQUEST)
     parts = [texts[start : start + TEXTS_OF_A_REQUEST] for start in starts]
     requests = [post("/classify", json.dumps({"input": part}).encode()) for part in parts]
-    with server([*command, "--host", HOST, "--port", str(port)], port, environment):
+    with whetstone_server(package, home, settings) as (port, _):
         load = drive(port, requests, CONNECTIONS)
     if load.statuses[200] != len(requests):
         raise SetError(f"of {len(requests)} requests these were answered: {dict(load.statuses)}")
