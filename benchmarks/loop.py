@@ -145,7 +145,9 @@ def collect(package: Path, rest: Sequence[Row], train_file: Path, count: int, fo
         SetError: a command failed.
     """
     captured, picks = folder / "captured", folder / "picks.csv"
+    # Of a run that was interrupted here.
     shutil.rmtree(captured, ignore_errors=True)
+    picks.unlink(missing_ok=True)
     serve(package, [row.text for row in rest], captured, folder / "bentoml")
     own: list[str | Path] = [package, captured]
     wanted = ["--rows", str(count), "--out", picks]

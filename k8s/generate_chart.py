@@ -40,6 +40,7 @@ SWITCHES = {
     "pullSecret": "pull-secret",
     "podMonitor": "pod-monitor",
     "tracing": "tracing",
+    "capture": "capture",
     "keda": "keda",
     "argoRollouts": "argo-rollouts",
 }
@@ -66,12 +67,16 @@ FIELDS = {
 SETTINGS = {
     "WHETSTONE_TRACING_URL": ".Values.tracing.url",
     "WHETSTONE_TRACING_SAMPLE_RATE": ".Values.tracing.sampleRate",
+    "WHETSTONE_CAPTURE": ".Values.capture.address",
+    "WHETSTONE_CAPTURE_RATE": ".Values.capture.rate",
 }
 # What else a switch has.
 MORE = {
     "gateway": "  name: gateway\n  namespace: gateway\n",
     "tracing": "  url: http://collector.observability:4318/v1/traces\n"
     '  # That of the address.\n  port: 4318\n  sampleRate: "0.01"\n',
+    "capture": "  address: s3://captured/text-classifier\n"
+    '  # That of the bucket.\n  port: 443\n  rate: "0.1"\n',
 }
 # A number would become 1e+06, and a mistyped switch would be ignored.
 SCHEMA = {
@@ -91,7 +96,8 @@ SCHEMA = {
     },
     "additionalProperties": False,
 }
-TRACING_PORT = ".Values.tracing.port"
+# Switches whose component lets the pods out through one port, which is a value.
+WITH_PORT = ("tracing", "capture")
 NAME = "text-classifier"
 MARK = re.compile(r"'?@@(.+?)@@'?")
 HASHED = re.compile(rf"{NAME}-[a-z0-9]{{10}}$")
@@ -152,14 +158,16 @@ def prepared(resource: Resource) -> Resource:
             place, last = walked(resource, path)
             place[last] = f"@@{value}@@"
     if resource["kind"] == "Deployment":
-        (source,) = walked(resource, "spec template spec containers 0")[0][0]["envFrom"]
+        sources = walked(resource, "spec template spec containers 0")[0][0]["envFrom"]
+        (source,) = (each for each in sources if "configMapRef" in each)
         source["configMapRef"]["name"] = '@@include "text-classifier.settingsName" .@@'
     if HASHED.match(resource["metadata"]["name"]):
         resource["metadata"]["name"] = '@@include "text-classifier.settingsName" .@@'
         resource["data"] = '@@include "text-classifier.settings" .@@'
-    if resource["metadata"]["name"] == "text-classifier-tracing":
+    switch = str(resource["metadata"]["name"]).removeprefix(f"{NAME}-")
+    if resource["kind"] == "NetworkPolicy" and switch in WITH_PORT:
         place, last = walked(resource, "spec egress 0 ports 0 port")
-        place[last] = f"@@{TRACING_PORT}@@"
+        place[last] = f"@@.Values.{switch}.port@@"
     return resource
 
 

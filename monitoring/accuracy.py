@@ -11,6 +11,9 @@ from monitoring.captured import Key
 from monitoring.window import Share
 from service.capture.records import CapturedAnswer, Feedback
 
+SHOWN_LABELS = 10
+SHOWN_CHARACTERS = 60
+
 
 @dataclass
 class Feedbacks:
@@ -24,7 +27,8 @@ class Feedbacks:
         repeated: feedback whose id several requests had: the last answer before it counts.
         missing: feedback whose answer was not captured.
         other_versions: feedback to answers of other versions of the model.
-        unknown_labels: labels that the package does not have, and how often they were named.
+        unknown_labels: labels that the package does not have, and how often they were named. A
+            caller wrote them: `shown_labels` are a few of them, shortened.
     """
 
     known_labels: frozenset[str]
@@ -38,6 +42,15 @@ class Feedbacks:
     missing: int = 0
     other_versions: int = 0
     unknown_labels: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def shown_labels(self) -> dict[str, int]:
+        """The most frequent unknown labels, for people."""
+        often = sorted(self.unknown_labels.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+        return {
+            label if len(label) <= SHOWN_CHARACTERS else f"{label[:SHOWN_CHARACTERS]}…": count
+            for label, count in often
+        }
 
     @property
     def micro_f1(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -24,6 +25,11 @@ UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 # Younger unfinished files may be those of a server that writes them now.
 ABANDONED = timedelta(minutes=1)
 # As `service.package.files.write_bytes` names a file that it has not finished.
+# A part's folder is the day on which it was written: after its lines, by clocks nearly alike.
+DAY = re.compile(r"/(\d{4}-\d{2}-\d{2})/[^/]+$")
+CLOCKS_APART = timedelta(hours=1)
+# A bucket answers each request after some milliseconds, and there are thousands of parts.
+READ_AT_ONCE = 16
 UNFINISHED = re.compile(rf"/\.[^/]+{re.escape(PART_ENDING)}\.\d+\.tmp$")
 
 
@@ -72,9 +78,9 @@ class Captured:
     def feedback(self) -> dict[Key, Feedback]:
         """What is known of answers, by request and place; of several lines the last counts.
 
-        Feedback may come long after its answer: no time span bounds it.
+        Feedback may come long after its answer: no end of a time span bounds it.
         """
-        whole = Captured(self.parts)
+        whole = Captured(self._recent_parts())
         found: dict[Key, Feedback] = {}
         # Answers are most of the lines: they are not parsed for this.
         for line in whole._lines(Reading(), b'"feedback"'):
@@ -85,10 +91,9 @@ class Captured:
         return found
 
     def _lines(self, reading: Reading, holding: bytes = b"") -> Iterator[CapturedAnswer | Feedback]:
-        with progress(len(self.parts), "captured", "part") as bar:
-            for part in self.parts:
-                with one_sentence(part.url, DataError):
-                    content: bytes = part.fs.cat_file(part.path)
+        parts = self._recent_parts()
+        with progress(len(parts), "captured", "part") as bar:
+            for content in _contents(parts):
                 for text in content.split(b"\n"):
                     if not text.strip() or holding not in text:
                         continue
@@ -101,10 +106,31 @@ class Captured:
                         yield line
                 bar.update()
 
+    def _recent_parts(self) -> tuple[Place, ...]:
+        """The parts that can hold lines from `since` on."""
+        if self.since is None:
+            return self.parts
+        first = (self.since.astimezone(UTC) - CLOCKS_APART).date().isoformat()
+        found = ((DAY.search(part.path), part) for part in self.parts)
+        return tuple(part for day, part in found if day is None or day[1] >= first)
+
     def _is_wanted(self, moment: datetime) -> bool:
         return (self.since is None or moment >= self.since) and (
             self.until is None or moment < self.until
         )
+
+
+def _contents(parts: Sequence[Place]) -> Iterator[bytes]:
+    """What each part holds; several are read at a time."""
+
+    def read(part: Place) -> bytes:
+        with one_sentence(part.url, DataError):
+            content: bytes = part.fs.cat_file(part.path)
+            return content
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        for first in range(0, len(parts), READ_AT_ONCE):
+            yield from pool.map(read, parts[first : first + READ_AT_ONCE])
 
 
 def find_captured(

@@ -24,7 +24,7 @@ from monitoring.options import UNIFORM_SHARE
 from service.capture.records import CapturedAnswer
 from service.package.manifest import Manifest, Text
 from training.common.errors import DataError
-from training.data.leakage import find_leakage
+from training.data.leakage import find_leakage, known_share
 from training.data.near_duplicates import similar_groups
 
 Reason = Literal["uniform", "disagreement", "abstained", "uncertain"]
@@ -55,7 +55,7 @@ class Collection:
 
     Attributes:
         captured: answers that were looked at; `without_text` of them hold no text.
-        known: texts that the package was made with.
+        known: texts that the package was made with, of which it knows `known_share`.
         repeated: texts that equal or resemble an earlier one.
     """
 
@@ -63,6 +63,7 @@ class Collection:
     captured: int
     without_text: int
     known: int
+    known_share: float
     repeated: int
 
 
@@ -118,7 +119,9 @@ def collect(
     rest = [own[text] for text in left if text not in taken]
     reasons = [_reason(answer, others) for answer in rest]
     picks += _pick_to_teach(rest, reasons, rows - len(picks), embed, seed)
-    return Collection(picks, captured, without_text, len(known), len(fresh) - len(left))
+    repeated = len(fresh) - len(left)
+    share = known_share(manifest)
+    return Collection(picks, captured, without_text, len(known), share, repeated)
 
 
 def _pick_uniformly(

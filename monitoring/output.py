@@ -51,6 +51,11 @@ def print_collection(collection: Collection) -> None:
         print(f"left out: {collection.without_text:,} answers without their text")
     if collection.known:
         print(f"left out: {collection.known:,} texts that the training had")
+    if collection.known_share < 1:
+        print(
+            f"the package knows only {collection.known_share:.0%} of its training texts: name the "
+            "training file with --exclude, or texts are picked that it was trained on"
+        )
     if collection.repeated:
         print(f"left out: {collection.repeated:,} texts that equal or resemble another one")
 
@@ -84,9 +89,11 @@ def sentences(report: DriftReport) -> Iterator[str]:
     for group, window in sorted(report.windows.items(), key=lambda item: -item[1].rows):
         if group is not None:
             share = max(share.value for share in window.labels)
+            # Of several labels an answer has no score that expects it to be right.
+            score = f"mean score {window.expected.value:.3f}, " if window.expected.of else ""
             yield (
-                f"group {group}: {window.rows:,} answers, mean score "
-                f"{window.expected.value:.3f}, mostly {window.most_frequent!r} ({share:.0%})"
+                f"group {group}: {window.rows:,} answers, {score}"
+                f"mostly {window.most_frequent!r} ({share:.0%})"
             )
     feedback = report.feedback
     if feedback.repeated:
@@ -98,8 +105,11 @@ def sentences(report: DriftReport) -> Iterator[str]:
         yield f"{feedback.missing} feedbacks name no answer of this window"
     if feedback.other_versions:
         yield f"{feedback.other_versions} feedbacks are of answers of other versions"
-    for label, count in feedback.unknown_labels.items():
+    for label, count in feedback.shown_labels.items():
         yield f"{count} feedbacks name the label {label!r}, which the package does not have"
+    more = len(feedback.unknown_labels) - len(feedback.shown_labels)
+    if more > 0:
+        yield f"feedbacks name {more} more labels that the package does not have"
     if report.reading.broken_lines:
         yield f"{report.reading.broken_lines} lines could not be read, such as the last of a part"
     for version, count in sorted(report.reading.other_versions.items()):

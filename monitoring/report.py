@@ -95,7 +95,7 @@ def look_at_production(
 
 
 def as_json(report: DriftReport) -> dict[str, Any]:
-    """The report for a file: numbers only, no text of a request."""
+    """The report for a file: numbers, and the names of labels and groups; no text of a request."""
     return {
         "package": f"{report.manifest.name}:{report.manifest.version}",
         "reference": report.reference.name,
@@ -116,7 +116,7 @@ def as_json(report: DriftReport) -> dict[str, Any]:
             "without_answer": report.feedback.missing,
             "repeated_ids": report.feedback.repeated,
             "other_versions": report.feedback.other_versions,
-            "unknown_labels": report.feedback.unknown_labels,
+            "unknown_labels": report.feedback.shown_labels,
         },
         "groups": {
             name: _group(report.manifest, window)

@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import sha256
 from heapq import nlargest
 from pathlib import Path
+from sys import getsizeof
 from time import time
 from typing import Any
 
@@ -94,6 +95,7 @@ class Capture:
         self._writer = writer
         self._pieces = pieces
         self._groups: set[str] = set()
+        self._labels = frozenset(manifest.labels)
         # Of several labels, and of the positive one of two: where an answer turns.
         self._turning = [manifest.labels.index(name) for name in manifest.thresholds]
         self._thresholds = np.array(list(manifest.thresholds.values()))
@@ -133,7 +135,7 @@ class Capture:
             )
             for index in chosen
         ]
-        size = sum(BYTES_OF_LINE + (0 if text is None else _length(text)) for _, text in kept)
+        size = sum(BYTES_OF_LINE + _bytes_of(text) for _, text in kept)
         self._writer.put(Entry(partial(self._lines, kept), len(kept), size))
 
     def _facts(
@@ -173,9 +175,10 @@ class Capture:
         note = note if self.rules.text else None
 
         def lines() -> list[bytes]:
-            kept = note
-            if kept is not None and self.rules.redact is not None:
-                kept = self.rules.redact(kept)
+            redact = self.rules.redact or str
+            # A label that is none of the model's can be anything.
+            own = [label if label in self._labels else redact(label) for label in labels]
+            kept = None if note is None else redact(note)
             return [
                 _as_line(
                     kind="feedback",
@@ -183,12 +186,12 @@ class Capture:
                     index=index,
                     time=as_time(moment),
                     version=version or self._manifest.version,
-                    labels=list(labels),
+                    labels=own,
                     note=kept,
                 )
             ]
 
-        size = len(note or "") + sum(map(len, labels))
+        size = BYTES_OF_LINE + _bytes_of(note) + sum(map(_bytes_of, labels))
         self._writer.put(Entry(lines, 1, size))
 
     def close(self, seconds: float) -> None:
@@ -271,8 +274,11 @@ def read_key(path: Path) -> bytes:
     return key
 
 
-def _length(text: Text) -> int:
-    return len(text) if isinstance(text, str) else sum(map(len, text))
+def _bytes_of(text: Text | None) -> int:
+    """What a text holds in memory: a character is one to four bytes."""
+    if text is None:
+        return 0
+    return sum(map(getsizeof, (text,) if isinstance(text, str) else text))
 
 
 def _as_line(**fields: Any) -> bytes:

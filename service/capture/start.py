@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from service.capture.capture import Capture, CaptureError, CaptureRules, load_redaction, read_key
-from service.capture.store import StoreError, open_store
-from service.capture.writer import CaptureWriter
+from service.capture.store import FolderStore, StoreError, open_store
+from service.capture.writer import FLUSH_SECONDS, CaptureWriter
 from service.inference.classifier import Classifier
 from service.metrics.recorder import Metrics
 from service.settings import PREFIX, Settings, SettingsError
+
+# In seconds. A bucket should hold few objects: whoever reads them asks for each.
+REMOTE_FLUSH_SECONDS = 60.0
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -63,5 +66,6 @@ def start_capture(
     if rules is None or settings.capture is None:
         return None
     store = open_store(settings.capture)
-    writer = CaptureWriter(store, metrics.capture_dropped, metrics.captured)
+    seconds = FLUSH_SECONDS if isinstance(store, FolderStore) else REMOTE_FLUSH_SECONDS
+    writer = CaptureWriter(store, metrics.capture_dropped, metrics.captured, seconds)
     return Capture(classifier.manifest, rules, writer, classifier.encoder.pieces)

@@ -18,10 +18,13 @@ from service.capture.store import Store
 
 logger = logging.getLogger("bentoml.service")
 
-# A part is written so often, in seconds, or when so many entries wait.
+# A part is written so often, in seconds, or when so many entries wait, or entries of so many bytes.
+# An emoji of four bytes is twelve characters of a line: a part can be several times as large.
 FLUSH_SECONDS = 5.0
 PART_ENTRIES = 2_000
-# What may wait: more is dropped, and counted. The second is about what the entries hold.
+PART_BYTES = 4_000_000
+# What may wait or be written at the moment: more is dropped, and counted. The second is about what
+# the entries hold.
 MOST_ENTRIES = 20_000
 MOST_BYTES = 64_000_000
 # Lines are made in steps of so many entries, with a pause in seconds after each.
@@ -92,7 +95,7 @@ class CaptureWriter:
                 self._waiting.append(entry)
                 self._count += entry.size
                 self._held += entry.held
-                if self._count >= PART_ENTRIES:
+                if self._is_due():
                     self._changed.notify()
         if full:
             self._on_drop("queue", entry.size)
@@ -107,31 +110,37 @@ class CaptureWriter:
 
     def _run(self) -> None:
         while part := self._next_part():
+            held = sum(entry.held for entry in part)
             lines = self._lines(part)
-            if lines and not self._write(lines):
+            count, content = len(lines), b"".join(lines)
+            # The texts are in the content now, and need not wait for the store, too.
+            del part, lines
+            if count and not self._write(content, count):
                 with self._changed:
-                    lost = len(lines) + self._count
+                    lost = count + self._count
                     self._waiting.clear()
                 self._on_drop("store", lost)
                 return
+            with self._changed:
+                self._held -= held
+
+    def _is_due(self) -> bool:
+        return self._deadline is not None or self._count >= PART_ENTRIES or self._held >= PART_BYTES
 
     def _next_part(self) -> list[Entry]:
-        """What waits, of so many lines at most; empty at the end."""
+        """What waits, of so many lines and bytes at most; empty at the end."""
         part: list[Entry] = []
         with self._changed:
             while not self._waiting or self._deadline is None:
-                is_due = self._changed.wait_for(
-                    lambda: self._deadline is not None or self._count >= PART_ENTRIES,
-                    self._flush_seconds,
-                )
+                is_due = self._changed.wait_for(self._is_due, self._flush_seconds)
                 if self._waiting or (is_due and self._deadline is not None):
                     break
-            count = 0
-            while self._waiting and count < PART_ENTRIES:
+            count = held = 0
+            while self._waiting and count < PART_ENTRIES and held < PART_BYTES:
                 entry = self._waiting.popleft()
                 part.append(entry)
                 count += entry.size
-                self._held -= entry.held
+                held += entry.held
             self._count -= count
         return part
 
@@ -153,12 +162,14 @@ class CaptureWriter:
     def _has_time(self) -> bool:
         return self._deadline is None and self._count < MOST_ENTRIES // 4
 
-    def _write(self, lines: list[bytes]) -> bool:
-        """Write a part, again and again until it is there; False where the end came first."""
+    def _write(self, content: bytes, count: int) -> bool:
+        """Write a part of so many lines, again and again until it is there.
+
+        False where the end came first.
+        """
         self._parts += 1
         moment = datetime.now(UTC)
         name = f"{moment:%Y-%m-%d}/{moment:%H%M%S}-{self._name}-{self._parts:06}{PART_ENDING}"
-        content = b"".join(lines)
         pause = FIRST_PAUSE
         while True:
             try:
@@ -166,7 +177,7 @@ class CaptureWriter:
             except Exception as error:  # noqa: BLE001 - each driver has errors of its own
                 self._warn(f"{name} could not be written, trying again: {error}")
             else:
-                self._on_write(len(lines))
+                self._on_write(count)
                 return True
             with self._changed:
                 self._changed.wait_for(lambda: self._deadline is not None, pause)

@@ -13,7 +13,7 @@ from service.package.manifest import VERSION_PATTERN, Manifest
 ID_PATTERN = r"^[A-Za-z0-9._:-]{1,140}$"
 MOST_NOTE_CHARACTERS = 1_000
 # Of labels of another version, which are kept as they come.
-MOST_LABEL_CHARACTERS = 1_000
+MOST_LABEL_CHARACTERS = 200
 
 
 class FeedbackRequest(BaseModel):
@@ -42,7 +42,7 @@ class FeedbackRequest(BaseModel):
 
 
 class FeedbackResponse(BaseModel):
-    """The feedback was taken; it is written within seconds."""
+    """The feedback was taken; it is written within seconds, or to a bucket within a minute."""
 
     status: str = "accepted"
 

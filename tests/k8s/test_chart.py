@@ -22,7 +22,7 @@ import generate_chart
 
 CHART = K8S / "chart"
 SWITCHES = generate_chart.SWITCHES
-ADDING = ("apiKeys", "gateway", "grafana", "ingress", "prometheus", "tracing")
+ADDING = ("apiKeys", "gateway", "grafana", "ingress", "prometheus", "tracing", "capture")
 COMBINATIONS = [
     (),
     *((name,) for name in SWITCHES),

@@ -106,6 +106,7 @@ REQUESTS = (
     'whetstone_requests_total{namespace="production", job="classifier", route="%s", status="%d"}'
 )
 REFUSALS = 'whetstone_refusals_total{namespace="production", job="classifier", reason="deadline"}'
+DROPPED = "whetstone_capture_dropped_total"
 # A hundred requests a minute, and ten times as many probes, which are no share of them.
 FINE = {REQUESTS % ("/classify", 200): "0+100x99", REQUESTS % ("/livez", 200): "0+1000x99"}
 
@@ -153,6 +154,13 @@ def scores_of(mean: float, texts: int = 10) -> dict[str, str]:
         ("WhetstoneErrors", FINE | {REQUESTS % ("/livez", 500): "0+50x99"}, "1h", []),
         ("WhetstoneLate", FINE, "1h", []),
         ("WhetstoneLate", FINE | {REQUESTS % ("/predict", 504): "0+2x99"}, "1h", [IN_PRODUCTION]),
+        ("WhetstoneCaptureLoses", {of_a(DROPPED, reason="queue"): "0x99"}, "1h", []),
+        (
+            "WhetstoneCaptureLoses",
+            {of_a(DROPPED, reason="queue"): "0+3x99", of_a(DROPPED, reason="error"): "0x99"},
+            "1h",
+            [{**IN_PRODUCTION, "reason": "queue"}],
+        ),
         ("WhetstoneRefusing", FINE | {REFUSALS: "0+4x99"}, "1h", []),
         ("WhetstoneRefusing", FINE | {REFUSALS: "0+6x99"}, "1h", [IN_PRODUCTION]),
         ("WhetstoneDown", {PRODUCTION % "a": "1x99", STAGING: "1x99"}, "1h", []),

@@ -47,6 +47,25 @@ def test_lines_of_a_time_span_and_a_version_are_chosen(tmp_path: Path) -> None:
     assert reading.other_versions == {"f" * 12: 1}
 
 
+def test_parts_from_before_the_time_span_are_not_read(tmp_path: Path) -> None:
+    made = answers(3)
+    day_before = START - timedelta(days=1)
+    early = [line.model_copy(update={"time": day_before}) for line in answers(2, seed=1)]
+    write_part(tmp_path, made, "2026-11-01/a.jsonl")
+    late = [feedback(made[0].id, "refund", after=3 * 86400)]
+    write_part(tmp_path, late, "2026-11-04/a.jsonl")
+    # Answers that the folder's name denies: whoever reads the part, finds them.
+    write_part(tmp_path, made, "2026-10-30/a.jsonl")
+    write_part(tmp_path, [*early, "{broken"], "2026-10-31/a.jsonl")
+    chosen = find_captured([str(tmp_path)], since=START)
+    reading = Reading()
+    assert list(chosen.answers(reading)) == made
+    # The day before is read, as clocks differ.
+    assert reading.broken_lines == 1
+    assert list(chosen.feedback()) == [(made[0].id, 0)]
+    assert len(list(find_captured([str(tmp_path)]).answers())) == 8
+
+
 def test_of_feedback_to_one_answer_the_last_counts(tmp_path: Path) -> None:
     lines = [
         feedback("a", "refund", after=5),

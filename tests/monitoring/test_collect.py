@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from monitoring.collect import Collection, Pick, collect
+from monitoring.output import print_collection
 from service.capture.records import CapturedAnswer
 from service.package.manifest import Manifest, Text
 from tests.monitoring.made import answers, manifest
@@ -71,6 +72,20 @@ def test_what_training_had_and_what_is_there_twice_is_not_picked() -> None:
     assert picks.isdisjoint([*texts[:3], texts[10], f"{texts[5]}!"])
     assert len(picks) == 36
     assert (found.known, found.repeated) == (3, 2)
+
+
+def test_the_share_of_the_training_that_a_package_knows_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = texts_of(40)
+    made = with_texts(answers(40), texts)
+    sampled = manifest(provenance={KEY: fingerprint(texts[:20], most=5)})
+    found = collect(sampled, made, 60, embed=embed)
+    assert (found.known, found.known_share) == (5, 0.25)
+    print_collection(found)
+    assert "knows only 25% of its training texts: name the training file" in capsys.readouterr().out
+    print_collection(collect(package(texts[:20]), made, 60, embed=embed))
+    assert "knows only" not in capsys.readouterr().out
 
 
 def test_disagreement_and_abstention_come_first() -> None:

@@ -171,6 +171,14 @@ def test_feedback_measures_the_answers_that_it_meets() -> None:
     assert met.micro_f1 == pytest.approx(1 / 3)
 
 
+def test_of_labels_that_callers_made_up_a_few_are_shown_and_shortened() -> None:
+    names = ["often", *(f"{number} {'x' * 150}" for number in range(30))]
+    met = Feedbacks(frozenset(LABELS), VERSION)
+    met.unknown_labels = dict.fromkeys(names, 1) | {"often": 2}
+    assert len(met.shown_labels) == 10 and met.shown_labels["often"] == 2
+    assert max(map(len, met.shown_labels)) == 61
+
+
 def test_feedback_is_of_the_last_answer_before_it() -> None:
     first, again, later = (
         line.model_copy(update={"id": "twice", "label": label, "time": START + timedelta(hours=n)})

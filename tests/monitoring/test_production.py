@@ -69,7 +69,7 @@ def captured(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             ({"id": "r1", "label": label}, 202),
             ({"id": "r1", "label": "no such label"}, 422),
             ({"id": "r1", "label": "no such label", "version": "f" * 12}, 202),
-            ({"id": "r1", "label": "x" * 1001, "version": "f" * 12}, 422),
+            ({"id": "r1", "label": "x" * 201, "version": "f" * 12}, 422),
             ({"id": "r1", "version": "f" * 12}, 422),
             ({"id": "r1", "label": label, "version": "latest"}, 422),
             ({"id": "r1"}, 422),
@@ -134,6 +134,8 @@ def test_drift_reads_what_the_server_kept(
 ) -> None:
     file = tmp_path / "drift.json"
     words = ["drift", str(tiny_package), str(captured / "captured"), "--json", str(file)]
+    assert main([*words, "--allow_too_few"]) == 0
+    assert "verdict: too few rows" in capsys.readouterr().out
     assert main(words) == 4
     shown = capsys.readouterr().out
     assert "42 captured answers" in shown
@@ -221,8 +223,15 @@ def test_labeled_picks_come_back_into_the_training_file(
     # The file is one to train on, and its rows are not picked again.
     data = read_files(str(into), DataArguments())[0]
     assert len(data) == 6
-    assert main([*words, "--rows", "40", "--out", str(out), "--exclude", str(into)]) == 0
-    assert not [text for text in data.texts if text in out.read_text("utf-8")]
+    # Nor is the file written over in which people have entered labels.
+    again = [*words, "--rows", "40", "--exclude", str(into), "--out"]
+    before = out.read_bytes()
+    assert main([*again, str(out)]) == 1
+    assert "is there already, and may hold labels" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    second = tmp_path / "second.csv"
+    assert main([*again, str(second)]) == 0
+    assert not [text for text in data.texts if text in second.read_text("utf-8")]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def find_leakage(manifest: Manifest, texts: Sequence[Text]) -> Leakage | None:
     return Leakage(rows, len(looked_at))
 
 
+def known_share(manifest: Manifest) -> float:
+    """The share of a package's own texts that it has hashes of; 0 where it has none."""
+    kept: Any = manifest.provenance.get(KEY)
+    known = _unpacked(kept)
+    return 0.0 if known is None else len(known) / max(kept["different"], len(known))
+
+
 def _unpacked(kept: Any) -> list[bytes] | None:
     """The hashes of a manifest; None where they are not what `fingerprint` makes.
 

@@ -17,6 +17,12 @@
 {{- if .Values.tracing.enabled }}
 {{- $_ := set $settings "WHETSTONE_TRACING_URL" .Values.tracing.url }}
 {{- end }}
+{{- if .Values.capture.enabled }}
+{{- $_ := set $settings "WHETSTONE_CAPTURE" .Values.capture.address }}
+{{- end }}
+{{- if .Values.capture.enabled }}
+{{- $_ := set $settings "WHETSTONE_CAPTURE_RATE" .Values.capture.rate }}
+{{- end }}
 {{- toYaml $settings }}
 {{- end }}
 

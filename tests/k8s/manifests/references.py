@@ -16,7 +16,7 @@ from tests.k8s.manifests.values import seconds
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # In no manifest: whoever deploys creates them.
-SECRETS_OF_YOURS = {"text-classifier-api-keys", "text-classifier-tls"}
+SECRETS_OF_YOURS = {"text-classifier-api-keys", "text-classifier-capture", "text-classifier-tls"}
 # All annotations together may have 256 KiB, and `kubectl apply` keeps the resource in one.
 LARGEST_APPLIED = 256 << 10
 
@@ -126,6 +126,10 @@ def references(manifests: Manifests) -> Iterator[str]:
                 yield f"there is no Secret {volume['secret']['secretName']}"
     for _, container in manifests.containers():
         for source in container.get("envFrom", []):
+            if "secretRef" in source:
+                if source["secretRef"]["name"] not in SECRETS_OF_YOURS:
+                    yield f"there is no Secret {source['secretRef']['name']}"
+                continue
             name = source["configMapRef"]["name"]
             read.add(name)
             if manifests.find("ConfigMap", name) is None:
@@ -203,9 +207,12 @@ def network(manifests: Manifests) -> Iterator[str]:
         yield f"ingress is allowed to {ends['ingress']}, not to the Service's ports"
     wanted = {("UDP", 53), ("TCP", 53)}
     for _, container in manifests.containers():
-        url = environment(manifests, container).get("WHETSTONE_TRACING_URL")
+        variables = environment(manifests, container)
+        url = variables.get("WHETSTONE_TRACING_URL")
         if url:
             wanted.add(("TCP", urlsplit(url).port or 80))
+        if "://" in variables.get("WHETSTONE_CAPTURE", ""):
+            wanted.add(("TCP", 443))
     if ends["egress"] != wanted:
         yield f"egress is allowed to {sorted(ends['egress'])}, needed is {sorted(wanted)}"
 

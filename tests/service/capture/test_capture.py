@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,54 @@ def test_a_redaction_that_fails_keeps_nothing(classifier: Classifier, tmp_path: 
     capture.close(20)
     assert dropped == [("error", 2)]
     assert list(tmp_path.rglob("*.jsonl")) == []
+
+
+def test_texts_that_wait_hold_no_more_than_is_stated(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away:
+        def write(self, name: str, content: bytes) -> None:
+            raise ConnectionError
+
+    monkeypatch.setattr("service.capture.writer.MOST_BYTES", 4_000_000)
+    monkeypatch.setattr("service.capture.writer.PART_BYTES", 200_000)
+    dropped: dict[str, int] = {}
+
+    def drop(why: str, count: int) -> None:
+        dropped[why] = dropped.get(why, 0) + count
+
+    encoded, answers = classifier.encode(["a"]), classifier.classify(["a"])
+    tracemalloc.start()
+    try:
+        writer = CaptureWriter(Away(), drop)
+        capture = Capture(classifier.manifest, CaptureRules(text=True), writer, NO_PIECES)
+        for number in range(200):
+            # Four bytes a character, of which twelve characters of a line are made.
+            text = "\N{GRINNING FACE}" * 20_000 + str(number)
+            capture.keep(str(number), {}, [text], encoded, answers)
+            # So that parts are made meanwhile.
+            time.sleep(0.002)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        capture.close(0)
+    assert dropped["queue"] > 100
+    assert most < 8_000_000
+
+
+def test_a_label_of_another_model_is_redacted_like_a_text(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    own = classifier.manifest.labels[0]
+    rules = CaptureRules(text=True, redact=lambda text: "*" * len(text))
+    writer = CaptureWriter(FolderStore(tmp_path), lambda *_: None)
+    capture = Capture(classifier.manifest, rules, writer, NO_PIECES)
+    capture.keep_feedback("one", 0, [own, "Jane"], "call her", "f" * 12)
+    capture.close(20)
+    (line,) = next(tmp_path.rglob("*.jsonl")).read_bytes().splitlines()
+    found = parse_line(line)
+    assert isinstance(found, Feedback)
+    assert (found.labels, found.note) == ((own, "****"), "********")
 
 
 def test_equal_texts_have_equal_keys_and_only_with_the_secret(kept: Kept) -> None:

@@ -132,6 +132,32 @@ def test_more_than_may_wait_is_dropped_and_counted(monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - began < SECONDS
 
 
+def test_a_part_holds_so_many_bytes_and_what_is_written_counts_as_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer_module, "PART_BYTES", 100)
+    monkeypatch.setattr(writer_module, "MOST_BYTES", 250)
+    dropped, store = Dropped(), Away()
+    monkeypatch.setattr(writer_module, "FIRST_PAUSE", 0.01)
+    writer = CaptureWriter(store, dropped, flush_seconds=3600)
+    # The second entry makes a part of both, which the store does not take yet.
+    writer.put(entry(b"a\n", held=50))
+    writer.put(entry(b"b\n", held=50))
+    assert store.tried.wait(SECONDS)
+    writer.put(entry(b"c\n", held=100))
+    writer.put(entry(b"d\n", held=100))
+    assert dropped.counts == {"queue": 1}
+    store.back.set()
+    deadline = time.monotonic() + SECONDS
+    while len(store.parts) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    writer.put(entry(b"e\n", held=250))
+    writer.close(SECONDS)
+    assert list(store.parts.values()) == [b"a\nb\n", b"c\n", b"e\n"]
+    assert dropped.counts == {"queue": 1}
+
+
 def test_what_a_store_does_not_take_until_the_end_is_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
