@@ -91,6 +91,10 @@ def published(found: Mapping[str, Any]) -> str:
     return "; ".join(texts) or "-"
 
 
+def _or_dash(score: float | None) -> str:
+    return "-" if score is None else f"{score:.3f}"
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """The table for the README."""
     head = ("set", "rows: training + validation / test", "minutes: training / in all", "ships")
@@ -114,7 +118,7 @@ def summary(result: Mapping[str, Any]) -> str:
             f"{least}{minutes['training']:.1f} / {least}{minutes['in_all']:.1f}",
             found["shipped"],
             *(f"{found[key]:.3f}" for key in ("accuracy", "macro_f1")),
-            f"{found['on_validation'][found['shipped']]['macro_f1']:.3f}",
+            _or_dash(found["on_validation"][found["shipped"]]["macro_f1"]),
             f"{found['micro_f1']:.3f}" if "micro_f1" in found else "-",
             f"{found['ece']:.3f}",
             aim(found),

@@ -124,7 +124,9 @@ def _measure(run: TrainedRun, package: Path) -> str:
     write_manifest(package, manifest)
     write_text(package / CARD_FILE, model_card(manifest))
     where = f"its {name} split"
-    write_report(report, manifest, split, answers, metrics, where=where, classifier=classifier)
+    # The words that decide are of the model that answered.
+    explained = None if metrics.get("of_another_model") else classifier
+    write_report(report, manifest, split, answers, metrics, where=where, classifier=explained)
     flattered = ""
     if not run.data.test:
         flattered = " (no test split; the checkpoint was chosen by this one)"

@@ -105,17 +105,20 @@ def validation_metrics_of(
     """
     rests_on = "validation rows, which also chose the checkpoint"
     if held_out:
-        rests_on = "validation rows, by a model that was trained without them"
+        rests_on = (
+            "validation rows, by a model that was trained without them and whose epoch they chose"
+        )
     fitted = manifest.temperature != 1 or manifest.platt or manifest.thresholds
     if not fitted and manifest.abstain_threshold is None:
         answers = predictions(manifest, encoded, logits)
-    elif len(truth) < FEWEST_FOLDED:
+    elif len(truth) < FEWEST_FOLDED or (groups is not None and len(np.unique(groups)) < 2):
         rests_on += ", the calibration and the thresholds"
         answers = predictions(manifest, encoded, logits)
     else:
         rests_on += "; calibration and thresholds were fitted to others of them (out-of-fold)"
         answers = out_of_fold(manifest, arguments, truth, encoded, logits, groups)
-    return {"rests_on": rests_on, **all_metrics(manifest, truth, answers)}, answers
+    metrics = {"rests_on": rests_on, **all_metrics(manifest, truth, answers)}
+    return metrics | ({"of_another_model": True} if held_out else {}), answers
 
 
 def _unseen(manifest: Manifest, split: Split) -> str:

@@ -1,7 +1,7 @@
 """Calibration on the validation split: a temperature, or a slope and an intercept for each label.
 
-It is fitted to the logits of the very graph that ships, and judged on rows that it was not fitted
-on.
+It is fitted to the logits of the very graph that ships, or of a first model where that one was
+trained on the validation rows, too. It is judged on rows that it was not fitted on.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from training.evaluation.significance import label_f1
 from training.export.finish import finish
 from training.export.gates import Answers, Rule, Verdict, evidence, judge
 from training.export.parity import LOGIT_TOLERANCE
+from training.export.promises import without_promises
 from training.export.variants import GraphVariant
 from training.recipe.arguments import ExportArguments
 from training.recipe.bounds import Gates, parse_gates
@@ -178,7 +179,7 @@ class CandidateEvaluation:
                 "name": variant.name,
                 "precision": variant.precision,
                 **evidence(verdict),
-                **self._scores(comparable),
+                **({} if self.checkpoint.held_out is not None else self._scores(comparable)),
                 "largest_logit_difference": largest,
                 "largest_change_by_neighbours": sensitivity.largest_change,
                 "labels_changed_by_neighbours": sensitivity.changed_answers,
@@ -232,7 +233,8 @@ class CandidateEvaluation:
                     f"logits differ from the checkpoint's by {largest_logit_difference:.2g}"
                 )
             verdict = replace(verdict, outcome="passed" if equal else "refused", by_rule=reasons)
-        elif verdict.outcome == "passed" and self.checkpoint.held_out is not None:
+        elif verdict.outcome != "refused" and self.checkpoint.held_out is not None:
+            # More rows or wider bounds would not help.
             reasons = {"rows": "the checkpoint was trained on the validation rows, too"}
             verdict = replace(verdict, outcome="inconclusive", by_rule=reasons)
         # An fp32 answer that changes with so small a change was a tie, for the checkpoint as well.
@@ -247,7 +249,7 @@ class CandidateEvaluation:
         return verdict
 
     def _scores(self, answers: Answers) -> dict[str, Any]:
-        """Accuracy and F1 on the validation rows, for the manifest."""
+        """Accuracy and F1 on validation rows that the checkpoint has not seen, for the manifest."""
         per_label = {
             label: None if np.isnan(f1) else float(f1)
             for label, f1 in zip(
@@ -267,9 +269,10 @@ def _finish(
     draft: Manifest, arguments: ExportArguments, checkpoint: CheckpointAnswers, logits: FloatArray
 ) -> tuple[Manifest, list[Prediction]]:
     validation, unseen = checkpoint.validation, checkpoint.unseen(logits)
-    return finish(
+    manifest, answers = finish(
         draft, arguments, validation.labels, checkpoint.encoded, unseen, validation.groups
     )
+    return manifest if checkpoint.held_out is None else without_promises(manifest), answers
 
 
 def _comparable(answers: Sequence[Prediction], labels: Sequence[str]) -> Answers:

@@ -61,7 +61,7 @@ def _on_all_rows(rows: Mapping[str, Any]) -> str:
         return ""
     return (
         "The model was trained on all of these rows; a first one, without the validation rows, "
-        "calibrated it and gave the numbers above. "
+        "calibrated it and gave the measurements on them. "
     )
 
 
@@ -162,7 +162,7 @@ def _selection(manifest: Manifest) -> str:
         cells = ["", "", "", ""]
         if row["verdict"] != "unavailable":
             cells = [
-                measured(row["macro_f1"], selection["rows"]),
+                _share(row.get("macro_f1"), selection["rows"]),
                 measured(row["label_agreement"], selection["rows"]),
                 f"{row['mean_probability_drift']:.4f}",
                 f"{row['bytes'] / 1e6:.0f}",
@@ -175,6 +175,11 @@ def _selection(manifest: Manifest) -> str:
     ]
     ships = f"On the {selection['rows']} validation rows. Ships: {selection['reason']}."
     return "\n".join([*lines, "", ships, *(["", *reasons] if reasons else [])])
+
+
+def _share(value: float | None, rows: int) -> str:
+    """A score, or nothing where no rows measure it."""
+    return "" if value is None else measured(value, rows)
 
 
 def _input(manifest: Manifest) -> str:

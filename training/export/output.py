@@ -43,7 +43,7 @@ def _cells(candidate: dict[str, Any], rows: int) -> list[str]:
     if candidate["verdict"] == "unavailable":
         return ["-"] * 5
     return [
-        measured(candidate["macro_f1"], rows),
+        measured(candidate["macro_f1"], rows) if "macro_f1" in candidate else "-",
         measured(candidate["label_agreement"], rows),
         f"{candidate['mean_probability_drift']:.4f}",
         f"{candidate['bytes'] / 1e6:.0f}",

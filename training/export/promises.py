@@ -34,6 +34,8 @@ class Promise:
         promised: whether the rows prove `wanted` for new rows.
         observed: the precision on these rows.
         lower_bound: of the precision at this threshold alone, with CONFIDENCE.
+        of_another_model: the rows were answered by a model that was trained without them; the one
+            that ships was trained on them, and nothing is proven of it.
     """
 
     wanted: float
@@ -41,6 +43,7 @@ class Promise:
     promised: bool
     observed: float
     lower_bound: float
+    of_another_model: bool = False
 
     @property
     def at_most(self) -> float:
@@ -130,6 +133,20 @@ def with_promises(manifest: Manifest, evidence: dict[str, Any]) -> Manifest:
     )
 
 
+def without_promises(manifest: Manifest) -> Manifest:
+    """The manifest whose evidence is of another model than the one that ships."""
+    promises = manifest.calibration.get("promises")
+    if not promises:
+        return manifest
+    changed = {"promised": False, "of_another_model": True}
+    evidence = dict(promises)
+    if labels := promises.get("labels"):
+        evidence["labels"] = {name: promise | changed for name, promise in labels.items()}
+    if abstention := promises.get("abstention"):
+        evidence["abstention"] = abstention | changed
+    return with_promises(manifest, evidence)
+
+
 def broken_promises(manifest: Manifest) -> list[str]:
     """A sentence for each wanted precision that the validation rows do not prove."""
     evidence = manifest.calibration.get("promises", {})
@@ -142,6 +159,11 @@ def broken_promises(manifest: Manifest) -> list[str]:
 def _unproven(promise: Promise) -> str:
     rows = f"{promise.rows} validation row{'' if promise.rows == 1 else 's'}"
     proven = f"from its threshold on they prove {floored(promise.lower_bound)}"
+    if promise.of_another_model:
+        return (
+            f"a precision of {promise.wanted:g} is not promised, as the model that ships was "
+            "trained on the validation rows, too: train_on_all_rows: false leaves them to prove it"
+        )
     if promise.at_most < promise.wanted:
         most = floored(promise.at_most)
         return f"{rows} can promise a precision of {most} at most, not {promise.wanted:g}; {proven}"

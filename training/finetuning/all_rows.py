@@ -28,16 +28,20 @@ CURVES = "all_rows"
 
 
 class StopAfter(TrainerCallback):
-    """Stop at the end of an epoch, on a schedule that would go on."""
+    """Stop after so many epochs, or parts of one, on a schedule that would go on."""
 
     def __init__(self, epoch: float) -> None:
         self.epoch = epoch
 
-    def on_epoch_end(
+    def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.epoch is not None and state.epoch >= self.epoch:
+        if self.is_over(state):
             control.should_training_stop = True
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether a training in this state has nothing left to do."""
+        return state.epoch is not None and state.epoch >= self.epoch
 
 
 def plan_all_rows(plan: TrainingPlan) -> TrainingPlan:

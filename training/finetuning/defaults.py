@@ -65,6 +65,7 @@ class Workload:
 
     `assigned_labels` counts the labels of all rows, which may have several or none; None means one
     label a row. `processes` train together. `sizes` is None where each row is one short window.
+    `promises` says whether the validation rows have to prove a precision.
     """
 
     parameters: int
@@ -77,6 +78,7 @@ class Workload:
     processes: int = 1
     pooling: Pooling = "model"
     sizes: RowSizes | None = None
+    promises: bool = False
 
     @property
     def is_small(self) -> bool:
@@ -195,6 +197,10 @@ def _on_all_rows(workload: Workload) -> Default:
     rows = workload.validation_rows
     if rows >= GATE_ROWS:
         return Default(False, f"{rows:,} validation rows judge the graph that ships")
+    if workload.promises:
+        return Default(
+            False, f"{rows:,} validation rows prove the precision of the model that ships"
+        )
     return Default(True, f"{rows:,} of {workload.rows + rows:,} rows are too many to leave out")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.common.errors import DivergedError, RecipeError, RunError
@@ -184,6 +184,11 @@ class FineTuner(Trainer):
                 f"the best checkpoint {best} is gone: restore it, or begin anew with --overwrite"
             )
         super()._load_best_model()  # type: ignore[no-untyped-call]
+
+    def load_checkpoint(self, checkpoint: str, state: TrainerState) -> None:
+        """Take the weights and the state of one of the Trainer's own checkpoints."""
+        self._load_from_checkpoint(checkpoint)  # type: ignore[no-untyped-call]
+        self.state = state
 
     def _choose_step(self) -> int:
         measure = str(self.args.metric_for_best_model).removeprefix("eval_")

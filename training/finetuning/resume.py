@@ -96,14 +96,16 @@ def last_checkpoint(folder: Path) -> str | None:
 def state_after_early_stop(trainer: FineTuner, checkpoint: str | None) -> TrainerState | None:
     """The state of a run that was killed after it had stopped early; None for any other run.
 
-    Such a run has nothing left to train.
+    Such a run has nothing left to train. Neither has one whose last step is done, but its last
+    weights may be those that it keeps: the Trainer loads them, and trains no step.
     """
     callbacks = trainer.callback_handler.callbacks
     stop_early = next((each for each in callbacks if isinstance(each, StopEarly)), None)
     if checkpoint is None or stop_early is None:
         return None
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state if stop_early.is_time(trainer.args, state) else None
+    is_complete = state.global_step >= state.max_steps
+    return state if stop_early.is_time(trainer.args, state) and not is_complete else None
 
 
 def find_run(folder: Path, identity: str) -> dict[str, Any]:

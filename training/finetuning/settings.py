@@ -60,6 +60,7 @@ def resolve_hyperparameters(
         processes=world_size(),
         pooling=pooling,
         sizes=sizes,
+        promises=recipe.export.wants_precision,
     )
     defaults = default_hyperparameters(workload, recipe.training)
     defaults |= {"seed": Default(DEFAULT_SEED, "any number; the same one gives the same model")}

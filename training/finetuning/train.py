@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from training.common.distributed import (
     barrier,
@@ -261,7 +261,7 @@ def train_on_all_rows(
     epoch = kept_epoch(record)
     started = time.monotonic()
     # At 0 the head start alone is kept, which the model has already.
-    if epoch != 0:
+    if epoch != 0 and not _is_over(trainer, epoch, plan.recipe.output_dir):
         stop = [] if epoch is None else [StopAfter(epoch)]
         fit(trainer, plan.recipe.output_dir, [*callbacks, *stop])
     seconds = time.monotonic() - started
@@ -280,6 +280,21 @@ def train_on_all_rows(
     record.pop(FIRST_IS_DONE)
     finish(plan, trainer, record, CHECKPOINT)
     return record
+
+
+def _is_over(trainer: FineTuner, epoch: float | None, folder: Path) -> bool:
+    """Whether the second training was killed after its last step; its weights are loaded then.
+
+    The Trainer would train another epoch before it stops.
+    """
+    checkpoint = last_checkpoint(folder)
+    if epoch is None or checkpoint is None:
+        return False
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if not StopAfter(epoch).is_over(state):
+        return False
+    trainer.load_checkpoint(checkpoint, state)
+    return True
 
 
 def prepare_trainer(plan: TrainingPlan) -> FineTuner:

@@ -203,6 +203,11 @@ class ExportArguments:
         "above it is right on new rows",
     )
 
+    @property
+    def wants_precision(self) -> bool:
+        """Whether validation rows have to prove a precision."""
+        return self.threshold_precision is not None or self.abstain_precision is not None
+
 
 OWN_ARGUMENTS = (DataArguments, ModelArguments, FineTuningArguments, ExportArguments)
 

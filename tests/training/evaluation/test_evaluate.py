@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.inference.classifier import Classifier
@@ -174,16 +175,23 @@ def test_metrics_say_on_which_rows_they_rest(classifier: Classifier, rows: Split
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
-    [(40, "fitted to others of them (out-of-fold)"), (9, "the calibration and the thresholds")],
+    ("count", "groups", "said"),
+    [
+        (40, None, "fitted to others of them (out-of-fold)"),
+        (40, 2, "fitted to others of them (out-of-fold)"),
+        # No fold is left to fit to.
+        (40, 1, "the calibration and the thresholds"),
+        (9, None, "the calibration and the thresholds"),
+    ],
 )
 def test_validation_rows_are_answered_out_of_fold_where_they_are_enough(
-    classifier: Classifier, rows: Split, count: int, said: str
+    classifier: Classifier, rows: Split, count: int, groups: int | None, said: str
 ) -> None:
     changed = Classifier.__new__(Classifier)
     manifest = classifier.manifest.model_copy(update={"abstain_threshold": 0.1})
     changed.__dict__.update(classifier.__dict__ | {"manifest": manifest})
-    some = Split(rows.texts[:count], rows.labels[:count])
+    numbers = None if groups is None else np.arange(count) % groups
+    some = Split(rows.texts[:count], rows.labels[:count], groups=numbers)
     metrics, _ = evaluate_validation(changed, ExportArguments(abstain_precision=0.1), some)
     assert metrics["rests_on"].endswith(said)
     assert metrics["abstention"]["threshold"] == 0.1

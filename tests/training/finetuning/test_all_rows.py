@@ -81,6 +81,52 @@ def test_a_run_that_is_interrupted_in_either_training_ends_with_the_same_weights
     assert continued.record["evaluations"] == run.record["evaluations"]
 
 
+def test_a_second_training_that_was_killed_after_its_last_step_trains_no_further(
+    run: TrainedRun, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = run.record["all_rows"]["steps"] // 3
+    # A checkpoint at the very step at which the training is over, after one of three epochs.
+    monkeypatch.setattr("training.finetuning.all_rows.STEPS_BETWEEN", steps)
+    monkeypatch.setattr("training.finetuning.train.kept_epoch", lambda record: 1.0)
+    whole = train(recipe_at(tiny_recipe, tmp_path / "whole", **KEYS))
+    recipe = recipe_at(tiny_recipe, tmp_path / "killed", **KEYS)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("training.finetuning.fine_tuner.FineTuner.predict", killed)
+        train(recipe)
+    assert (tmp_path / "killed" / "checkpoint" / f"checkpoint-{steps}").is_dir()
+    continued = train(recipe)
+    assert continued.record["all_rows"] == whole.record["all_rows"]
+    assert continued.record["all_rows"]["steps"] == steps
+    expected, found = weights_of(whole.checkpoint), weights_of(continued.checkpoint)
+    assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_a_part_of_an_epoch_is_as_long_in_the_second_training(
+    tiny_recipe: Path, tmp_path: Path, run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.finetuning.train.kept_epoch", lambda record: 0.5)
+    half = train(recipe_at(tiny_recipe, tmp_path / "run", **KEYS))
+    an_epoch = run.record["all_rows"]["steps"] / 3
+    assert half.record["all_rows"]["steps"] == pytest.approx(an_epoch / 2, abs=1)
+
+
+def test_a_precision_is_not_promised_of_rows_that_the_model_was_trained_on(
+    run: TrainedRun, tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workload = Workload(1, 100, 2, validation_rows=20, set_aside=True, promises=True)
+    assert default_hyperparameters(workload, {})["train_on_all_rows"].value is False
+    shutil.copytree(run.folder, tmp_path / "run")
+    recipe = recipe_at(tiny_recipe, tmp_path / "run", **KEYS, abstain_precision="0.5")
+    package = export(train(recipe))
+    promise = read_manifest(package).calibration["promises"]["abstention"]
+    assert (promise["promised"], promise["of_another_model"]) == (False, True)
+    assert "was trained on the validation rows, too" in caplog.text
+
+
 def test_the_package_is_measured_and_calibrated_by_the_first_model(run: TrainedRun) -> None:
     rows = run.data.validation
     classifier = Classifier.load(run.folder / "package")
@@ -113,6 +159,10 @@ def test_rows_that_the_model_has_seen_do_not_pass_a_graph_in_reduced_precision(
     assert verdicts["int8"]["verdict"] == "inconclusive"
     assert "trained on the validation rows" in verdicts["int8"]["reasons"][0]
     assert selection["chosen"] == "fp32"
+    # Scores of rows that it was trained on say nothing.
+    assert all("macro_f1" not in each for each in verdicts.values())
+    card = (package / CARD_FILE).read_text("utf-8")
+    assert "| int8 | inconclusive |  |" in card
 
 
 def test_a_run_without_its_first_checkpoint_is_not_finished(

@@ -47,6 +47,28 @@ def test_a_run_killed_after_it_had_stopped_early_trains_no_more(
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_run_killed_after_its_last_epoch_keeps_trained_weights(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that epoch would have been the one to stop early at."""
+    keys = {"num_train_epochs": "2", "early_stopping_patience": "1"}
+    monkeypatch.setattr(
+        StopEarly, "is_time", lambda _self, _args, state: state.global_step >= state.max_steps
+    )
+    alone = train(recipe_at(tiny_recipe, tmp_path / "alone", **keys))
+    steps = alone.record["kept_step"]
+    assert steps == alone.record["evaluations"][-1]["step"]
+    recipe = recipe_at(tiny_recipe, tmp_path / "killed", **keys)
+    with monkeypatch.context() as patched:
+        patched.setattr("training.finetuning.train.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe)
+    killed = train(recipe)
+    assert killed.record["kept_step"] == steps
+    one, other = (run.checkpoint / "model.safetensors" for run in (alone, killed))
+    assert one.read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize("stops_early", [True, False], ids=["stopped early", "last epoch"])
 def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_early: bool

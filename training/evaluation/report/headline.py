@@ -39,6 +39,7 @@ def headline(measured: Measured) -> Section:
     data = {
         "rows": len(measured.split),
         "rests_on": measured.metrics.get("rests_on"),
+        "of_another_model": measured.metrics.get("of_another_model", False),
         "tiles": tiles,
     }
     return Section("headline", "Headline", "headline.html", data)
