@@ -187,7 +187,7 @@ class FineTuner(Trainer):
 
     def load_checkpoint(self, checkpoint: str, state: TrainerState) -> None:
         """Take the weights and the state of one of the Trainer's own checkpoints."""
-        self._load_from_checkpoint(checkpoint)  # type: ignore[no-untyped-call]
+        self._load_from_checkpoint(checkpoint)
         self.state = state
 
     def _choose_step(self) -> int:
