@@ -156,7 +156,8 @@ def plain(value: Any) -> Any:
     """A value as JSON would have it."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
+        # A pair of a map is a list in JSON, too.
         return [plain(part) for part in value]
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
@@ -170,23 +171,29 @@ def _values(column: Any) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError):
-        # Times beyond the year 9999, and durations beyond 2 million years.
+        # Times beyond the year 9999, durations beyond 2 million years, and text that is no UTF-8.
         values = [_value(scalar) for scalar in column]
     return values
 
 
 def _value(scalar: Any) -> Any:
-    """A scalar of Arrow in Python's type, or as text where that cannot represent it."""
+    """A scalar of Arrow in Python's type, or as text or bytes where that cannot represent it."""
     import pyarrow
 
     try:
         return scalar.as_py()
     except (ValueError, OverflowError):
+        if isinstance(scalar, pyarrow.StringScalar):
+            # Hive, Impala and Spark write any bytes as text.
+            return scalar.as_buffer().to_pybytes()
         if isinstance(scalar, pyarrow.StructScalar):
             return {name: _value(part) for name, part in scalar.items()}
+        if isinstance(scalar, pyarrow.MapScalar):
+            pairs = (scalar.values.field(side) for side in range(2))
+            return list(zip(*(map(_value, part) for part in pairs), strict=True))
         if isinstance(scalar, pyarrow.ListScalar):
             return [_value(part) for part in scalar]
-        if isinstance(scalar, pyarrow.DictionaryScalar):
+        if isinstance(scalar, pyarrow.DictionaryScalar | pyarrow.ExtensionScalar):
             return _value(scalar.value)
         return scalar.cast(pyarrow.string()).as_py()
 

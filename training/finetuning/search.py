@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -23,6 +25,7 @@ from training.finetuning.fine_tuner import FineTuner
 from training.finetuning.head_start import make_head_start
 from training.finetuning.plan import TrainingPlan
 from training.finetuning.study import (
+    BEGUN,
     POLL_SECONDS,
     WORKER,
     StudyPlace,
@@ -70,6 +73,8 @@ class Search:
     trials: int
     # The number of the trial under way.
     number: int | None = None
+    # Whether Ctrl-C ended it. Optuna says nothing of that where the trial was taken over.
+    is_interrupted: bool = False
 
     def run(self) -> None:
         """Train trials, and wait for those of other processes, until enough are finished.
@@ -84,7 +89,7 @@ class Search:
         try:
             self._run()
         except KeyboardInterrupt:
-            if self.number is not None:
+            if self.number is not None and not was_taken_over(self.study, self.number):
                 try_again(self.study, self.number)
             raise InterruptedRunError(
                 f"stopped after {len(finished_trials(self.study))} of {self.trials} trials, which "
@@ -99,6 +104,7 @@ class Search:
             bool(self.plan.arguments.greater_is_better),
         )
         trainer = _trainer_of_trials(self.plan)
+        trainer.train = self._as_trial(trainer.train)  # type: ignore[method-assign]
         trainer.add_callback(objective)
         watch, awaited = Watch(self.study), 0
         while (finished := len(finished_trials(self.study))) < self.trials:
@@ -132,6 +138,8 @@ class Search:
                 sampler=self.study.sampler,
             )
         except (ValueError, UpdateFinishedTrialError):
+            if self.is_interrupted:
+                raise KeyboardInterrupt from None
             if self.number is None:
                 raise
             if was_taken_over(self.study, self.number):
@@ -144,11 +152,33 @@ class Search:
     def _choose(self, trial: optuna.Trial) -> dict[str, Any]:
         self.number = trial.number
         if self.place.is_shared:
+            trial.set_user_attr(BEGUN, trial.number)
             trial.set_user_attr(WORKER, worker_name())
         values = {key: choose_value(trial) for key, choose_value in self.space.items()}
         shown = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
         tqdm.write(f"trial {trial.number + 1}: {shown}")
         return values
+
+    def _as_trial(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        """`train`, of which values that cannot be trained end their trial, and not the search."""
+
+        def train_trial(*arguments: Any, **options: Any) -> Any:
+            try:
+                return train(*arguments, **options)
+            except KeyboardInterrupt:
+                self.is_interrupted = True
+                raise
+            except (DivergedError, torch.OutOfMemoryError) as error:
+                reason = str(error)
+                if isinstance(error, torch.OutOfMemoryError) and self.number is not None:
+                    tqdm.write(f"trial {self.number + 1}: stopped, as the device has no more room")
+            # The error is let go before: it holds what has to leave the memory of the device.
+            gc.collect()
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+            raise optuna.TrialPruned(reason)
+
+        return train_trial
 
 
 def plan_of_trials(plan: TrainingPlan, folder: Path) -> TrainingPlan:
@@ -165,23 +195,9 @@ def plan_of_trials(plan: TrainingPlan, folder: Path) -> TrainingPlan:
 def _trainer_of_trials(plan: TrainingPlan) -> FineTuner:
     """A Trainer that makes a new model for every trial; all have the same head start."""
     start = make_head_start(plan)
-    trainer = make_trainer(
+    return make_trainer(
         plan,
         model_init=lambda: (
             plan.new_model() if start is None else start.applied_to(plan.new_model())
         ),
     )
-    trainer.train = _pruned_where_it_diverges(trainer.train)  # type: ignore[method-assign]
-    return trainer
-
-
-def _pruned_where_it_diverges(train: Callable[..., Any]) -> Callable[..., Any]:
-    """A rate that is too high for the loss ends its trial, and not the search."""
-
-    def trial(*arguments: Any, **options: Any) -> Any:
-        try:
-            return train(*arguments, **options)
-        except DivergedError as error:
-            raise optuna.TrialPruned(str(error)) from error
-
-    return trial

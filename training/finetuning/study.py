@@ -56,6 +56,9 @@ FILE_STUDY = "tuning"
 # Attributes of a study and of a trial.
 PLAN = "plan"
 WORKER = "worker"
+# Its own number, as soon as a process has begun to choose its values: one that is tried again has
+# the attributes of the trial before.
+BEGUN = "begun"
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,7 @@ class Watch:
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
-        # When a trial without values was first seen.
+        # When a trial was first seen.
         self._seen: dict[int, float] = {}
 
     def queue_dead_trials(self) -> None:
@@ -302,9 +305,10 @@ class Watch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self._study)
-        # A process that died before its first sign of life has not chosen any values either. Optuna
+        # A process that died before its first sign of life has not begun the trial either. Optuna
         # would wait for it without end.
         for trial in running_trials(self._study):
             since = self._seen.setdefault(trial.number, time.monotonic())
-            if not trial.params and time.monotonic() - since > STALE_SECONDS:
+            has_begun = trial.user_attrs.get(BEGUN) == trial.number
+            if not has_begun and time.monotonic() - since > STALE_SECONDS:
                 try_again(self._study, trial.number)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from optuna import Trial
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from transformers import TrainingArguments
@@ -22,6 +24,8 @@ from service.package.files import write_text
 from training.common.distributed import world_size
 from training.common.errors import RecipeError, RunError
 from training.data.dataset import load_data
+from training.data.encoding import row_sizes
+from training.finetuning.formulas import LONG_ROW, SMALLEST_BATCH
 from training.finetuning.lock import run_lock
 from training.finetuning.output import draw_trials
 from training.finetuning.plan import plan_training
@@ -46,7 +50,7 @@ BEST_RECIPE = "recipe.yaml"
 PICTURE = "trials.png"
 # A learning rate may be so many times its default, or its default divided by that.
 RATES = 4
-# All defaults of one process are among them, whatever the device: a study continues with these.
+BATCH_SIZE = "per_device_train_batch_size"
 BATCH_SIZES = (8, 16, 32, 64, 128)
 DECAYS = (0.0, 0.01, 0.1)
 
@@ -94,7 +98,8 @@ def tune(
         # Machines may share the run folder, too.
         folder /= worker_name()
     plan = plan_training(recipe, load_data(recipe.data, recipe_seed(recipe)))
-    space = search_space(recipe, plan.arguments)
+    longest = row_sizes(plan.data.train, plan.tokenizer, plan.text_encoding).longest
+    space = search_space(recipe, plan.arguments, longest)
     rehearse(plan)
     with (
         _locked(folder, recipe, place, overwrite=overwrite),
@@ -158,8 +163,11 @@ def _one_sentence(place: StudyPlace) -> Iterator[None]:
         ) from None
 
 
-def search_space(recipe: Recipe, arguments: TrainingArguments) -> SearchSpace:
+def search_space(recipe: Recipe, arguments: TrainingArguments, longest: int) -> SearchSpace:
     """How a trial chooses each key that the recipe leaves open.
+
+    Args:
+        longest: tokens of the longest row.
 
     Raises:
         RecipeError: the recipe leaves none open.
@@ -172,8 +180,8 @@ def search_space(recipe: Recipe, arguments: TrainingArguments) -> SearchSpace:
         "num_train_epochs": lambda trial: trial.suggest_int(
             "num_train_epochs", max(1, epochs // 2), epochs * 2
         ),
-        "per_device_train_batch_size": lambda trial: trial.suggest_categorical(
-            "per_device_train_batch_size", BATCH_SIZES
+        BATCH_SIZE: lambda trial: trial.suggest_categorical(
+            BATCH_SIZE, _choices_of(trial) or batch_sizes(longest)
         ),
         "weight_decay": lambda trial: trial.suggest_categorical("weight_decay", DECAYS),
     }
@@ -181,6 +189,27 @@ def search_space(recipe: Recipe, arguments: TrainingArguments) -> SearchSpace:
     if not left_open:
         raise RecipeError(f"the recipe gives every key that tune searches: {', '.join(space)}")
     return left_open
+
+
+def batch_sizes(longest: int) -> tuple[int, ...]:
+    """The batches that are tried: of long rows those with no more tokens than the largest default.
+
+    All defaults of one process are among them, whatever the device: a study goes on with these.
+
+    Args:
+        longest: tokens of the longest row.
+    """
+    most = BATCH_SIZES[-1] * LONG_ROW
+    return tuple(b for b in BATCH_SIZES if b <= SMALLEST_BATCH or b * longest <= most)
+
+
+def _choices_of(trial: Trial) -> tuple[int, ...] | None:
+    """The batches of earlier trials: Optuna refuses others, as after a change of the rule above."""
+    for earlier in trial.study.get_trials(deepcopy=False):
+        known = earlier.distributions.get(BATCH_SIZE)
+        if isinstance(known, CategoricalDistribution):
+            return tuple(int(str(choice)) for choice in known.choices)
+    return None
 
 
 def _write_recipe(recipe: Recipe, tuned: Tuned, patience: int | None) -> None:

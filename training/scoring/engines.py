@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from service.package.package import verify_package
 from training.common.errors import DataError, InterruptedRunError, install_command
 from training.common.progress import progress
-from training.data.layouts import Layouts
 from training.data.sources import STANDARD_INPUT
 from training.recipe.arguments import columns_of
 from training.registry.publish import package_at
-from training.scoring.job import STANDARD_OUTPUT, ScoringJob, ending_of, plan_job
+from training.scoring.job import STANDARD_OUTPUT, ending_of, plan_job
 from training.scoring.parts_folder import PartsFolder
 from training.scoring.pieces import plan_pieces
 from training.scoring.tally import Tally
@@ -34,6 +33,11 @@ if TYPE_CHECKING:
 LIBRARIES = {"ray": "ray", "spark": "pyspark"}
 # An error of ours in the text of an engine's error, which holds the traceback of a worker.
 OWN_ERROR = re.compile(r"^(?:training\.common\.errors|service\.package\.files)\.\w+: (.+)$", re.M)
+# What was raised, below the lines of a traceback of Python; and Java's first line of a cause.
+PYTHON_ERROR = re.compile(r'^  File ".*\n(?:[ \t].*\n)*(\S.*)', re.M)
+JAVA_ERROR = re.compile(r"^: (.+)", re.M)
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+LONGEST_CAUSE = 400
 
 Show: TypeAlias = Callable[[Tally], None]
 
@@ -111,6 +115,20 @@ def sentence_in(error: Exception) -> DataError | None:
     return DataError(found[-1]) if found else None
 
 
+def cause_in(error: Exception) -> str:
+    """The line of an engine's error that says why it gave up, or the beginning of all its lines."""
+    text = COLORS.sub("", str(error))
+    for pattern in (PYTHON_ERROR, JAVA_ERROR):
+        if found := pattern.findall(text):
+            return str(found[-1])
+    return in_one_line(error)[:LONGEST_CAUSE]
+
+
+def in_one_line(error: Exception) -> str:
+    """All that an error says, in one line and without colors."""
+    return " ".join(COLORS.sub("", str(error)).split()) or type(error).__name__
+
+
 def _plan(
     options: EngineOptions,
     package: str,
@@ -127,13 +145,8 @@ def _plan(
     job = plan_job(manifest, source, target, columns_of(manifest, given), all_scores)
     pieces = plan_pieces(job.sources)
     parts = PartsFolder.claim(target, job.identity(), ending_of(target))
-    return Shipment(packed, _to_send(job), pieces, parts, options.device)
-
-
-def _to_send(job: ScoringJob) -> ScoringJob:
-    """Without what was found out about files meanwhile: workers look at theirs."""
-    fresh = Layouts(job.arguments.text_column, job.arguments.label_column)
-    return replace(job, sources=[], layouts=fresh)
+    # Each piece has its source.
+    return Shipment(packed, replace(job, sources=[]), pieces, parts, options.device)
 
 
 def _run(shipment: Shipment, options: EngineOptions, show: Show) -> Tally:

@@ -34,14 +34,18 @@ PARTS_FORMAT = 2
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """A scoring command; `manifest` is that of the package that answers."""
+    """A scoring command, which is sent to workers as it is.
+
+    `manifest` is that of the package that answers. `text_columns` are a survey's: whoever reads
+    some rows of a file looks for the text where all others do.
+    """
 
     manifest: Manifest
     sources: list[Source]
     arguments: DataArguments
     columns: ScoringColumns
     format: TableFormat
-    layouts: Layouts
+    text_columns: dict[str, str]
 
     def identity(self) -> str:
         """Twelve digits that change with everything that the result depends on."""
@@ -80,7 +84,7 @@ def plan_job(
     format_ = TableFormat(kind, compression, surveyed.columns, list(added.values()), schema)
     separator = None if format_.has_lists else arguments.label_separator or DEFAULT_SEPARATOR
     columns = ScoringColumns(read, added, separator)
-    return ScoringJob(manifest, sources, arguments, columns, format_, layouts)
+    return ScoringJob(manifest, sources, arguments, columns, format_, surveyed.text_columns)
 
 
 def _input_sources(source: str | Path | Sequence[str], target: str) -> list[Source]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import logging
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from training.common.errors import DataError
-from training.common.storage import file_system, one_sentence
+from training.common.storage import file_system, one_sentence, without_query
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,13 +42,20 @@ class Parts:
     """
 
     def __init__(self, target: str, identity: str) -> None:
-        """Raises DataError where there is no driver for the place, or it cannot be used."""
+        """Raises DataError where there is no driver for the place, or it cannot be used.
+
+        A folder of that name is refused here, before the work.
+        """
         self._target = target
         self._fs, self._path = file_system(target, DataError)
         folder, _, name = self._path.rpartition("/")
         begin = f"{folder}/.{name}." if folder else f".{name}."
         self._folder = f"{begin}{identity}.parts"
         with self._sentence():
+            if self._fs.isdir(self._path):
+                raise DataError(
+                    f"{without_query(target)} is a folder: name a file, or remove the folder"
+                )
             self._warn_of_others(begin)
             self._fs.makedirs(self._folder, exist_ok=True)
             # Refuse before any work a place that cannot be written. Buckets have no empty folders.
@@ -77,11 +86,18 @@ class Parts:
             assemble: called with an iterator of the open parts and the file to write.
 
         Raises:
-            DataError: it cannot be written; the parts stay.
+            DataError: it cannot be written, and the parts stay; or they are not there any more.
         """
         with self._sentence():
-            self._write(self._path, lambda file: assemble(self._open(), file))
-            self._fs.rm(self._folder, recursive=True)
+            try:
+                self._write(self._path, lambda file: assemble(self._open(), file))
+            except FileNotFoundError:
+                raise DataError(
+                    f"{self.place}: parts are gone, as where the same command ended meanwhile: if "
+                    f"{without_query(self._target)} is not there, give the command again"
+                ) from None
+            with suppress(FileNotFoundError):
+                self._fs.rm(self._folder, recursive=True)
 
     def discard_empty(self) -> None:
         """Remove the folder where it has no part."""
@@ -120,15 +136,18 @@ class Parts:
                 yield file
 
     def _write(self, path: str, write: Callable[[BinaryIO], object]) -> None:
-        """Write a file whole or not at all; in a folder by a temporary name."""
-        folder, _, name = path.rpartition("/")
-        temporary = f"{folder}/.{name}.tmp" if is_local(self._fs) else path
+        """Write a file whole or not at all; on a disk by a name that no other command uses.
+
+        That name is in the folder of parts, which is removed with what a killed command left.
+        """
+        temporary = f"{self._folder}/.{uuid.uuid4().hex}.tmp" if is_local(self._fs) else path
         file = self._fs.open(temporary, "wb")
         try:
             write(file)
             file.close()
             if temporary != path:
-                self._fs.mv(temporary, path)
+                # Unlike a move it never lands in a folder of that name.
+                Path(temporary).replace(path)
         except BaseException:
             with suppress(Exception):
                 # Closing would keep in a bucket what was written so far.

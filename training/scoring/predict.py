@@ -144,7 +144,7 @@ def _scored_parts(
                 else:
                     yield index, block
 
-        for scored in score_blocks(classifier, job.columns, job.layouts, missing()):
+        for scored in score_blocks(classifier, job.columns, job.text_columns, missing()):
             bar.add(scored.block, scored.failures)
             yield scored
 

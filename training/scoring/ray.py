@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from training.common.errors import DataError
-from training.scoring.engines import sentence_in
+from training.scoring.engines import cause_in, in_one_line, sentence_in
 from training.scoring.output import print_page
 from training.scoring.tally import Tally
 from training.scoring.worker import Worker
@@ -73,7 +73,7 @@ def score_pieces(shipment: Shipment, options: EngineOptions, show: Show) -> Tall
                 total += Tally.from_json(row["tally"])
                 show(total)
         except ray.exceptions.RayError as error:
-            raise sentence_in(error) or DataError(f"Ray gave up: {_first_line(error)}") from error
+            raise sentence_in(error) or DataError(f"Ray gave up: {cause_in(error)}") from error
         return total
 
 
@@ -92,8 +92,13 @@ def _connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         context = ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
         raise _no_cluster(address or "RAY_ADDRESS", error) from None
+    except (RuntimeError, ValueError) as error:
+        # As where another version of Ray or of Python started it.
+        raise DataError(
+            f"the Ray cluster at {address or 'RAY_ADDRESS'} cannot be used: {in_one_line(error)}"
+        ) from None
     try:
         if context.dashboard_url:
             print_page("Ray", f"http://{context.dashboard_url}")
@@ -115,7 +120,7 @@ def _refuse_unreachable(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> DataError:
     return DataError(
-        f"there is no Ray cluster at {address} ({_first_line(error)}): start one with "
+        f"there is no Ray cluster at {address} ({in_one_line(error)}): start one with "
         "`ray start --head`, and name it with --ray_address HOST:PORT"
     )
 
@@ -133,7 +138,3 @@ def _workers(options: EngineOptions) -> int:
     if not there:
         raise DataError(f"the Ray cluster has no {kind}: add a node that has one")
     return options.num_workers or there
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

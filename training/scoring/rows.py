@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,6 @@ from service.inference.classifier import Classifier
 from service.package.manifest import Text
 from training.data.blocks import Block
 from training.data.findings import text_problem
-from training.data.layouts import Layouts
 from training.scoring.answers import Answering, PendingAnswers
 from training.scoring.columns import ERROR, ScoringColumns, values_of
 from training.scoring.tables import Row
@@ -52,10 +51,13 @@ class _Pending(Generic[Key]):
 def score_blocks(
     classifier: Classifier,
     columns: ScoringColumns,
-    layouts: Layouts,
+    text_columns: Mapping[str, str],
     blocks: Iterable[tuple[Key, Block]],
 ) -> Iterator[ScoredBlock[Key]]:
     """Every block with its answers, in order; each has a key of the caller's.
+
+    Args:
+        text_columns: the column of the text, by file, where it is not the one of `columns`.
 
     Raises:
         Exception: the error of reading, tokenizing or inference.
@@ -64,8 +66,8 @@ def score_blocks(
     labels = classifier.manifest.labels
     with closing(Answering(classifier)) as answering:
         for key, block in blocks:
-            text_columns = [layouts.of(block).text_column, *columns.text[1:]]
-            waiting.append(_submit(answering, text_columns, key, block))
+            first = text_columns.get(block.file, columns.text[0])
+            waiting.append(_submit(answering, [first, *columns.text[1:]], key, block))
             if len(waiting) > BLOCKS_AHEAD:
                 yield _finish(waiting.popleft(), columns, labels)
         while waiting:

@@ -20,11 +20,10 @@ from service.inference.classifier import Classifier
 from service.package.package import verify_package
 from training.common.errors import DataError
 from training.data.blocks import TableBlock
-from training.data.layouts import Layouts
-from training.recipe.arguments import DataArguments, columns_of
+from training.recipe.arguments import columns_of
 from training.registry.publish import package_at
 from training.scoring.columns import ScoringColumns, added_columns, arrow_type, text_columns
-from training.scoring.engines import refuse_missing, sentence_in
+from training.scoring.engines import cause_in, refuse_missing, sentence_in
 from training.scoring.output import print_page
 from training.scoring.rows import score_blocks
 from training.scoring.tally import Tally
@@ -76,7 +75,7 @@ def score(
 
     def scored(batches: Iterable[Any]) -> Iterator[Any]:
         classifier = _once(shipped.value.version, lambda: shipped.value.load())
-        return _scored_batches(classifier, columns, arguments, batches)
+        return _scored_batches(classifier, columns, batches)
 
     return dataframe.mapInArrow(scored, _schema(dataframe, columns))
 
@@ -136,8 +135,9 @@ def _watch(total: Future[Tally], show: Any) -> Tally:
             show()
         except Exception as error:
             if isinstance(error, PySparkException) or "Py4J" in type(error).__name__:
-                lines = str(error).splitlines() or [type(error).__name__]
-                raise sentence_in(error) or DataError(f"Spark gave up: {lines[0]}") from error
+                raise sentence_in(error) or DataError(
+                    f"Spark gave up: {cause_in(error)}"
+                ) from error
             raise
 
 
@@ -186,10 +186,7 @@ def _schema(dataframe: DataFrame, columns: ScoringColumns) -> Any:
 
 
 def _scored_batches(
-    classifier: Classifier,
-    columns: ScoringColumns,
-    arguments: DataArguments,
-    batches: Iterable[Any],
+    classifier: Classifier, columns: ScoringColumns, batches: Iterable[Any]
 ) -> Iterator[Any]:
     """Batches of Arrow with the added columns."""
     import pyarrow
@@ -201,8 +198,7 @@ def _scored_batches(
             yield batch, TableBlock("the dataframe", start, table.column_names, table=table)
             start += len(table)
 
-    layouts = Layouts(arguments.text_column, arguments.label_column)
-    for scored in score_blocks(classifier, columns, layouts, blocks()):
+    for scored in score_blocks(classifier, columns, {}, blocks()):
         batch = scored.key
         for key, name in columns.added.items():
             values = pyarrow.array([row[name] for row in scored.rows], arrow_type(key))

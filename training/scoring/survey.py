@@ -23,13 +23,15 @@ ARROW_KINDS = ("parquet", "arrow")
 class Survey:
     """The columns of all files, in order; their Arrow fields where the result needs them.
 
-    `is_csv` says whether all files are CSV.
+    `is_csv` says whether all files are CSV. `text_columns` has the files, by name, whose text is in
+    another column than the one that was named, and which that is.
     """
 
     columns: list[str] = field(default_factory=list)
     fields: list[Any] = field(default_factory=list)
     metadata: Any = None
     is_csv: bool = True
+    text_columns: dict[str, str] = field(default_factory=dict)
 
 
 def survey(
@@ -54,7 +56,7 @@ def survey(
                 columns.update(dict.fromkeys(block.columns))
                 is_undecided = _is_undecided(block, read)
                 if not is_undecided:
-                    _refuse_without_text(block, read, layouts)
+                    _find_text(surveyed, block, read, layouts)
                 surveyed.is_csv = surveyed.is_csv and isinstance(block, CellBlock)
                 if kind in ARROW_KINDS:
                     schemas.setdefault(index, []).append(_add_fields(surveyed, block))
@@ -74,10 +76,13 @@ def _is_undecided(block: Block, read: Sequence[str]) -> bool:
     return is_header and not block.resolves(read[0])
 
 
-def _refuse_without_text(block: Block, read: Sequence[str], layouts: Layouts) -> None:
+def _find_text(surveyed: Survey, block: Block, read: Sequence[str], layouts: Layouts) -> None:
+    """Note where a file has its text, by its first rows; raise DataError where it has none."""
     if isinstance(block, RecordBlock) and block.start > 0:
         return
     first = layouts.of(block).text_column
+    if first != read[0]:
+        surveyed.text_columns[block.file] = first
     for column in (first, *read[1:]):
         if not block.resolves(column):
             key = "text_column" if column == first else "text_pair_column"

@@ -18,7 +18,6 @@ from service.inference.device import Device
 from service.package.manifest import PACKAGE_FILES, Manifest
 from training.common.errors import DataError
 from training.data.blocks import Block
-from training.data.layouts import Layouts
 from training.data.readers import read_sources
 from training.data.rows import keys_of
 from training.scoring.job import ScoringJob
@@ -117,8 +116,8 @@ class Worker:
 
     def _score_missing(self, piece: Piece, written: dict[str, Tally]) -> Tally:
         job, total = self._shipment.job, Tally()
-        layouts = Layouts(job.arguments.text_column, job.arguments.label_column)
-        scored = score_blocks(self._classifier, job.columns, layouts, self._missing(piece, written))
+        missing = self._missing(piece, written)
+        scored = score_blocks(self._classifier, job.columns, job.text_columns, missing)
         for name, blocks in groupby(scored, key=lambda block: block.key):
             total += self._write(name, blocks)
         return total

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import feather, parquet
 
 from training.common.errors import DataError
 from training.data.blocks import SHOWN_CHARACTERS
@@ -174,3 +176,43 @@ def test_annotators_who_chose_the_same_in_another_order_agree(tmp_path: Path) ->
 def test_an_address_of_nothing_is_refused(address: str) -> None:
     with pytest.raises(DataError, match=f"{address} names no file: write all of it"):
         find_sources(address)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_text_of_a_table_that_is_no_utf8_is_read_with_its_bytes(
+    tmp_path: Path, ending: str
+) -> None:
+    """As Hive, Impala and Spark write it: also in lists, objects and maps."""
+    bad, good = b"gr\xfc\xdfe", b"fine"
+
+    def text(values: list[bytes]) -> Any:
+        """What pyarrow itself would not make: bytes of any kind as text."""
+        return pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())
+
+    ends = pyarrow.array([0, 1, 2], pyarrow.int32())
+    columns = {
+        "text": text([bad, good]),
+        "large": pyarrow.array([bad, good], pyarrow.large_binary()).view(pyarrow.large_string()),
+        "list": pyarrow.ListArray.from_arrays(ends, text([bad, good])),
+        "object": pyarrow.StructArray.from_arrays([text([bad, good])], ["name"]),
+        "map": pyarrow.MapArray.from_arrays(ends, text([bad, good]), text([bad, good])),
+    }
+    path = tmp_path / f"a{ending}"
+    if ending == ".parquet":
+        parquet.write_table(pyarrow.table(columns), path)
+    else:
+        # Of Parquet pyarrow itself refuses such words.
+        columns["words"] = pyarrow.DictionaryArray.from_arrays([0, 1], text([bad, good]))
+        feather.write_feather(pyarrow.table(columns), path)
+    (block,) = [block for block in read_blocks(str(path), None) if len(block)]
+    kept = "gr\udcfc\udcdfe"
+    for row, value in zip(block.records(), (kept, "fine"), strict=True):
+        assert row.pop("words", value) == value
+        assert row == {
+            "text": value,
+            "large": value,
+            "list": [value],
+            "object": {"name": value},
+            "map": [[value, value]],
+        }
+    assert block.values("object.name") == [kept, "fine"]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -33,17 +34,19 @@ from tests.training.finetuning.test_resume import SECONDS
 from tests.training.finetuning.test_tune import FAST, open_recipe, words  # noqa: F401 - a fixture
 from training.common.errors import InterruptedRunError, RecipeError, RunError
 from training.common.exit_status import EXIT_ERROR
-from training.finetuning.search import BestOfTrial
+from training.finetuning.search import BestOfTrial, Search
 from training.finetuning.study import (
+    BEGUN,
     DRIVERS,
     FILE_STUDY,
     WORKER,
     StudyPlace,
+    Watch,
     open_storage,
     shared_place,
     try_again,
 )
-from training.finetuning.tune import STUDY, tune
+from training.finetuning.tune import FOLDER, STUDY, tune
 from training.recipe.arguments import Recipe
 from training.recipe.load import load_recipe
 from whetstone.main import main
@@ -277,6 +280,61 @@ def test_an_error_in_a_trial_ends_the_search(
         tune(at(recipe, tmp_path / "run"), 1)
 
 
+@pytest.fixture
+def study_of_two(tmp_path: Path) -> Iterator[optuna.Study]:
+    """A study whose first trial was begun, left behind and taken over, by a process that died."""
+    storage = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    trial.set_user_attr(BEGUN, trial.number)
+    trial.suggest_float("learning_rate", 1e-5, 1e-3)
+    try_again(study, trial.number)
+    assert study.ask().number == 1
+    yield study
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_second_attempt_that_never_began_is_not_waited_for(
+    study_of_two: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the values and the attributes of the first attempt from the start."""
+    watch = Watch(study_of_two)
+    watch.queue_dead_trials()
+    assert states(study_of_two.trials) == [TrialState.FAIL, TrialState.RUNNING]
+    monkeypatch.setattr("training.finetuning.study.STALE_SECONDS", -1)
+    watch.queue_dead_trials()
+    again = [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
+    assert states(study_of_two.trials) == again
+    # One that has begun is known by its signs of life.
+    place, unused = shared_place("postgresql://host/database", "study"), cast(Any, None)
+    search = Search(unused, {}, place, unused, study_of_two, 2)
+    search._choose(study_of_two.ask())
+    watch.queue_dead_trials()
+    assert states(study_of_two.trials) == [*again[:2], TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("is_taken_over", [True, False])
+def test_ctrl_c_ends_also_a_process_whose_trial_was_taken_over(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_taken_over: bool
+) -> None:
+    recipe = at(recipe, tmp_path / "run")
+    address = f"sqlite:///{tmp_path / 'run' / FOLDER / STUDY}"
+
+    def interrupt(*_: object) -> float:
+        if is_taken_over:
+            with optuna_study(address, FILE_STUDY) as study:
+                try_again(study, 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BestOfTrial, "__call__", interrupt)
+    with pytest.raises(InterruptedRunError, match="stopped after 0 of 2 trials"):
+        tune(recipe, 2)
+    with optuna_study(address, FILE_STUDY) as study:
+        # Queued once, by whoever took it over.
+        assert states(study.trials) == [TrialState.FAIL, TrialState.WAITING]
+
+
 @pytest.mark.slow
 def test_a_process_that_was_taken_for_dead_goes_on(
     recipe: Recipe,
@@ -391,6 +449,7 @@ def test_a_killed_process_loses_no_trial(
         (again,) = (trial for trial in trials if retried(trial) == [failed.number])
     assert again.params == failed.params
     assert again.user_attrs[WORKER] != failed.user_attrs[WORKER]
+    assert all(trial.user_attrs[BEGUN] == trial.number for trial in trials)
     finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert again in finished and len(finished) + 1 == len(trials)
     # Two that begin their last trial at the same moment make one more.

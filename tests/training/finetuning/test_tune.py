@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sqlite3
 import time
 from pathlib import Path
 
+import optuna
 import pytest
+import torch
 import yaml
+from optuna.trial import TrialState
+from transformers import TrainingArguments
 
 from tests.conftest import ROOT
 from tests.training.finetuning.test_resume import SECONDS, finish, start
 from training.common.errors import RecipeError, RunError
 from training.common.layout import LOCK_FILE
-from training.finetuning.formulas import batch_size
+from training.finetuning.formulas import LONG_ROW, batch_size
+from training.finetuning.search import BestOfTrial
 from training.finetuning.train import train
-from training.finetuning.tune import BATCH_SIZES, STUDY, tune
+from training.finetuning.tune import BATCH_SIZE, STUDY, batch_sizes, search_space, tune
 from training.recipe.load import load_recipe
 from whetstone.main import main
 
@@ -100,7 +106,57 @@ def test_every_default_batch_is_one_of_the_choices() -> None:
         for seen in (0, 20_000, 40_000, 100_000, 10_000_000)
         for cuda in (True, False)
     }
-    assert {16, 32, 64, 128} == found <= set(BATCH_SIZES)
+    assert {16, 32, 64, 128} == found <= set(batch_sizes(LONG_ROW))
+
+
+@pytest.mark.parametrize(
+    ("longest", "sizes"),
+    [
+        (12, (8, 16, 32, 64, 128)),
+        (LONG_ROW, (8, 16, 32, 64, 128)),
+        (LONG_ROW + 1, (8, 16, 32, 64)),
+        (4 * LONG_ROW, (8, 16, 32)),
+        (100 * LONG_ROW, (8, 16)),
+    ],
+)
+def test_batches_of_long_rows_are_smaller_and_have_the_defaults(
+    longest: int, sizes: tuple[int, ...]
+) -> None:
+    assert batch_sizes(longest) == sizes
+    for cuda in (True, False):
+        for seen in (0, 40_000, 10_000_000):
+            assert batch_size(110_000_000, seen, cuda=cuda, longest=longest) in sizes
+
+
+def test_the_batches_of_one_study_stay_the_same(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Also where another rule chose them: Optuna refuses others."""
+    recipe = dataclasses.replace(load_recipe(tiny_recipe, {}), training={})
+    study = optuna.create_study()
+    for longest in (LONG_ROW, 4 * LONG_ROW):
+        trial = study.ask()
+        search_space(recipe, TrainingArguments(str(tmp_path)), longest)[BATCH_SIZE](trial)
+        assert trial.distributions[BATCH_SIZE].choices == batch_sizes(LONG_ROW)
+
+
+def test_a_trial_without_room_on_the_device_is_stopped_and_the_search_goes_on(
+    open_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure, calls = BestOfTrial.__call__, []
+
+    def without_room_at_first(self: BestOfTrial, metrics: dict[str, float]) -> float:
+        calls.append(metrics)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return measure(self, metrics)
+
+    monkeypatch.setattr(BestOfTrial, "__call__", without_room_at_first)
+    tuned = tune(load_recipe(open_recipe, {"output_dir": str(tmp_path / "run"), **FAST}), 2)
+    states = [trial.state for trial in tuned.trials]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert "trial 1: stopped, as the device has no more room" in capsys.readouterr().out
 
 
 def test_the_number_of_trials_is_required(

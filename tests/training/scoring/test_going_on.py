@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from fsspec import filesystem
@@ -317,3 +317,53 @@ def test_a_file_that_changes_meanwhile_is_refused(
     with pytest.raises(DataError, match=r"039\.csv changed while it was read"):
         predict(classifier, many, tmp_path / "out.csv", DataArguments())
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_folder_of_the_results_name_is_refused_before_the_work(
+    tiny_package: Path, many: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out.csv"
+    out.mkdir()
+    words = ["predict", str(tiny_package), str(many), "--out", str(out)]
+    assert main(words) == EXIT_ERROR
+    assert f"{out} is a folder: name a file, or remove the folder" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.parent != many) == [
+        "in",
+        "out.csv",
+    ]
+
+
+def test_a_folder_that_is_made_meanwhile_gets_no_result_in_it(
+    classifier: Classifier, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, finish = tmp_path / "out.csv", Parts.finish
+
+    def finishing(self: Parts, *arguments: Any) -> None:
+        out.mkdir()
+        finish(self, *arguments)
+
+    monkeypatch.setattr(Parts, "finish", finishing)
+    with pytest.raises(DataError, match="something else is in the way"):
+        predict(classifier, many, out, DataArguments())
+    assert list(out.iterdir()) == []
+    assert len(list(tmp_path.glob(".out.csv.*.parts/part-*"))) == FILES
+
+
+def test_the_same_command_twice_at_once_does_not_write_into_one_file(tmp_path: Path) -> None:
+    """The other one ends while this one puts its result together."""
+    out = tmp_path / "out.csv"
+    this, other = (Parts(str(out), "0" * 12) for _ in range(2))
+    this.add(0, b"a part", 1, 0)
+
+    def assemble(_: Iterator[BinaryIO], target: BinaryIO) -> None:
+        target.write(b"this")
+        target.flush()
+        other.finish(lambda _, file: file.write(b"the other's"))
+        target.write(b" and more")
+
+    with pytest.raises(DataError) as caught:
+        this.finish(assemble)
+    assert out.read_bytes() == b"the other's"
+    assert f"parts are gone, as where the same command ended meanwhile: if {out}" in str(
+        caught.value
+    )

@@ -514,3 +514,32 @@ def test_a_text_without_finite_scores_is_a_row_with_a_reason(
     assert [row["label"] is None for row in rows] == [False, True, False, True]
     assert "no finite scores" in rows[1]["error"]
     assert rows[0]["error"] is None
+
+
+@pytest.mark.parametrize("target", [".csv", ".jsonl", ".parquet", ".arrow"])
+@pytest.mark.parametrize("column", ["text", "note"])
+def test_bytes_that_are_no_utf8_in_a_string_of_parquet_are_a_rows_own_problem(
+    classifier: Classifier, tmp_path: Path, target: str, column: str
+) -> None:
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    path, out = tmp_path / "in.parquet", tmp_path / f"out{target}"
+    columns = {"text": [b"late", b"my parcel"], "note": [b"a", b"b"]}
+    columns[column][0] = b"gr\xfc\xdfe"
+    arrays = {
+        name: pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())
+        for name, values in columns.items()
+    }
+    parquet.write_table(pyarrow.table(arrays), path)
+    failures = int(column == "text")
+    assert predict(classifier, path, out) == (2, failures)
+    if target in (".parquet", ".arrow"):
+        table = parquet.read_table(out) if target == ".parquet" else ipc.open_file(out).read_all()
+        content, reason = table[column].cast(pyarrow.binary())[0].as_py(), table["error"][0].as_py()
+    else:
+        content = out.read_bytes()
+        reason = content.decode("utf-8", "replace")
+    # JSON holds no such bytes: they are escapes there.
+    assert (rb"gr\udcfc\udcdfe" if target == ".jsonl" else b"gr\xfc\xdfe") in content
+    assert ("holds bytes that cannot be decoded" in (reason or "")) == bool(failures)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow
 import pytest
@@ -24,8 +26,8 @@ from training.data.blocks import BLOCK_ROWS
 from training.data.readers import ReadingKeys, read_sources
 from training.data.sources import find_sources
 from training.recipe.arguments import DataArguments
-from training.scoring import engines
-from training.scoring.engines import EngineOptions, sentence_in
+from training.scoring import engines, ray
+from training.scoring.engines import EngineOptions, cause_in, sentence_in
 from training.scoring.pieces import MOST_BLOCKS, WANTED_PIECES, plan_pieces
 from training.scoring.predict import predict
 from training.scoring.tally import MOST_REASONS, OTHER_REASONS, Tally, count_reasons
@@ -173,6 +175,46 @@ def test_a_package_that_is_altered_on_its_way_is_refused(
         Worker(dataclasses.replace(shipment, package=other))
 
 
+def label_studio(rows: int, annotated: int) -> list[dict[str, Any]]:
+    """Rows of which the first are annotated, and none has a column `text`."""
+    annotation = {"result": [{"from_name": "label", "value": {"choices": ["praise"]}}]}
+    return [
+        {
+            "id": row,
+            "data": {"text": TEXTS[row % 20]},
+            "annotations": [annotation] if row < annotated else None,
+        }
+        for row in range(rows)
+    ]
+
+
+def test_a_piece_has_its_text_where_the_file_has_it(tiny_package: Path, tmp_path: Path) -> None:
+    """Whatever the rows of the piece look like by themselves."""
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    rows = label_studio(BLOCK_ROWS + 20, annotated=100)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    shipment = plan(tiny_package, source, out)
+    assert len(shipment.pieces) == 2
+    # As an engine sends it.
+    tally = score(pickle.loads(pickle.dumps(shipment)))  # noqa: S301 - our own
+    assert (tally.rows, tally.refused) == (len(rows), {})
+
+
+def test_a_killed_file_goes_on_with_its_text_where_it_was(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.scoring.pieces.MOST_BLOCKS", 1)
+    monkeypatch.setattr("training.data.json_files.BLOCK_ROWS", 20)
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = (json.dumps(row) for row in label_studio(60, annotated=20))
+    source.write_text("\n".join(lines), encoding="utf-8")
+    assert score(plan(tiny_package, source, out)).parts == 3
+    for record in sorted(next(out.glob("_whetstone-*")).glob("part-*"))[1:]:
+        record.unlink()
+    tally = score(plan(tiny_package, source, out))
+    assert (tally.rows, tally.parts, tally.refused) == (60, 3, {})
+
+
 def test_a_result_without_rows_has_the_columns(tiny_package: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
     parquet.write_table(
@@ -236,6 +278,66 @@ def test_the_sentence_of_a_worker_is_found_in_the_engines_error() -> None:
     )
     assert str(sentence_in(ValueError(text))) == "in.csv changed while it was read: wait"
     assert sentence_in(ValueError("worker.py: KeyError: 'x'")) is None
+
+
+def test_the_cause_is_found_in_the_engines_error() -> None:
+    """As Ray 2.60 and Spark 4.3 write it."""
+    ray_task = (
+        "\x1b[36mray::MapWorker(MapBatches(ScoringActor)).submit()\x1b[39m (pid=1)\n"
+        '  File "worker.py", line 8, in score\n    raise KeyError("x")\n    ^^^^^^\n'
+        "KeyError: 'x'\n\n"
+        "The above exception was the direct cause of the following exception:\n\n"
+        "\x1b[36mray::MapWorker(MapBatches(ScoringActor)).submit()\x1b[39m (pid=1)\n"
+        "ray.exceptions.UserCodeException: UDF failed to process a data block.\n"
+        "To change retry attempts, configure `ray.data.DataContext.get_current()`."
+    )
+    actor = "The actor died.\n\tpid: 1\nIts worker exits: \x1b[31mSYSTEM_ERROR\x1b[39m " + "x" * 999
+    spark = (
+        "An error occurred while calling z:org.apache.spark.api.python.PythonRDD.collect.\n"
+        ": org.apache.spark.SparkException: Job aborted: an executor is lost\n"
+        "\tat org.apache.spark.Runner.run(Runner.scala:1)\nCaused by: java.io.EOFException\n"
+        "\t... 22 more\n\nDriver stacktrace:\n\tat java.base/java.lang.Thread.run(Thread.java)\n"
+    )
+    spark_worker = (
+        "\n  An exception was thrown from the Python worker:\nTraceback (most recent call last):\n"
+        '  File "worker.py", line 8, in score\n    cast()\n'
+        "pyarrow.lib.ArrowInvalid: not so\nand more"
+    )
+    assert cause_in(ValueError(ray_task)) == "KeyError: 'x'"
+    assert cause_in(ValueError(spark)).startswith("org.apache.spark.SparkException: Job aborted")
+    assert cause_in(ValueError(spark_worker)) == "pyarrow.lib.ArrowInvalid: not so"
+    beginning = "The actor died. pid: 1 Its worker exits: SYSTEM_ERROR xxx"
+    assert cause_in(ValueError(actor)).startswith(beginning)
+    assert len(cause_in(ValueError(actor))) < 500
+    assert cause_in(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9\n"),
+            "the Ray cluster at host cannot be used: Version mismatch: The cluster was started "
+            "with: Ray: 2.9",
+        ),
+        (
+            ConnectionError("nobody\nanswers"),
+            "there is no Ray cluster at host (nobody answers)",
+        ),
+    ],
+)
+def test_a_cluster_that_refuses_is_not_one_that_is_not_there(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = MagicMock()
+    library.init.side_effect = error
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    monkeypatch.setitem(sys.modules, "ray", library)
+    monkeypatch.setitem(sys.modules, "ray.data", library.data)
+    with pytest.raises(DataError) as caught, ray._connected("host"):
+        pass
+    assert str(caught.value).startswith(sentence)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
