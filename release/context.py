@@ -76,18 +76,26 @@ class ReleaseContext:
         return [record for record in self.records.of(overlay) if record.is_unfinished]
 
     def refuse_other_cluster(self, record: Record) -> None:
-        """Refuse to undo in this cluster what was begun in another.
+        """Refuse to undo or to observe in this cluster what was begun in another.
 
         Raises:
             ReleaseError: the release was begun in another context.
         """
         context = self.cluster.context
-        if not record.is_in(context):
+        if record.is_in(context):
+            return
+        if record.is_prepared:
             raise ReleaseError(
-                f"{record.kind} {record.id} is unfinished in {record.context}, and kubectl points "
-                f"to {context}: begin with --context {record.context}, or leave that cluster as it "
-                f"is with whetstone rollback --overlay {record.overlay} --abandon"
+                f"release {record.id} was prepared for {record.context}, and kubectl points to "
+                f"{context}: observe with --context {record.context}; if {context} is another name "
+                "of the same cluster, give it that name with kubectl config rename-context "
+                f"{context} {record.context}"
             )
+        raise ReleaseError(
+            f"{record.kind} {record.id} is unfinished in {record.context}, and kubectl points to "
+            f"{context}: begin with --context {record.context}, or leave that cluster as it is "
+            f"with whetstone rollback --overlay {record.overlay} --abandon"
+        )
 
     def pods_of(self, workload: Workload) -> Pods:
         """The pods of a workload, asked with the key of the options."""

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from release.cluster.health import Baseline, Sample, choose_baseline
-from release.cluster.overlay import (
-    image_of_content,
-    kustomization_of,
-    read_kustomization,
-    with_image,
-    write_kustomization,
-)
+from release.cluster.overlay import image_of_content, kustomization_of, read_kustomization
 from release.cluster.pods import Pods, image_of
 from release.cluster.rollout import SAMPLE_SECONDS
 from release.context import ReleaseContext
 from release.image_name import ImageName
 from release.options import ObserveOptions
+from release.overlay_edit import names_image_of
 from release.records import Record
-from release.rollback import fetched_package
 from release.transaction import ReleaseTransaction, read_counters
 from service.package.golden import GoldenMismatchError
 from training.common.errors import KeyRefusedError, ReleaseError, VerifyError
+from training.registry.publish import package_at
 
 
 def observe(options: ObserveOptions) -> int:
@@ -39,7 +33,8 @@ def observe(options: ObserveOptions) -> int:
 
     Raises:
         ReleaseError: it is not, and the overlay is as before; or nothing was decided.
-        WhetstoneError: the cluster could not be asked; nothing was decided.
+        WhetstoneError, PackageError: the cluster could not be asked, or the package not be had;
+            nothing was decided.
     """
     context = ReleaseContext.open(options)
     with context.locked():
@@ -48,17 +43,17 @@ def observe(options: ObserveOptions) -> int:
         context.cluster.be_patient()
         transaction = ReleaseTransaction(record, context)
         pods = context.recorded_pods(record)
-        baseline = _Arrival(transaction, pods, options.wait).wait()
-        package = context.find_package(record.version)
-        with fetched_package(package, context.console) as folder:
+        with package_at(find_golden_package(context, record)) as folder:
+            baseline = _Arrival(transaction, pods, options.wait).wait()
             try:
-                transaction.check(pods, folder)
+                transaction.check(pods, str(folder))
                 transaction.watch(pods, baseline)
             except KeyRefusedError:
                 # That says nothing about the release.
                 raise
             except (ReleaseError, VerifyError, GoldenMismatchError) as error:
                 _take_back(transaction, pods, str(error))
+        record.context = record.context or context.cluster.context
         transaction.end("released")
     context.console.line(
         f"released: {record.name} {record.version} in {record.namespace} as {record.image}\n"
@@ -90,6 +85,23 @@ def find_prepared(context: ReleaseContext) -> Record:
         f"{file} names {named}, and release {record.id} prepared {_reference(record)}: take both "
         "from the same commit, or prepare again"
     )
+
+
+def find_golden_package(context: ReleaseContext, record: Record) -> str:
+    """The package whose golden texts the pods are asked.
+
+    Raises:
+        ReleaseError: it is not found. Without it nothing says that the pods answer rightly.
+    """
+    package = context.find_package(record.version)
+    if package is None:
+        raise ReleaseError(
+            f"the golden texts of version {record.version} cannot be asked: its package is neither "
+            f"in BentoML's model store nor at {record.package}, from where it was prepared. "
+            "Register it here (whetstone register), and observe again; release "
+            f"{record.id} stays prepared"
+        )
+    return package
 
 
 def _reference(record: Record) -> str:
@@ -142,7 +154,9 @@ class _Arrival:
     def _shown(self) -> str | None:
         """The image of the Deployment; None if there is none."""
         deployment = self.pods.deployment()
-        return None if deployment is None else image_of(deployment)
+        if deployment is None:
+            return None
+        return image_of(deployment, self.pods.workload.container)
 
     def _refuse_third(self, shown: str | None, before: str | None, wanted: str) -> None:
         raise ReleaseError(
@@ -168,29 +182,14 @@ def _take_back(transaction: ReleaseTransaction, pods: Pods, reason: str) -> None
     """
     transaction.keep_evidence(pods, reason)
     edit = transaction.record.overlay_edit
-    file = edit.file if edit else transaction.record.overlay
-    restored = _restore_image(transaction)
+    transaction.restore_overlay_if_possible()
     transaction.end("undone", reason)
-    if restored:
-        what = f"{file} is as before: commit it, and the GitOps tool takes the version back"
-    else:
+    file = edit.file if edit else transaction.record.overlay
+    if edit is None or names_image_of(edit):
         what = (
-            f"{file} was edited meanwhile: write the image into it that ran before, and commit it"
+            f"{file} names the image that failed: write the one into it that ran before, and "
+            "commit it"
         )
+    else:
+        what = f"{file} is as before: commit it, and the GitOps tool takes the version back"
     raise ReleaseError(f"release {transaction.record.id} failed: {reason}; {what}")
-
-
-def _restore_image(transaction: ReleaseTransaction) -> bool:
-    """Write the image of before into the overlay, whatever else was edited; whether it is there."""
-    edit = transaction.record.overlay_edit
-    if edit is None or not Path(edit.file).is_file():
-        return False
-    content = read_kustomization(Path(edit.file))
-    if content in (edit.before, edit.after):
-        write_kustomization(Path(edit.file), edit.before)
-        return True
-    before = image_of_content(edit.before)
-    if before is None or image_of_content(content) != _reference(transaction.record):
-        return False
-    write_kustomization(Path(edit.file), with_image(content, before))
-    return True

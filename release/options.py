@@ -104,3 +104,8 @@ class RollbackOptions(RolloutOptions):
     version: str | None = None
     unfinished: bool = False
     abandon: bool = False
+
+    @property
+    def only_recovers(self) -> bool:
+        """Whether nothing is done but dealing with a release that was killed."""
+        return self.unfinished or self.abandon

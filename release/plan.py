@@ -22,8 +22,8 @@ from release.history import describe_outcome
 from release.image.localhost import refuse_unpullable
 from release.image_name import ImageName
 from release.options import ReleaseOptions
+from release.overlay_edit import edit_image
 from release.records import OverlayEdit
-from release.transaction import edit_image
 from training.common.errors import ClusterError, ReleaseError
 from training.comparison.result import Comparison
 from training.registry.publish import package_at

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from release.cluster.pods import image_of
 from release.cluster.rollout import known_running_version
 from release.context import ReleaseContext
+from release.image_name import ImageName
 from release.options import ReleaseOptions, RollbackOptions
 from release.records import Record
 from release.transaction import ReleaseTransaction
@@ -17,6 +19,11 @@ from training.registry.publish import package_at
 @dataclass(frozen=True)
 class NothingUnfinished:
     """No release was unfinished."""
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Every unfinished release was given up, because none had touched the cluster."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,12 @@ def recover_for_release(context: ReleaseContext, options: ReleaseOptions) -> Rec
     if it was of the same package; else it is given up. A release that had applied something is
     undone, because it was never checked; if it was of the same package, it starts again.
 
+    The overlay names the image of before again in any case. So what comes next never takes an image
+    that nobody has verified for the one to go back to.
+
     Raises:
-        ReleaseError: a release was begun in another cluster, or cannot be undone.
+        ReleaseError: a release was begun in another cluster, or cannot be undone; or the overlay
+            still names its image.
     """
     recoveries = [
         _recover_for_release(context, options, record) for record in context.unfinished_records()
@@ -55,13 +66,18 @@ def recover_for_release(context: ReleaseContext, options: ReleaseOptions) -> Rec
 
 def recover_for_rollback(
     context: ReleaseContext, options: RollbackOptions
-) -> NothingUnfinished | Undone:
+) -> NothingUnfinished | GivenUp | Undone:
     """Deal with what is unfinished, before a rollback: undo it, or with `abandon` leave it.
 
     Raises:
-        ReleaseError: a release was begun in another cluster, or cannot be undone.
+        ReleaseError: a release was begun in another cluster, or cannot be undone; or the rollback
+            would go further back than a prepared release that the cluster shows.
     """
     records = context.unfinished_records()
+    touched = [record.touched_cluster for record in records]
+    if not options.only_recovers:
+        for record in records:
+            _refuse_applied(context, record)
     for record in records:
         transaction = ReleaseTransaction(record, context)
         if not record.touched_cluster:
@@ -73,7 +89,9 @@ def recover_for_rollback(
             transaction.abandon("it was abandoned")
         else:
             _undo(context, transaction)
-    return Undone() if records else NothingUnfinished()
+    if any(touched):
+        return Undone()
+    return GivenUp() if records else NothingUnfinished()
 
 
 def transactions_to_replace(context: ReleaseContext) -> list[ReleaseTransaction]:
@@ -104,7 +122,7 @@ def _recover_for_release(
         transaction.give_up()
         return Undone()
     context.console.line(f"release {record.id} stopped at {record.step}: continuing it")
-    record.outcome = "unfinished"
+    record.outcome, record.context = "unfinished", context.cluster.context
     record.overlay_edit = record.previous = record.render = None
     return ToContinue(record)
 
@@ -122,6 +140,30 @@ def _refuse_running(context: ReleaseContext, record: Record) -> None:
             f"release {record.id} is prepared and runs, and was not observed: run whetstone "
             f"release --observe --overlay {record.overlay}, or take it back with whetstone "
             f"rollback --overlay {record.overlay} --unfinished"
+        )
+
+
+def _refuse_applied(context: ReleaseContext, record: Record) -> None:
+    """Refuse to roll back from a prepared release that a GitOps tool has applied.
+
+    The version before it is the one that the overlay of before names; a rollback would go to the
+    one before that.
+
+    Raises:
+        ReleaseError: the Deployment names its image.
+        ClusterError: the cluster cannot be asked.
+    """
+    if not record.is_prepared or not record.is_in(context.cluster.context):
+        return
+    pods = context.recorded_pods(record)
+    deployment = pods.deployment()
+    if deployment is None or not record.image:
+        return
+    if image_of(deployment, pods.workload.container) == ImageName.parse(record.image).reference:
+        raise ReleaseError(
+            f"release {record.id} is prepared, and the cluster shows its image: take it back with "
+            f"whetstone rollback --overlay {record.overlay} --unfinished and commit the overlay, "
+            "or name the VERSION to go to"
         )
 
 

@@ -20,11 +20,12 @@ from release.cluster.rollout import refuse_paused
 from release.context import ReleaseContext
 from release.first_pod import ask_first_pod
 from release.options import ReleaseOptions
+from release.overlay_edit import edit_image
 from release.plan import diff_render, print_plan
 from release.preparation import Preparation
 from release.records import Record
 from release.recovery import Recovery, ToContinue, recover_for_release
-from release.transaction import ReleaseTransaction, RolloutStage, edit_image
+from release.transaction import ReleaseTransaction, RolloutStage
 from service.package.manifest import MODEL_STORE_NAME, Manifest, read_manifest
 from training.common.errors import ClusterError, ReleaseError
 from training.registry.publish import package_at
@@ -90,6 +91,9 @@ def _new_record(context: ReleaseContext, options: ReleaseOptions, manifest: Mani
 
 def _end_prepared(transaction: ReleaseTransaction) -> int:
     record = transaction.record
+    if record.previous is None:
+        # The cluster was not asked, so who observes may know it by another context.
+        record.context = None
     transaction.end("prepared")
     transaction.console.line(
         f"prepared: {record.name} {record.version} in {record.namespace} as {record.image}\n"

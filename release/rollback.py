@@ -13,9 +13,15 @@ from release.cluster.rollout import known_running_version, refuse_paused
 from release.console import StepConsole
 from release.context import ReleaseContext
 from release.options import RollbackOptions
+from release.overlay_edit import edit_image
 from release.records import Record, Records
-from release.recovery import Undone, recover_for_rollback, transactions_to_replace
-from release.transaction import EXPECTED, ReleaseTransaction, edit_image
+from release.recovery import (
+    NothingUnfinished,
+    Undone,
+    recover_for_rollback,
+    transactions_to_replace,
+)
+from release.transaction import EXPECTED, ReleaseTransaction
 from training.common.errors import ReleaseError
 from training.registry.publish import package_at
 
@@ -23,9 +29,9 @@ from training.registry.publish import package_at
 def rollback(options: RollbackOptions) -> int:
     """Return to a recorded release; the exit status.
 
-    Without a version an unfinished release is undone; if there is none, the target is the release
-    before, or after an abandoned release the last successful one. With a version, unfinished
-    releases are not undone first: perhaps they cannot be.
+    Without a version an unfinished release is undone. If there is none, or it had not touched the
+    cluster, the target is the release before, or after an abandoned release the last successful
+    one. With a version, unfinished releases are not undone first: perhaps they cannot be.
 
     Raises:
         WhetstoneError: nothing was changed; the message says why.
@@ -33,11 +39,10 @@ def rollback(options: RollbackOptions) -> int:
     context = ReleaseContext.open(options)
     with context.locked():
         if options.version is None:
-            undone = isinstance(recover_for_rollback(context, options), Undone)
-            only_recover = options.unfinished or options.abandon
-            if only_recover and not undone:
+            recovery = recover_for_rollback(context, options)
+            if isinstance(recovery, NothingUnfinished) and options.only_recovers:
                 context.console.line(f"no release of {options.overlay} is unfinished")
-            if only_recover or undone:
+            if isinstance(recovery, Undone) or options.only_recovers:
                 return 0
         return _roll_back(context, options)
 
@@ -95,7 +100,7 @@ def _write_overlay(
         transaction.record.champion_version = known_running_version(pods)
         transaction.save_previous(render, pods.workload)
         for other in replaced:
-            other.restore_overlay()
+            other.restore_overlay_if_possible()
         edit = edit_image(Path(transaction.record.overlay), image)
         transaction.write_overlay(edit, image, render)
         results.append(f"{edit.file}: {image}")

@@ -5,24 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from release.cluster.evidence import collect_evidence, describe_evidence
 from release.cluster.health import LEAST_FOR_P99, Baseline, Sample, choose_baseline
-from release.cluster.overlay import (
-    Workload,
-    kustomization_of,
-    read_kustomization,
-    with_image,
-    without_secrets,
-    workload_of,
-    write_kustomization,
-)
+from release.cluster.overlay import Workload, without_secrets, workload_of
 from release.cluster.pods import Pods, image_of
 from release.cluster.restore import identities_of, restore_previous, save_previous
 from release.cluster.rollout import apply_manifests, check_pods, wait_for_rollout, watch_pods
 from release.cluster.variant import Variant
 from release.context import ReleaseContext
+from release.overlay_edit import undo_edit, write_edit
 from release.records import (
     OverlayEdit,
     Previous,
@@ -96,7 +88,7 @@ class ReleaseTransaction:
         try:
             yield
         except (*EXPECTED, KeyboardInterrupt) as error:
-            self.restore_overlay()
+            self.restore_overlay_if_possible()
             self.end("failed", str(error) or "it was interrupted")
             raise
 
@@ -128,7 +120,7 @@ class ReleaseTransaction:
             return
         self.record.previous = Previous(
             kind="nothing" if deployment is None else "live",
-            image=None if deployment is None else image_of(deployment),
+            image=None if deployment is None else image_of(deployment, workload.container),
             version=self.record.champion_version,
         )
 
@@ -138,30 +130,37 @@ class ReleaseTransaction:
         Raises:
             ReleaseError: somebody has edited the overlay since it was read.
         """
-        file = Path(edit.file)
         self.record.overlay_edit = edit
         self.record.image = image
         self.record.render = self.records.save_render(
             f"{self.record.id}.yaml", without_secrets(render)
         )
         self.records.save(self.record)
-        if read_kustomization(file) != edit.before:
-            raise ReleaseError(f"{file} was edited just now: look at it, and release again")
-        write_kustomization(file, edit.after)
+        write_edit(edit)
 
     def restore_overlay(self) -> None:
-        """Undo the edit of the overlay, unless somebody else has edited it since."""
+        """Undo the edit of the overlay; what somebody else has edited in it since stays.
+
+        Raises:
+            ReleaseError: the overlay still names the image of this release. See `undo_edit`.
+        """
         edit = self.record.overlay_edit
-        if edit is None or not Path(edit.file).is_file():
-            return
-        content = read_kustomization(Path(edit.file))
-        if content == edit.after:
-            write_kustomization(Path(edit.file), edit.before)
-        elif content != edit.before and self.record.image:
-            self.console.line(
-                f"{edit.file} was edited meanwhile: it is left as it is, with the image "
-                f"{self.record.image}"
-            )
+        difference = None if edit is None else undo_edit(edit)
+        if difference is not None:
+            self.console.line(difference)
+
+    def restore_overlay_if_possible(self) -> str | None:
+        """Undo the edit of the overlay where what comes after that matters more.
+
+        Returns:
+            Why that is not possible; None if it was.
+        """
+        try:
+            self.restore_overlay()
+        except ReleaseError as error:
+            self.console.line(f"warning: {error}")
+            return str(error)
+        return None
 
     @contextmanager
     def using(self, variant: Variant) -> Iterator[Pods]:
@@ -247,7 +246,8 @@ class ReleaseTransaction:
         """Restore what ran before.
 
         Raises:
-            ReleaseError: that failed; the message says what to do.
+            ReleaseError: that failed, or only the overlay could not be restored; the message says
+                what to do.
         """
         self.record.reason = reason
         self.keep_evidence(self._failing or pods, reason)
@@ -256,7 +256,7 @@ class ReleaseTransaction:
             # A canceled job may get a second signal meanwhile.
             with signals_ignored(), self.step("undo") as results:
                 self.console.line(f"undoing: {reason}")
-                self.restore_overlay()
+                problem = self.restore_overlay_if_possible()
                 restore_previous(self.cluster, self.records, self.record, pods, self.console.report)
                 previous = self.record.previous
                 results.append(
@@ -271,6 +271,9 @@ class ReleaseTransaction:
                 f"({str(error) or 'interrupted'}): {self._ways_out()}"
             ) from error
         self.end("undone", reason)
+        if problem is not None:
+            restored = self._describe_restored()
+            raise ReleaseError(f"nothing was released: {reason}; {restored}, but {problem}")
 
     def keep_evidence(self, pods: Pods, reason: str) -> None:
         """Show and record what the cluster says of the failure: undoing it deletes that.
@@ -330,17 +333,6 @@ class ReleaseTransaction:
 
 # A part of a rollout before the workload is applied: transaction, render, workload, package.
 RolloutStage = Callable[[ReleaseTransaction, str, Workload, str | None], None]
-
-
-def edit_image(overlay: Path, image: str) -> OverlayEdit:
-    """The edit that writes an image into an overlay; nothing is written yet.
-
-    Raises:
-        ReleaseError: the folder is not an overlay, or the image has no tag.
-    """
-    file = kustomization_of(overlay)
-    before = read_kustomization(file)
-    return OverlayEdit(file=str(file), before=before, after=with_image(before, image))
 
 
 def read_counters(pods: Pods) -> dict[str, Sample]:

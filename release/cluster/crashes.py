@@ -26,7 +26,7 @@ class CrashCounter:
         Raises:
             ReleaseError: a container ended three times for the same reason.
         """
-        image = image_of(deployment)
+        image = image_of(deployment, self.pods.workload.container)
         for pod in self.pods.all():
             if not runs_image(pod, image) or "deletionTimestamp" in pod["metadata"]:
                 continue

@@ -75,7 +75,7 @@ def worst_pod(pods: Pods, reason: str) -> dict[str, Any] | None:
     That is the pod that the reason names, else one that crashed, else one that is not ready.
     """
     deployment = pods.deployment()
-    image = None if deployment is None else image_of(deployment)
+    image = None if deployment is None else image_of(deployment, pods.workload.container)
     new = [pod for pod in pods.all() if runs_image(pod, image)]
 
     def badness(pod: dict[str, Any]) -> tuple[bool, int, bool, bool]:
@@ -122,7 +122,7 @@ def mask(line: str, key: str | None = None) -> str:
 def _read_log(pods: Pods, pod: dict[str, Any], status: dict[str, Any], previous: bool) -> list[str]:
     """The last lines of a container, masked; empty if it has no log."""
     name = pod["metadata"]["name"]
-    container = status.get("name") or pod["spec"]["containers"][0]["name"]
+    container = status.get("name") or pods.workload.container
     lines: list[str] = []
     with suppress(ClusterError):
         lines = pods.cluster.logs(

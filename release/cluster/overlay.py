@@ -38,12 +38,18 @@ TRACK, CANARY = "track", "canary"
 
 @dataclass(frozen=True)
 class Workload:
-    """The Deployment that runs the classifier: its namespace, name, label selector and port."""
+    """The Deployment that runs the classifier.
+
+    Attributes:
+        selector: the labels of its pods, as kubectl selects by them.
+        container: the name of the container that is the classifier; there may be others beside it.
+    """
 
     namespace: str
     name: str
     selector: str
     port: str
+    container: str
 
 
 def kustomization_of(folder: Path) -> Path:
@@ -168,6 +174,7 @@ def workload_of(manifests: str, image: str) -> Workload:
         name=deployment["metadata"]["name"],
         selector=f"{selector_of(labels)},{TRACK}!={CANARY}",
         port=str(port["containerPort"]),
+        container=container.get("name", ""),
     )
 
 

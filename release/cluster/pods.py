@@ -17,6 +17,7 @@ from training.common.errors import (
     KeyRefusedError,
     ReleaseError,
     VerifyError,
+    WhetstoneError,
 )
 from training.registry.client import VERSION, Service
 
@@ -100,7 +101,8 @@ class Pods:
 
         Raises:
             ReleaseError: no pod is ready.
-            ClusterError, VerifyError: a pod exists and could not be asked for some time.
+            VerifyError: a pod exists and could not be asked for some time.
+            ClusterError: so it is, but the pod is ready, and it is kubectl that does not reach it.
             GoldenMismatchError: a pod answers a golden text differently.
         """
         answers = {}
@@ -151,19 +153,34 @@ class Pods:
                 unreachable = isinstance(error, ClusterUnreachableError)
                 limit = max(ATTEMPT_SECONDS, self.cluster.patience if unreachable else 0.0)
                 if time.monotonic() - began > limit:
-                    raise VerifyError(f"pod {name}: {error}") from None
+                    raise self._fault_of(name, error) from None
                 self.pause()
             except GoldenMismatchError as error:
                 raise GoldenMismatchError(f"pod {name}: {error}") from None
+
+    def _fault_of(self, name: str, error: Exception) -> WhetstoneError:
+        """The error of a pod that could not be asked for some time.
+
+        That kubectl does not reach a pod says nothing about the pod while it gets requests: perhaps
+        a right is missing, or the way to its node is broken.
+        """
+        if isinstance(error, ClusterError) and name in self.ready():
+            return type(error)(f"pod {name}: {error}")
+        return VerifyError(f"pod {name}: {error}")
 
 
 class PodDeletedError(Exception):
     """The pod was deleted while it was asked."""
 
 
-def image_of(deployment: dict[str, Any]) -> str | None:
-    """The image of a Deployment's first container."""
-    image: str | None = deployment["spec"]["template"]["spec"]["containers"][0].get("image")
+def image_of(deployment: dict[str, Any], name: str) -> str | None:
+    """The image of a Deployment's container of this name, else of the first one.
+
+    A container that a patch of the overlay adds may come before the classifier's.
+    """
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    named = (container for container in containers if container.get("name") == name)
+    image: str | None = next(named, containers[0]).get("image")
     return image
 
 

@@ -51,7 +51,7 @@ def save_previous(
         return Previous(kind="nothing", created=created)
     previous = Previous(
         kind="live",
-        image=None if deployment is None else image_of(deployment),
+        image=None if deployment is None else image_of(deployment, workload.container),
         version=record.champion_version,
         created=created,
     )

@@ -118,7 +118,7 @@ def variant_of(render: str, workload: Workload, suffix: str) -> Variant:
         if policy["kind"] == "NetworkPolicy" and _selects(policy["spec"]["podSelector"], before)
     ]
     return Variant(
-        Workload(workload.namespace, name, selector_of(changed), workload.port),
+        replace(workload, name=name, selector=selector_of(changed)),
         _prerequisites(objects),
         [*policies, deployment],
     )
@@ -145,7 +145,7 @@ def canary_of(render: str, workload: Workload) -> Variant:
             f"{workload.name} and {TRACK}: {CANARY}: release without --canary"
         )
     return Variant(
-        Workload(workload.namespace, name, selector_of(selector), workload.port),
+        replace(workload, name=name, selector=selector_of(selector)),
         _prerequisites(objects),
         [deployment],
     )

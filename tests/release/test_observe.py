@@ -18,6 +18,7 @@ from tests.release.world import (
     DEPLOYMENT,
     FIRST,
     OVERLAY,
+    REPOSITORY,
     SECOND,
     SPACE,
     WRONG,
@@ -25,9 +26,11 @@ from tests.release.world import (
     World,
     sentence,
 )
+from tests.service.test_bento import empty_the_store
 from whetstone.main import main
 
 DIGEST = f"@sha256:{'5' * 64}"
+NOWHERE = f"{REPOSITORY}:nowhere"
 
 
 def prepare(world: World, package: str, image: str, *more: str, champion: str = "current") -> int:
@@ -167,6 +170,41 @@ def test_an_overlay_that_was_edited_since_gets_the_image_of_before_only(
     assert 'newTag: "first"' in deployed.overlay and "# a note of somebody" in deployed.overlay
 
 
+@pytest.mark.parametrize(("package", "image"), [("second", BROKEN), ("first", NOWHERE)])
+def test_what_was_prepared_twice_over_an_edited_overlay_goes_back_to_what_ran(
+    deployed: World, package: str, image: str, capsys: Captured
+) -> None:
+    """Once with the record of before, and once after it was given up."""
+    assert prepare(deployed, "second", BROKEN) == 0
+    file = Path(OVERLAY, "kustomization.yaml")
+    file.write_text(deployed.overlay + "# a note of somebody\n", "utf-8")
+    edited = deployed.overlay.replace('newTag: "broken"', 'newTag: "first"')
+    assert prepare(deployed, package, image) == 0
+    assert "its image is that of before" in capsys.readouterr().out
+    apply_overlay()
+    assert observe() == 1
+    assert "is as before: commit it" in sentence(capsys)
+    assert deployed.overlay == edited
+
+
+def test_without_the_package_nothing_is_decided(deployed: World, capsys: Captured) -> None:
+    assert prepare(deployed, "second", SECOND) == 0
+    empty_the_store()
+    path = Path("releases", f"{deployed.version('second')}.json")
+    content = json.loads(path.read_text("utf-8"))
+    for package, reason in (
+        ("gone", "neither in BentoML's model store nor at gone"),
+        ("file:///nowhere/second/1", "/nowhere/second/1"),
+    ):
+        path.write_text(json.dumps(content | {"package": package}), "utf-8")
+        since = calls(deployed)
+        assert observe() == 1
+        assert reason in sentence(capsys)
+        assert deployed.records[deployed.version("second")].outcome == "prepared"
+        # It did not even wait for the cluster.
+        assert "get" not in {call[0] for call in deployed.state["calls"][since:]}
+
+
 def test_the_wait_has_a_limit_and_can_be_taken_up_again(deployed: World, capsys: Captured) -> None:
     before = deployed.overlay
     assert prepare(deployed, "second", SECOND) == 0
@@ -185,7 +223,9 @@ def test_the_wait_has_a_limit_and_can_be_taken_up_again(deployed: World, capsys:
     assert deployed.overlay != before
 
 
-def test_a_killed_observation_is_given_up_without_touching_the_cluster(deployed: World) -> None:
+def test_a_killed_observation_is_given_up_without_touching_the_cluster(
+    deployed: World, capsys: Captured
+) -> None:
     before = deployed.overlay
     assert prepare(deployed, "second", SECOND) == 0
     apply_overlay()
@@ -195,10 +235,15 @@ def test_a_killed_observation_is_given_up_without_touching_the_cluster(deployed:
     deployed.faults()
     record = deployed.records[deployed.version("second")]
     assert (record.outcome, record.step) == ("prepared", "check")
+    file = Path(OVERLAY, "kustomization.yaml")
+    file.write_text(deployed.overlay + "# a note of somebody\n", "utf-8")
     since = calls(deployed)
+    # Nor by a rollback: it would go further back than to what ran before.
+    assert main(["rollback", "--overlay", OVERLAY]) == 1
+    assert "the cluster shows its image: take it back with" in sentence(capsys)
     assert main(["rollback", "--overlay", OVERLAY, "--unfinished"]) == 0
     assert not changes(deployed, since)
-    assert (deployed.image, deployed.overlay) == (SECOND, before)
+    assert (deployed.image, deployed.overlay) == (SECOND, before + "# a note of somebody\n")
     assert deployed.records[deployed.version("second")].outcome == "failed"
 
 
@@ -222,7 +267,9 @@ def test_a_third_version_and_an_overlay_of_another_commit_decide_nothing(
     assert f"names {FIRST}, and release {deployed.version('second')} prepared" in sentence(capsys)
     Path(OVERLAY, "kustomization.yaml").write_text(prepared, "utf-8")
     assert observe("--context", "elsewhere") == 1
-    assert "kubectl points to elsewhere" in sentence(capsys)
+    line = sentence(capsys)
+    assert "kubectl points to elsewhere: observe with --context stand-in" in line
+    assert "--abandon" not in line
     assert deployed.records[deployed.version("second")].outcome == "prepared"
 
 
@@ -238,6 +285,10 @@ def test_a_cluster_that_cannot_be_asked_or_a_wrong_key_decides_nothing(
     overlay = deployed.overlay
     assert observe() == 1
     assert "refused" in sentence(capsys)
+    # Without the right to pods/portforward, the pods may be as healthy as they are.
+    deployed.faults(port_forward=["forbidden"] * 50)
+    assert observe() == 1
+    assert "Forbidden" in sentence(capsys)
     deployed.faults()
 
     def refuse(*_: object) -> None:
@@ -277,11 +328,13 @@ def test_a_first_release_is_prepared_without_a_cluster(world: World, capsys: Cap
     assert prepare(world, "first", FIRST, champion="none") == 0
     assert "it is not known what would change in the cluster" in capsys.readouterr().out
     record = world.records[world.version("first")]
-    assert (record.outcome, record.previous) == ("prepared", None)
+    assert (record.outcome, record.previous, record.context) == ("prepared", None, None)
     world.faults()
+    # Who observes may have another name for the cluster.
     with gitops_tool(0.5):
-        assert observe() == 0
+        assert observe("--context", "elsewhere") == 0
     assert world.image == FIRST
+    assert world.records[record.id].context == "elsewhere"
 
 
 def test_who_may_only_read_prepares_and_hears_what_is_missing(

@@ -119,7 +119,7 @@ def test_a_release_of_another_cluster_is_not_undone_here(deployed: World, capsys
 
 
 @pytest.mark.slow
-def test_an_overlay_that_somebody_has_edited_is_left_alone(
+def test_an_overlay_that_somebody_has_edited_gets_its_image_back_only(
     deployed: World, capsys: Captured
 ) -> None:
     deployed.faults(apply=["kill after"])
@@ -130,7 +130,7 @@ def test_an_overlay_that_somebody_has_edited_is_left_alone(
     assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
     assert "was edited meanwhile" in capsys.readouterr().out
     assert deployed.image == FIRST
-    assert "# a note of somebody" in deployed.overlay
+    assert "# a note of somebody" in deployed.overlay and 'newTag: "first"' in deployed.overlay
 
 
 def test_only_one_release_runs_and_the_lock_ends_with_its_process(

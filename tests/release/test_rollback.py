@@ -22,7 +22,7 @@ from whetstone.main import main
 
 
 @pytest.mark.slow
-def test_a_rollback_after_a_killed_release_that_changed_nothing_changes_nothing(
+def test_a_rollback_after_a_killed_release_that_changed_nothing_goes_to_the_release_before(
     deployed: World, capsys: Captured
 ) -> None:
     assert deployed.release("second", SECOND) == 0
@@ -30,11 +30,12 @@ def test_a_rollback_after_a_killed_release_that_changed_nothing_changes_nothing(
     deployed.killed(deployed.words("first", FIRST))
     deployed.faults()
     assert main(["rollback", "--overlay", OVERLAY, "--watch", "0"]) == 0
-    assert "it is given up" in capsys.readouterr().out
-    assert deployed.image == SECOND
+    out = capsys.readouterr().out
+    assert "it is given up" in out and "rolled back: " in out
+    assert deployed.image == FIRST
     assert main(["rollback", "--overlay", OVERLAY, "--unfinished", "--watch", "0"]) == 0
     assert "no release of k8s/overlays/staging is unfinished" in capsys.readouterr().out
-    assert deployed.image == SECOND
+    assert deployed.image == FIRST
 
 
 def test_a_rollback_asks_no_golden_texts_if_its_package_is_missing(

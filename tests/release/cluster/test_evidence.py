@@ -21,7 +21,7 @@ from release.cluster.overlay import Workload
 from release.cluster.pods import Pods
 from training.common.errors import ClusterError
 
-WORKLOAD = Workload("space", "text-classifier", "app=a", "3000")
+WORKLOAD = Workload("space", "text-classifier", "app=a", "3000", "c")
 
 
 def pod(name: str, *, image: str = "new", ready: bool = False, restarts: int = 0) -> dict[str, Any]:

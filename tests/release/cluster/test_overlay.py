@@ -136,13 +136,16 @@ def test_a_render_needs_exactly_one_classifier_and_a_namespace() -> None:
         "metadata": {"name": "a"},
         "spec": {
             "selector": {"matchLabels": {"app": "a"}},
-            "template": {"spec": {"containers": [{"image": IMAGE}]}},
+            "template": {
+                "spec": {"containers": [{"name": "proxy"}, {"name": "model", "image": IMAGE}]}
+            },
         },
     }
     with pytest.raises(ReleaseError, match="names no namespace"):
         workload_of(yaml.safe_dump(deployment), IMAGE)
     deployment["metadata"]["namespace"] = "space"
-    assert workload_of(yaml.safe_dump(deployment), IMAGE).port == "3000"
+    workload = workload_of(yaml.safe_dump(deployment), IMAGE)
+    assert (workload.port, workload.container) == ("3000", "model")
     with pytest.raises(ReleaseError, match="has 0 containers"):
         workload_of(yaml.safe_dump(deployment), "other:tag")
     with pytest.raises(ReleaseError, match="has 2 containers"):

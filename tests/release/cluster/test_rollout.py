@@ -14,12 +14,17 @@ from release.cluster.crashes import CrashCounter
 from release.cluster.health import read_sample
 from release.cluster.kubectl import Cluster
 from release.cluster.overlay import Workload
-from release.cluster.pods import Pods
+from release.cluster.pods import Pods, image_of
 from release.cluster.rollout import progress_of, wait_for_rollout
 from tests.release.cluster.test_health import PAGE
-from training.common.errors import ReleaseError, VerifyError
+from training.common.errors import (
+    ClusterError,
+    ClusterUnreachableError,
+    ReleaseError,
+    VerifyError,
+)
 
-WORKLOAD = Workload("space", "text-classifier", "app=a", "3000")
+WORKLOAD = Workload("space", "text-classifier", "app=a", "3000", "c")
 
 
 def deployment(**status: Any) -> dict[str, Any]:
@@ -166,6 +171,60 @@ def test_metrics_are_read_with_the_api_key(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(VerifyError, match="give it with --api_key_file"):
             Pods(cluster, WORKLOAD, None).samples()
         server.shutdown()
+
+
+class NoWay(OneAnswer):
+    """A cluster in which kubectl reaches no pod."""
+
+    error: ClusterError
+
+    @contextmanager
+    def forward(self, *_: object) -> Iterator[str]:
+        raise self.error
+        yield ""
+
+
+@pytest.mark.parametrize("kind", [ClusterError, ClusterUnreachableError])
+def test_that_kubectl_does_not_reach_a_pod_is_no_fault_of_the_pod_while_it_is_ready(
+    kind: type[ClusterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("release.cluster.pods.ATTEMPT_SECONDS", 0.0)
+    cluster = NoWay({}, [pod("a", PodScheduled="True", Ready="True")])
+    cluster.error = kind("pods/portforward is forbidden")
+    with pytest.raises(kind, match="pod a: pods/portforward is forbidden"):
+        Pods(cluster, WORKLOAD, None).versions()
+    # A container that has ended cannot be reached either.
+    cluster.pods = [pod("a", PodScheduled="True", Ready="False")]
+    with pytest.raises(VerifyError, match="pod a: "):
+        Pods(cluster, WORKLOAD, None).versions(["a"])
+
+
+def beside_a_sidecar(image: str) -> list[dict[str, str]]:
+    """The containers of a pod; kustomize puts those that a patch adds first."""
+    return [{"name": "proxy", "image": "proxy:1"}, {"name": "c", "image": image}]
+
+
+def test_the_image_of_a_deployment_is_that_of_the_classifier_whatever_stands_first() -> None:
+    resource = {"spec": {"template": {"spec": {"containers": beside_a_sidecar("new")}}}}
+    assert image_of(resource, WORKLOAD.container) == "new"
+    # The new version may call its container otherwise than the one that runs.
+    assert image_of(deployment(), "another") == "new"
+
+
+def test_the_crashes_of_old_pods_beside_a_sidecar_do_not_count() -> None:
+    resource = {"spec": {"template": {"spec": {"containers": beside_a_sidecar("new")}}}}
+    cluster = OneAnswer(resource, [])
+    counter = CrashCounter(Pods(cluster, WORKLOAD, None))
+
+    def look(image: str) -> None:
+        for restarts in (1, 2, 3):
+            cluster.pods = [crashed(restarts, 1)]
+            cluster.pods[0]["spec"]["containers"] = beside_a_sidecar(image)
+            counter.check(resource)
+
+    look("old")
+    with pytest.raises(ReleaseError, match="crashed 3 times"):
+        look("new")
 
 
 def crashed(restarts: int, code: int, *, ready: bool = False) -> dict[str, Any]:
