@@ -12,7 +12,7 @@ from service.package.manifest import VERSION_PATTERN, Manifest
 
 ID_PATTERN = r"^[A-Za-z0-9._:-]{1,140}$"
 MOST_NOTE_CHARACTERS = 1_000
-# Of labels of another version, which are kept as they come.
+# Of labels of another version, which nothing here can check.
 MOST_LABEL_CHARACTERS = 200
 
 

@@ -157,13 +157,13 @@ def broken_promises(manifest: Manifest) -> list[str]:
 
 
 def _unproven(promise: Promise) -> str:
-    rows = f"{promise.rows} validation row{'' if promise.rows == 1 else 's'}"
-    proven = f"from its threshold on they prove {floored(promise.lower_bound)}"
     if promise.of_another_model:
         return (
             f"a precision of {promise.wanted:g} is not promised, as the model that ships was "
             "trained on the validation rows, too: train_on_all_rows: false leaves them to prove it"
         )
+    rows = f"{promise.rows} validation row{'' if promise.rows == 1 else 's'}"
+    proven = f"from its threshold on they prove {floored(promise.lower_bound)}"
     if promise.at_most < promise.wanted:
         most = floored(promise.at_most)
         return f"{rows} can promise a precision of {most} at most, not {promise.wanted:g}; {proven}"
