@@ -17,7 +17,6 @@ from release.cluster.rollout import SAMPLE_SECONDS
 from release.context import ReleaseContext
 from release.image_name import ImageName
 from release.options import ObserveOptions
-from release.overlay_edit import names_image_of
 from release.records import Record
 from release.transaction import ReleaseTransaction, read_counters
 from service.package.golden import GoldenMismatchError
@@ -182,10 +181,10 @@ def _take_back(transaction: ReleaseTransaction, pods: Pods, reason: str) -> None
     """
     transaction.keep_evidence(pods, reason)
     edit = transaction.record.overlay_edit
-    transaction.restore_overlay_if_possible()
+    problem = transaction.restore_overlay_if_possible()
     transaction.end("undone", reason)
     file = edit.file if edit else transaction.record.overlay
-    if edit is None or names_image_of(edit):
+    if edit is None or problem is not None:
         what = (
             f"{file} names the image that failed: write the one into it that ran before, and "
             "commit it"

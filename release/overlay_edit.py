@@ -82,15 +82,6 @@ def undo_edit(edit: OverlayEdit) -> str | None:
     )
 
 
-def names_image_of(edit: OverlayEdit) -> bool:
-    """Whether the overlay names the image of the edit, or cannot be read."""
-    try:
-        content = read_kustomization(Path(edit.file))
-        return image_of_content(content) == image_of_content(edit.after)
-    except (OSError, yaml.YAMLError):
-        return True
-
-
 @contextmanager
 def _refusing_bad_yaml(file: Path) -> Iterator[None]:
     """Refuse an overlay that is no YAML any more, for example with the marks of a git conflict.
