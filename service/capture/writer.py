@@ -92,10 +92,12 @@ class CaptureWriter:
                 or self._deadline is not None
             )
             if not full:
+                was_due = self._is_due()
                 self._waiting.append(entry)
                 self._count += entry.size
                 self._held += entry.held
-                if self._is_due():
+                # Once: while a store is away, more can wait than makes a part for a long time.
+                if self._is_due() and not was_due:
                     self._changed.notify()
         if full:
             self._on_drop("queue", entry.size)
