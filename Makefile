@@ -10,7 +10,7 @@ WORKERS := -n 2 --dist loadfile
 	test-browser-setup test-promtool-setup test-postgresql-setup test-helm-setup test-engines-setup \
 	chart screenshots image clean \
 	bench-http bench-batching bench-scale bench-train bench-serve bench-soak bench-sizing bench-gates bench-int8 \
-	bench-compare bench-quality bench-predict bench-scoring bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-loop bench-few bench-threads
+	bench-compare bench-quality bench-predict bench-scoring bench-kills bench-promises bench-optimism bench-explain bench-drift bench-canary bench-capture bench-loop bench-few bench-choices bench-threads
 
 # Targets with `## text` are listed by `make help`, under the last `##@ group` above them.
 help: ## list the targets
@@ -211,3 +211,7 @@ bench-few: setup ## few rows a label, beside SetFit; DATA=, SETS=, ROWS=, SEEDS=
 	$(BIN)/python -m benchmarks.few_rows --data $(DATA) $(if $(SETS),--sets $(SETS)) \
 		$(if $(ROWS),--rows $(ROWS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(METHODS),--methods $(METHODS))
+
+bench-choices: setup ## which weights to ship where rows are few; DATA=, SETS=, ROWS=, SEEDS=
+	$(BIN)/python -m benchmarks.checkpoint_choices --data $(DATA) $(if $(SETS),--sets $(SETS)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(SEEDS),--seeds $(SEEDS))

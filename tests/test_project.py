@@ -23,6 +23,7 @@ from benchmarks import (
     bench_threads,
     bench_train,
     champions,
+    checkpoint_choices,
     optimism,
     promises,
     quality_report,
@@ -173,6 +174,7 @@ def test_the_documentation_counts_the_examples_rows() -> None:
         ("quality", quality_report.summary),
         ("promises", promises.markdown),
         ("optimism", optimism.markdown),
+        ("choices", checkpoint_choices.markdown),
     ],
 )
 def test_the_figures_of_the_documentation_are_those_of_the_benchmarks(
