@@ -186,13 +186,15 @@ def main(arguments: list[str] | None = None) -> int:
     with tqdm([key for key in wanted if key not in entries], unit="cell") as bar:
         for key in bar:
             bar.set_postfix_str(key)
+            # Read each time: another process may measure other cells into the same result.
+            if key in read_json(given.out).get("entries", {}):
+                continue
             try:
                 found = measure(*wanted[key], given.data, given.work.resolve())
             except (SetError, OSError) as error:
                 failed += 1
                 bar.write(f"{key}: {error}", file=sys.stderr)
                 continue
-            # Read each time: another process may measure other sets into the same result.
             entries = read_json(given.out).get("entries", {}) | {key: found}
             write_result(given.out, {"entries": dict(sorted(entries.items()))})
     if entries:
