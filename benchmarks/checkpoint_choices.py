@@ -15,7 +15,6 @@ measured again.
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import statistics
@@ -29,12 +28,11 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.bench_quality import SetError, folder_of, read_json, whetstone
-from benchmarks.few_rows import PACKAGES, Table, read, write
-from benchmarks.load import ROOT, end_by_signals, machine, write_result
+from benchmarks.few_rows import PACKAGES, Table, make_parser, read, write
+from benchmarks.load import end_by_signals, machine, write_result
 from training.data.validation_share import validation_share
 from training.finetuning.checkpoint_choice import Evaluation, choose_step
 
-SETS = ("banking77", "ag_news", "sms_spam")
 ROWS = (8,)
 SEEDS = (0, 1, 2)
 HELD_OUT_ROWS = 1000
@@ -161,17 +159,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure the cells that the result lacks; 1 where one of them failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
-    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="of each label")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "choices")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "choices.json"
-    )
+    parser = make_parser(__doc__, "choices", "choices.json", rows=ROWS, seeds=SEEDS)
     given = parser.parse_args(arguments)
     if min(given.rows) < 2:
         parser.error("--rows are from 2 on: one is set aside")

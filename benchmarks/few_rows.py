@@ -291,20 +291,31 @@ def _cpu_seconds() -> float:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure the cells that the result lacks; 1 where one of them failed."""
+def make_parser(
+    description: str | None, work: str, out: str, *, rows: Sequence[int], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
+    """The options of a benchmark with few rows of public sets, and its defaults.
+
+    Args:
+        work: the name of the folder below `runs/`.
+        out: the file name of the result.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=lambda text: Path(text).resolve(), required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
-    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="of each label")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(rows), help="of each label")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / work)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / out)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure the cells that the result lacks; 1 where one of them failed."""
+    parser = make_parser(__doc__, "few", "few_rows.json", rows=ROWS, seeds=SEEDS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "few")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "few_rows.json"
-    )
     given = parser.parse_args(arguments)
     if min(given.rows) < 2:
         parser.error("--rows are from 2 on: one is set aside")
