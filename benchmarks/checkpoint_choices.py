@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.bench_quality import SetError, folder_of, read_json, whetstone
 from benchmarks.few_rows import PACKAGES, Table, make_parser, read, write
+from benchmarks.few_rows_report import mean_and_spread
 from benchmarks.load import end_by_signals, machine, write_result
 from training.data.validation_share import validation_share
 from training.finetuning.checkpoint_choice import Evaluation, choose_step
@@ -148,11 +148,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     head = ("set", "rows a label", "seeds", *TITLES.values())
     lines = [f"| {' | '.join(head)} |", f"{'|---' * len(head)}|"]
     for (name, rows), entries in sorted(found.items()):
-        cells = []
-        for choice in TITLES:
-            scores = [entry["accuracy"][choice] for entry in entries]
-            deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
-            cells.append(f"{statistics.mean(scores):.3f}{deviation}")
+        cells = [
+            mean_and_spread([entry["accuracy"][choice] for entry in entries]) for choice in TITLES
+        ]
         lines.append(f"| `{name}` | {rows} | {len(entries)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -34,6 +34,12 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def mean_and_spread(scores: Sequence[float]) -> str:
+    """The mean of seeds and, of more than one, their standard deviation."""
+    deviation = f" ± {spread(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.3f}{deviation}"
+
+
 def summary(entries: Mapping[str, Any]) -> str:
     """A table: a line for each set and number of rows, a column for each method."""
     found = grouped(entries)
@@ -63,8 +69,7 @@ def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
     scores = [entry["accuracy"] for entry in entries if entry["accuracy"] is not None]
     if scores:
         cost = statistics.mean(entry["cpu_seconds"] for entry in entries)
-        deviation = f" ± {spread(scores):.3f}" if len(scores) > 1 else ""
-        return f"{statistics.mean(scores):.3f}{deviation} ({len(scores)}; {cost:,.0f} s)"
+        return f"{mean_and_spread(scores)} ({len(scores)}; {cost:,.0f} s)"
     return f"stopped after {entries[0]['seconds']:,.0f} s" if entries else "-"
 
 
